@@ -1,0 +1,1 @@
+"""Doing it: runs a plan with loads, compute and stores overlapped."""

@@ -1,0 +1,1 @@
+"""What a machine can do: measured hardware profiles, read and written as YAML."""

@@ -1,0 +1,201 @@
+"""HardwareProfile: what was measured of a machine. The contract of hw.yaml; see docs/profile.md."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from hwprofiles.errors import UserError
+from hwprofiles.yaml_io import check_schema, dump_yaml, from_plain, load_yaml
+
+SCHEMA_VERSION = 1
+Dtype = Literal["float32", "float16", "bfloat16"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """A repeated measurement: the median, and the spread (half the interquartile range / median)."""
+
+    median: float
+    spread: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.median) and self.median > 0):
+            raise UserError(f"a measured value must be positive, found {self.median}")
+        if not (math.isfinite(self.spread) and self.spread >= 0):
+            raise UserError(f"a spread must not be negative, found {self.spread}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GemmPoint:
+    """Matrix product of [rows, n] x [n, n]; decode has few rows, prefill many."""
+
+    rows: int
+    flops_per_s: Rate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionPoint:
+    """CPU attention of one query row a sequence: bytes of K and V read per second."""
+
+    threads: int
+    bytes_per_s: Rate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SizePoint:
+    """One copy of `size_bytes`."""
+
+    size_bytes: int
+    bytes_per_s: Rate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskPoint:
+    """`threads` threads, each moving blocks of `block_bytes`."""
+
+    block_bytes: int
+    threads: int
+    bytes_per_s: Rate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """Copies between host and one GPU, by transfer size."""
+
+    h2d_pinned: tuple[SizePoint, ...]
+    d2h_pinned: tuple[SizePoint, ...]
+    h2d_pageable: tuple[SizePoint, ...]
+    d2h_pageable: tuple[SizePoint, ...]
+    both_bytes_per_s: Rate
+    """Total of both directions at once, pinned."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """One GPU, or an emulated one: a capped arena in host memory whose compute is the CPU's."""
+
+    name: str
+    emulated: bool
+    memory_bytes: int
+    memory_bytes_per_s: Rate
+    gemm: Mapping[Dtype, tuple[GemmPoint, ...]]
+    launch_overhead_s: Rate
+    context_bytes: int
+    link: Link
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """Processor and memory."""
+
+    cpu_model: str
+    sockets: int
+    physical_cores: int
+    logical_cores: int
+    numa_nodes: int
+    memory_bytes: int
+    """What may really be used: the smallest of `memory_limits_bytes`."""
+    memory_limits_bytes: Mapping[str, int]
+    """mem_total, cgroup, cap: those that apply."""
+    memory_bytes_per_s: Rate
+    gemm: Mapping[Dtype, tuple[GemmPoint, ...]]
+    attention: Mapping[Dtype, tuple[AttentionPoint, ...]]
+    task_overhead_s: Rate
+    """Handing one task from one thread to another."""
+    process_bytes: int
+    """Resident memory of a process that has imported torch and transformers (and initialised CUDA)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disk:
+    """A directory's disk, past the page cache where `direct`."""
+
+    directory: str
+    free_bytes: int
+    direct: bool
+    read: tuple[DiskPoint, ...]
+    write: tuple[DiskPoint, ...]
+    both_read_bytes_per_s: Rate
+    both_write_bytes_per_s: Rate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Concurrent:
+    """Each rate while all the others are at work too; None where the machine lacks the part."""
+
+    h2d_bytes_per_s: Rate | None
+    d2h_bytes_per_s: Rate | None
+    cpu_attention_bytes_per_s: Rate
+    disk_read_bytes_per_s: Rate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """Factors fitted from runs: a task's predicted seconds are multiplied by its resource's factor."""
+
+    factors: Mapping[str, float]
+    num_runs: int
+    error_before: float
+    """Median relative error of the predicted phase times, as a fraction."""
+    error_after: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HardwareProfile:
+    """All that the planner knows about a machine."""
+
+    schema_version: int
+    name: str
+    created: str
+    method: Literal["measured", "published"]
+    source: str
+    """How: the command that measured it, or where the figures were published."""
+    fingerprint: str
+    """Of the host it was measured on: `fingerprint_of` its parts; empty when published."""
+    host: Host
+    gpus: tuple[Gpu, ...]
+    disk: Disk | None
+    concurrent: Concurrent | None
+    calibration: Calibration | None = None
+
+    def to_yaml(self) -> str:
+        """The text of hw.yaml."""
+        return dump_yaml(self)
+
+    def digest(self) -> str:
+        """A short hash of the whole profile, calibration included."""
+        return hashlib.sha256(self.to_yaml().encode()).hexdigest()[:16]
+
+
+def fingerprint_of(cpu_model: str, logical_cores: int, gpu_names: tuple[str, ...]) -> str:
+    """What tells one kind of host from another: processor, cores, GPUs (emulated ones left out)."""
+    return hashlib.sha256("|".join((cpu_model, str(logical_cores), *gpu_names)).encode()).hexdigest()[:16]
+
+
+DATA = Path(__file__).parent / "data"
+
+
+def shipped_names() -> tuple[str, ...]:
+    """Names of the profiles that come with the package."""
+    return tuple(sorted(path.stem for path in DATA.glob("*.yaml")))
+
+
+def load_profile(name_or_path: str) -> HardwareProfile:
+    """A shipped profile by its name, or any profile by its path."""
+    path = Path(name_or_path)
+    if not path.is_file():
+        if name_or_path not in shipped_names():
+            names = ", ".join(shipped_names())
+            raise UserError(
+                f"hardware profile {name_or_path!r} is neither a file nor a shipped profile ({names}); "
+                "measure one with: hwprofile measure -o hw.yaml"
+            )
+        path = DATA / f"{name_or_path}.yaml"
+    data = load_yaml(path)
+    check_schema(data, SCHEMA_VERSION, str(path))
+    return from_plain(data, HardwareProfile, str(path))

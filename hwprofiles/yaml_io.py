@@ -1,0 +1,64 @@
+"""Frozen dataclasses to and from YAML, strictly: an unknown, missing or malformed key is named in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+import cattrs
+import yaml
+
+from hwprofiles.errors import UserError
+
+T = TypeVar("T")
+_CONVERTER = cattrs.Converter(forbid_extra_keys=True)
+
+
+def to_plain(value: object) -> object:
+    """Dicts, lists, strings and numbers for a dataclass."""
+    return _CONVERTER.unstructure(value)
+
+
+def from_plain(data: object, cls: type[T], what: str) -> T:
+    """A `cls` from dicts and lists; `what` names the document in the error."""
+    try:
+        return _CONVERTER.structure(data, cls)
+    except UserError:
+        raise
+    except Exception as error:  # cattrs raises groups of whatever the constructors raised
+        messages = cattrs.transform_error(error, path=what, format_exception=_describe)
+        raise UserError("; ".join(messages[:4])) from None
+
+
+def _describe(error: BaseException, expected: type | None) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    return cattrs.v.format_exception(error, expected)
+
+
+def load_yaml(path: Path) -> dict[str, object]:
+    """The mapping a YAML file holds; a UserError when it is missing, malformed or not a mapping."""
+    try:
+        data = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: holds {type(data).__name__}, expected a mapping of keys")
+    return data
+
+
+def dump_yaml(value: object) -> str:
+    """YAML text of a dataclass, keys in their order of definition."""
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    return yaml.dump(to_plain(value), Dumper=dumper, sort_keys=False, default_flow_style=None, width=110)
+
+
+def check_schema(data: dict[str, object], version: int, what: str) -> None:
+    """A UserError unless `data` bears this schema version."""
+    found = data.get("schema_version")
+    if found is None:
+        raise UserError(f"{what}: key schema_version is missing; is this the right kind of file?")
+    if found != version:
+        raise UserError(f"{what}: schema_version is {found}, this tierplan reads {version}; write it again")

@@ -1,0 +1,1 @@
+"""What to do with a machine: the policy search. Never imports torch."""
