@@ -12,6 +12,7 @@ from hwprofiles.errors import UserError
 
 T = TypeVar("T")
 _CONVERTER = cattrs.Converter(forbid_extra_keys=True)
+_CONVERTER.register_structure_hook_func(lambda cls: cls is object, lambda value, _: value)  # JSON as it is
 
 
 def to_plain(value: object) -> object:
