@@ -1,0 +1,130 @@
+"""Byte layouts: how large each slab, cache group and slot is. The ledger adds them up, the executor allocates them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from planner.model import LayerSpec, ModelSpec, TensorSpec
+from planner.placement import TIER_LETTER, CacheGroup, CacheRows, TierRows, group_tier
+from planner.policy import Bits, Tier
+
+PAGE_BYTES = 4096
+"""Slabs start and end on pages: what O_DIRECT asks for."""
+TENSOR_ALIGN_BYTES = 256
+GROUP_SIZE = 64
+GROUP_BYTES = GROUP_SIZE // 2 + 4
+"""64 values of 4 bits and two fp16 constants."""
+ATTENTION_CHUNK_BYTES = 256 * 2**20
+"""Dequantised K and V of one attention call, unless a single row is larger."""
+DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+def align(num_bytes: int, to: int = PAGE_BYTES) -> int:
+    """The next multiple of `to`."""
+    return -(-num_bytes // to) * to
+
+
+def quantised_bytes(numel: int) -> int:
+    """Packed 4-bit values, padded to whole groups, with their constants."""
+    return -(-numel // GROUP_SIZE) * GROUP_BYTES
+
+
+def tensor_bytes(tensor: TensorSpec, bits: Bits, element_bytes: int) -> int:
+    """Bytes of one weight tensor in its home."""
+    return quantised_bytes(tensor.numel) if bits == 4 and tensor.quantizable else tensor.numel * element_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlace:
+    """A tensor's bytes within its slab."""
+
+    index: int
+    """Position in the layer's tensors."""
+    offset: int
+    nbytes: int
+    quantised: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Slab:
+    """The contiguous bytes of one layer on one tier."""
+
+    nbytes: int
+    places: tuple[TensorPlace, ...]
+
+
+EMPTY_SLAB = Slab(0, ())
+
+
+@lru_cache(maxsize=4096)
+def layer_slabs(layer: LayerSpec, letters: str, bits: Bits, element_bytes: int) -> dict[Tier, Slab]:
+    """The slab of each tier for a layer whose tensors live where `letters` says."""
+    offsets: dict[Tier, int] = {"gpu": 0, "cpu": 0, "disk": 0}
+    places: dict[Tier, list[TensorPlace]] = {"gpu": [], "cpu": [], "disk": []}
+    for index, (tensor, letter) in enumerate(zip(layer.tensors, letters, strict=True)):
+        tier = TIER_LETTER[letter]
+        nbytes = tensor_bytes(tensor, bits, element_bytes)
+        places[tier].append(TensorPlace(index, offsets[tier], nbytes, bits == 4 and tensor.quantizable))
+        offsets[tier] += align(nbytes, TENSOR_ALIGN_BYTES)
+    return {tier: Slab(align(offsets[tier]), tuple(places[tier])) for tier in offsets}
+
+
+def kv_vector_bytes(model: ModelSpec, bits: Bits, element_bytes: int) -> int:
+    """Bytes of one token's K (or V) of one sequence in one layer."""
+    return quantised_bytes(model.kv_dim) if bits == 4 else model.kv_dim * element_bytes
+
+
+def token_stride(group: CacheGroup, rows: int, vector_bytes: int) -> int:
+    """Bytes from one token to the next in a cache group laid out [token, K or V, row, vector].
+
+    On disk a token starts on a page, so that one token can be written past the page cache.
+    """
+    nbytes = 2 * rows * vector_bytes
+    return align(nbytes) if group_tier(group) == "disk" else nbytes
+
+
+def group_bytes(group: CacheGroup, rows: int, vector_bytes: int, num_tokens: int) -> int:
+    """Bytes of one cache group of one layer and one gpu batch."""
+    return align(num_tokens * token_stride(group, rows, vector_bytes))
+
+
+def is_resident(group: CacheGroup, compute_tier: Tier) -> bool:
+    """Whether the group's rows are attended where they live, on the compute device."""
+    return group_tier(group) == compute_tier
+
+
+def is_streamed(group: CacheGroup, compute_tier: Tier) -> bool:
+    """Whether decode loads the group into a cache slot of the compute tier."""
+    return not is_resident(group, compute_tier) and not group.endswith("_attend")
+
+
+def cache_slot_offsets(
+    rows: CacheRows, vector_bytes: int, num_tokens: int, compute_tier: Tier, *, prefill: bool
+) -> dict[CacheGroup, tuple[int, int]]:
+    """(offset, bytes) of each group in a cache slot: in prefill all that is stored later, in decode what is loaded."""
+    offsets: dict[CacheGroup, tuple[int, int]] = {}
+    used = 0
+    for group, count in rows.counts():
+        wanted = not is_resident(group, compute_tier) if prefill else is_streamed(group, compute_tier)
+        if count and wanted:
+            nbytes = group_bytes(group, count, vector_bytes, num_tokens)
+            offsets[group] = (used, nbytes)
+            used += nbytes
+    return offsets
+
+
+def activation_bytes(rows: int, num_tokens: int, hidden_size: int, element_bytes: int) -> int:
+    """Hidden states [rows, tokens, hidden]."""
+    return align(rows * num_tokens * hidden_size * element_bytes)
+
+
+def activation_row_bytes(num_tokens: int, hidden_size: int, element_bytes: int, tier: Tier) -> int:
+    """One sequence's hidden states; on disk a row starts on a page."""
+    nbytes = num_tokens * hidden_size * element_bytes
+    return align(nbytes) if tier == "disk" else nbytes
+
+
+def activations_resident(rows: TierRows, compute_tier: Tier) -> bool:
+    """Whether a gpu batch's hidden states never leave the compute tier."""
+    return dict(rows.counts())[compute_tier] == rows.total

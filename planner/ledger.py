@@ -1,0 +1,314 @@
+"""The ledger: every byte a plan will hold, by tier and by purpose, in prefill and in decode.
+
+The planner's memory limits and the executor's allocations both come from here and from layout.py. Entries marked
+`arena` are allocated once, at exactly this size; the others are upper bounds on what libraries allocate and free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from hwprofiles.errors import UserError
+from hwprofiles.units import MIB, format_bytes
+from planner.layout import (
+    ATTENTION_CHUNK_BYTES,
+    DTYPE_BYTES,
+    activation_bytes,
+    activation_row_bytes,
+    activations_resident,
+    align,
+    cache_slot_offsets,
+    group_bytes,
+    is_resident,
+    kv_vector_bytes,
+    layer_slabs,
+)
+from planner.model import LayerSpec, ModelSpec
+from planner.placement import Placement, group_tier
+from planner.policy import TIERS, Policy, Tier
+from planner.workload import Workload
+
+LOADING_BYTES = 64 * MIB
+"""Read buffer while a checkpoint is loaded; free again before the first block."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Where a plan runs: the compute tier, each tier's limit and what the process takes for itself."""
+
+    name: str
+    digest: str
+    """Hash of the hardware profile."""
+    fingerprint: str
+    compute_tier: Tier
+    emulated: bool
+    """The gpu tier is an arena in host memory."""
+    gpu_bytes: int
+    cpu_bytes: int
+    disk_bytes: int
+    context_bytes: int
+    process_bytes: int
+
+    def limit_bytes(self, tier: Tier) -> int:
+        """The most bytes a plan may hold on a tier."""
+        return {"gpu": self.gpu_bytes, "cpu": self.cpu_bytes, "disk": self.disk_bytes}[tier]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """Bytes of one purpose on one tier."""
+
+    tier: Tier
+    purpose: str
+    prefill_bytes: int
+    decode_bytes: int
+    arena: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ledger:
+    """All entries of a plan."""
+
+    entries: tuple[Entry, ...]
+
+    def peak_bytes(self, tier: Tier) -> int:
+        """The larger of the two phases' sums on a tier."""
+        mine = [entry for entry in self.entries if entry.tier == tier]
+        return max(sum(e.prefill_bytes for e in mine), sum(e.decode_bytes for e in mine))
+
+    def bytes_of(self, tier: Tier, purpose: str) -> int:
+        """The peak of one purpose on one tier; 0 if there is none."""
+        found = (e for e in self.entries if e.tier == tier and e.purpose == purpose)
+        return sum(max(e.prefill_bytes, e.decode_bytes) for e in found)
+
+    def shortfalls(self, target: Target) -> dict[Tier, int]:
+        """By how many bytes each tier is over its limit; tiers that fit are left out."""
+        short = {tier: self.peak_bytes(tier) - target.limit_bytes(tier) for tier in TIERS}
+        return {tier: excess for tier, excess in short.items() if excess > 0}
+
+    def check(self, target: Target) -> None:
+        """A UserError naming every tier that does not fit, with the sum that shows it."""
+        short = self.shortfalls(target)
+        if short:
+            raise UserError("; ".join(self.explain(tier, target) for tier in short))
+
+    def explain(self, tier: Tier, target: Target) -> str:
+        """One line: what a tier needs, of what, and what it has."""
+        user = [(p, self.bytes_of(tier, p)) for p in ("weights", "cache", "activations")]
+        named = [(purpose, nbytes) for purpose, nbytes in user if nbytes]
+        total, held = self.peak_bytes(tier), sum(nbytes for _, nbytes in named)
+        parts = " + ".join(f"{purpose} {format_bytes(nbytes)}" for purpose, nbytes in named)
+        sums = f" ({parts} = {format_bytes(held)}, and {format_bytes(total - held)} to work with)" if named else ""
+        limit = target.limit_bytes(tier)
+        return (
+            f"{tier} tier needs {format_bytes(total)}{sums}, its limit is {format_bytes(limit)}: "
+            f"short by {format_bytes(total - limit)}"
+        )
+
+
+def make_ledger(
+    model: ModelSpec, workload: Workload, policy: Policy, placement: Placement, target: Target
+) -> Ledger:
+    """The ledger of a placed policy."""
+    sizes = Sizes(model, workload, policy, placement, target.compute_tier)
+    entries = [*_homes(sizes), *_buffers(sizes), *_transients(sizes, target)]
+    return Ledger(entries=tuple(e for e in entries if e.prefill_bytes or e.decode_bytes))
+
+
+class Sizes:
+    """The sizes that both the ledger and the executor's allocations are made of, in bytes."""
+
+    def __init__(
+        self, model: ModelSpec, workload: Workload, policy: Policy, placement: Placement, compute_tier: Tier
+    ) -> None:
+        self.model, self.workload, self.policy, self.placement = model, workload, policy, placement
+        self.compute_tier = compute_tier
+        self.element_bytes = DTYPE_BYTES[model.dtype]
+        self.vector_bytes = kv_vector_bytes(model, policy.kv_bits, self.element_bytes)
+        self.slabs = [
+            layer_slabs(layer, letters, policy.weight_bits, self.element_bytes)
+            for layer, letters in zip(model.layers, placement.weight_tiers, strict=True)
+        ]
+
+    def ends(self) -> int:
+        """Embeddings, final norm and head, each tensor aligned, on the compute tier."""
+        return sum(align(tensor.numel * self.element_bytes, 256) for tensor in self.model.ends)
+
+    def weights(self, tier: Tier) -> int:
+        """All layers' slabs on a tier."""
+        return sum(slabs[tier].nbytes for slabs in self.slabs)
+
+    def streamed(self, j: int) -> int:
+        """Bytes of layer j that a weight slot receives."""
+        return sum(slab.nbytes for tier, slab in self.slabs[j].items() if tier != self.compute_tier)
+
+    def weight_slot(self) -> int:
+        """One weight slot."""
+        return max(self.streamed(j) for j in range(len(self.slabs)))
+
+    def weight_staging(self) -> int:
+        """One host buffer between disk and a weight slot; the disk reads straight into the slot on the CPU."""
+        return max(slabs["disk"].nbytes for slabs in self.slabs) if self.compute_tier == "gpu" else 0
+
+    def dequantised_weights(self) -> int:
+        """One layer's quantised tensors in the model's dtype."""
+        if self.policy.weight_bits == 16:
+            return 0
+        return max(dequantised_layer_bytes(layer, self.element_bytes) for layer in self.model.layers)
+
+    def cache(self, tier: Tier) -> int:
+        """Homes of all layers and gpu batches on a tier."""
+        per_layer = sum(
+            group_bytes(group, count, self.vector_bytes, self.workload.max_len)
+            for rows in self.placement.cache_rows
+            for group, count in rows.counts()
+            if count and group_tier(group) == tier
+        )
+        return per_layer * len(self.slabs)
+
+    def cache_slot(self) -> int:
+        """One cache slot of the compute tier."""
+        return max(
+            max(self._slot(k, self.workload.prompt_len, True), self._slot(k, self.workload.max_len, False))
+            for k in range(len(self.placement.cache_rows))
+        )
+
+    def _slot(self, k: int, num_tokens: int, prefill: bool) -> int:
+        offsets = cache_slot_offsets(
+            self.placement.cache_rows[k], self.vector_bytes, num_tokens, self.compute_tier, prefill=prefill
+        )
+        return sum(nbytes for _, nbytes in offsets.values())
+
+    def cache_staging(self) -> int:
+        """One host buffer for the disk rows of a cache slot; none when the compute tier is the CPU."""
+        if self.compute_tier != "gpu":
+            return 0
+        return max(
+            sum(
+                group_bytes(group, count, self.vector_bytes, self.workload.max_len)
+                for group, count in rows.counts()
+                if count and group_tier(group) == "disk"
+            )
+            for rows in self.placement.cache_rows
+        )
+
+    def dequantised_cache(self, *, attend: bool) -> int:
+        """K and V of one attention call in the model's dtype: on the compute device, or for rows the CPU attends."""
+        if self.policy.kv_bits == 16:
+            return 0
+        row = 2 * self.workload.max_len * self.model.kv_dim * self.element_bytes
+        counts = [
+            count
+            for rows in self.placement.cache_rows
+            for group, count in rows.counts()
+            if group.endswith("_attend") == attend
+        ]
+        return max(min(count, max(1, ATTENTION_CHUNK_BYTES // row)) * row for count in counts) if counts else 0
+
+    def activations(self, tier: Tier) -> int:
+        """Homes of the hidden states of a block on a tier."""
+        row = activation_row_bytes(self.workload.prompt_len, self.model.hidden_size, self.element_bytes, tier)
+        return sum(align(dict(rows.counts())[tier] * row) for rows in self.placement.activation_rows)
+
+    def activation_slot(self) -> int:
+        """One slot for a whole gpu batch's hidden states; none when they never leave the compute tier."""
+        if all(activations_resident(rows, self.compute_tier) for rows in self.placement.activation_rows):
+            return 0
+        return activation_bytes(
+            self.policy.gpu_batch_size, self.workload.prompt_len, self.model.hidden_size, self.element_bytes
+        )
+
+    def activation_staging(self) -> int:
+        """One host buffer for the disk rows of an activation slot; none when the compute tier is the CPU."""
+        if self.compute_tier != "gpu":
+            return 0
+        row = activation_row_bytes(self.workload.prompt_len, self.model.hidden_size, self.element_bytes, "disk")
+        return max(rows.disk for rows in self.placement.activation_rows) * row
+
+
+def _homes(sizes: Sizes) -> Iterator[Entry]:
+    yield _arena(sizes.compute_tier, "ends", sizes.ends())
+    for tier in TIERS:
+        yield _arena(tier, "weights", sizes.weights(tier))
+        yield _arena(tier, "cache", sizes.cache(tier))
+        yield _arena(tier, "activations", sizes.activations(tier))
+
+
+def _buffers(sizes: Sizes) -> Iterator[Entry]:
+    tier, policy = sizes.compute_tier, sizes.policy
+    yield _arena(tier, "weight slots", policy.weight_slots * sizes.weight_slot())
+    yield _arena(tier, "dequantised weights", sizes.dequantised_weights())
+    yield _arena(tier, "cache slots", policy.cache_slots * sizes.cache_slot())
+    yield _arena(tier, "activation slots", ACTIVATION_SLOTS * sizes.activation_slot())
+    yield _arena("cpu", "weight staging", WEIGHT_STAGING * sizes.weight_staging())
+    yield _arena("cpu", "cache staging", policy.cache_slots * sizes.cache_staging())
+    yield _arena("cpu", "activation staging", ACTIVATION_SLOTS * sizes.activation_staging())
+
+
+ACTIVATION_SLOTS = 3
+"""One loading, one computing, one storing."""
+WEIGHT_STAGING = 2
+
+
+def _transients(sizes: Sizes, target: Target) -> Iterator[Entry]:
+    tier, policy, workload, model = sizes.compute_tier, sizes.policy, sizes.workload, sizes.model
+    rows = min(policy.prefill_rows, policy.gpu_batch_size)
+    prefill = workspace_bytes(model, rows, workload.prompt_len, workload.prompt_len, sizes.element_bytes)
+    decode = workspace_bytes(model, policy.gpu_batch_size, 1, workload.max_len, sizes.element_bytes)
+    yield Entry(tier=tier, purpose="workspace", prefill_bytes=prefill, decode_bytes=decode)
+    yield Entry(
+        tier=tier,
+        purpose="layer arguments",
+        prefill_bytes=policy.block_size * _argument_bytes(model, workload.prompt_len, workload.prompt_len, sizes),
+        decode_bytes=policy.block_size * _argument_bytes(model, 1, workload.max_len, sizes),
+    )
+    logits = policy.gpu_batch_size * model.vocab_size * (sizes.element_bytes + 2 * 4)
+    yield Entry(tier=tier, purpose="logits", prefill_bytes=logits, decode_bytes=logits)
+    kv = sizes.dequantised_cache(attend=False)
+    yield Entry(tier=tier, purpose="dequantised cache", prefill_bytes=0, decode_bytes=kv)
+    if tier == "gpu":
+        kv = sizes.dequantised_cache(attend=True)
+        yield Entry(tier="cpu", purpose="dequantised cache", prefill_bytes=0, decode_bytes=kv)
+        yield _both("gpu", "device context", target.context_bytes)
+    yield _both("cpu", "process", target.process_bytes)
+
+
+def _argument_bytes(model: ModelSpec, num_new: int, num_total: int, sizes: Sizes) -> int:
+    """What one sequence's layers are called with: rotary tables, ids, and masks where attention is eager."""
+    rotary = num_new * (2 * model.head_dim * sizes.element_bytes + 16)
+    mask = 0 if model.cpu_attention else num_new * num_total * (sizes.element_bytes + 1)
+    return rotary + mask
+
+
+def workspace_bytes(model: ModelSpec, rows: int, num_new: int, num_total: int, element_bytes: int) -> int:
+    """Bytes of what one layer allocates and frees while it computes [rows, num_new] tokens; an upper bound."""
+    tokens = rows * num_new
+    return max(_layer_workspace(model, layer, rows, tokens, num_total, element_bytes) for layer in set(model.layers))
+
+
+def _layer_workspace(
+    model: ModelSpec, layer: LayerSpec, rows: int, tokens: int, num_total: int, element_bytes: int
+) -> int:
+    hidden, heads = model.hidden_size, model.num_heads * model.head_dim
+    normed = 2 * hidden * element_bytes + hidden * 4  # the residual, the norm's result, its float32 inside
+    attention = normed + (3 * heads + 5 * model.kv_dim) * element_bytes
+    experts = max(1, layer.experts_per_token)
+    width = layer.intermediate_size * (4 if layer.gated else 2) + hidden
+    mlp = normed + experts * width * element_bytes + hidden * element_bytes
+    eager = 0 if model.cpu_attention else model.num_heads * num_total * (2 * element_bytes + 4)
+    mask = num_total  # one bool a query and key, for padded batches
+    return tokens * max(attention + eager + mask, mlp)
+
+
+def dequantised_layer_bytes(layer: LayerSpec, element_bytes: int) -> int:
+    """A layer's quantised tensors side by side in the model's dtype."""
+    return sum(align(t.numel * element_bytes, 256) for t in layer.tensors if t.quantizable)
+
+
+def _arena(tier: Tier, purpose: str, nbytes: int) -> Entry:
+    return Entry(tier=tier, purpose=purpose, prefill_bytes=nbytes, decode_bytes=nbytes, arena=True)
+
+
+def _both(tier: Tier, purpose: str, nbytes: int) -> Entry:
+    return Entry(tier=tier, purpose=purpose, prefill_bytes=nbytes, decode_bytes=nbytes)

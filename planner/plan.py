@@ -1,0 +1,99 @@
+"""Plan: model, workload, hardware, policy, placement, ledger and prediction. The contract of plan.yaml; see docs/plan.md."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from hwprofiles.profile import Dtype
+from hwprofiles.yaml_io import check_schema, dump_yaml, from_plain, load_yaml
+from planner.ledger import Ledger, Target
+from planner.model import ModelSpec, spec_from_config
+from planner.placement import Placement
+from planner.policy import Policy
+from planner.workload import Workload
+
+SCHEMA_VERSION = 1
+Phase = Literal["prefill", "decode"]
+PHASES: tuple[Phase, ...] = ("prefill", "decode")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRef:
+    """The model a plan was made for; the executor compares it with the checkpoint's own config."""
+
+    name: str
+    dtype: Dtype
+    config: Mapping[str, object]
+
+    def spec(self) -> ModelSpec:
+        """Every tensor's shape."""
+        return spec_from_config(self.name, self.config, self.dtype)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskPrediction:
+    """All tasks of one kind on one resource in one phase of one block."""
+
+    phase: Phase
+    kind: str
+    resource: str
+    count: int
+    num_bytes: float
+    flops: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhasePrediction:
+    """One phase of one block."""
+
+    seconds: float
+    busy_s: Mapping[str, float]
+    """Seconds each resource is at work."""
+    binding: str
+    """The resource that is busy longest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What the cost model says of one full block."""
+
+    prefill: PhasePrediction
+    decode: PhasePrediction
+    throughput_tokens_per_s: float
+    """Generated tokens / (prefill + decode), as in the FlexGen paper."""
+    tasks: tuple[TaskPrediction, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """All that the executor needs to run, and all that the report is held against."""
+
+    schema_version: int
+    model: ModelRef
+    workload: Workload
+    hardware: Target
+    policy: Policy
+    """As requested; `placement` says what it became as whole tensors and rows."""
+    placement: Placement
+    ledger: Ledger
+    prediction: Prediction
+
+    def to_yaml(self) -> str:
+        """The text of plan.yaml."""
+        return dump_yaml(self)
+
+    def digest(self) -> str:
+        """A short hash of the whole plan."""
+        return hashlib.sha256(self.to_yaml().encode()).hexdigest()[:16]
+
+
+def load_plan(path: Path) -> Plan:
+    """The plan a file holds."""
+    data = load_yaml(path)
+    check_schema(data, SCHEMA_VERSION, str(path))
+    return from_plain(data, Plan, str(path))

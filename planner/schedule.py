@@ -1,0 +1,286 @@
+"""The schedule: the tasks of a plan in the zig-zag block order, with their dependencies and resources.
+
+One generator serves the executor, which plays it on streams and threads, and the simulator, which plays it against a
+profile. Tasks on one resource run in the order they are yielded; `deps` are the tasks of other resources to wait for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal, NamedTuple
+
+from planner.ledger import ACTIVATION_SLOTS, WEIGHT_STAGING, Sizes
+from planner.layout import activations_resident, is_streamed
+from planner.placement import group_tier
+from planner.policy import Tier
+
+Ids = tuple[int, ...]
+Resource = Literal["h2d", "d2h", "gpu", "cpu", "disk_read", "disk_write"]
+PRELUDE = -1
+"""Layer number of the embedding; the head's is the number of layers."""
+
+
+class TaskKind(StrEnum):
+    """What a task does; FlexGen's names."""
+
+    LOAD_WEIGHT = "load_weight"
+    LOAD_CACHE = "load_cache"
+    LOAD_ACTIVATION = "load_activation"
+    COMPUTE = "compute"
+    STORE_ACTIVATION = "store_activation"
+    STORE_CACHE = "store_cache"
+
+
+class Slots(NamedTuple):
+    """The slot of each kind that a visit works in; -1 without one."""
+
+    weight: int
+    staging: int
+    """The host buffer that the disk part of a layer passes through; cache and activations have one a slot."""
+    cache: int
+    activation: int
+
+
+class Visit(NamedTuple):
+    """One stop of the zig-zag walk."""
+
+    i: int
+    j: int
+    k: int
+    first: bool
+    """The first gpu batch of this layer's pass."""
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One unit of work at (i token, j layer, k gpu batch) on one resource."""
+
+    id: int
+    kind: TaskKind
+    resource: Resource
+    i: int
+    j: int
+    k: int
+    slots: Slots
+    deps: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchShape:
+    """Which of one gpu batch's bytes move."""
+
+    stored_cache: bool
+    """Some rows' new K and V are copied from a slot to the cpu or disk tier."""
+    disk_cache: bool
+    loaded_cache: bool
+    """Decode loads some rows into a slot of the compute tier."""
+    stored_activation: bool
+    disk_activation: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What the generator needs to know of a plan: who moves, not how many bytes."""
+
+    compute_tier: Tier
+    layers: tuple[tuple[bool, bool], ...]
+    """For each layer: does a part come from the cpu tier over the link, does a part come from disk."""
+    batches: tuple[BatchShape, ...]
+    weight_slots: int
+    cache_slots: int
+
+
+def shape_of(sizes: Sizes) -> Shape:
+    """The schedule shape of a placed plan."""
+    tier, placement = sizes.compute_tier, sizes.placement
+    batches = []
+    for cache, rows in zip(placement.cache_rows, placement.activation_rows, strict=True):
+        held = [group for group, count in cache.counts() if count]
+        batches.append(
+            BatchShape(
+                stored_cache=any(group_tier(group) != tier for group in held),
+                disk_cache=any(group_tier(group) == "disk" for group in held),
+                loaded_cache=any(is_streamed(group, tier) for group in held),
+                stored_activation=not activations_resident(rows, tier),
+                disk_activation=rows.disk > 0,
+            )
+        )
+    return Shape(
+        compute_tier=tier,
+        layers=tuple((tier == "gpu" and slabs["cpu"].nbytes > 0, slabs["disk"].nbytes > 0) for slabs in sizes.slabs),
+        batches=tuple(batches),
+        weight_slots=sizes.policy.weight_slots,
+        cache_slots=sizes.policy.cache_slots,
+    )
+
+
+def tasks(shape: Shape, gen_len: int, active: Callable[[int], Sequence[int]] | None = None) -> Iterator[Task]:
+    """Every task of a block, in an order in which each lane may take its own.
+
+    `active(i)` names the gpu batches that token i is still generated for; it is asked just before the last task of
+    token i - 1 is yielded, and an empty answer ends the block.
+    """
+    return _Generator(shape, gen_len, active or (lambda _: range(len(shape.batches)))).run()
+
+
+class _Generator:
+    """The walk over i, j, k; it remembers the last tasks that touched each slot and each home."""
+
+    def __init__(self, shape: Shape, gen_len: int, active: Callable[[int], Sequence[int]]) -> None:
+        self.shape, self.gen_len, self.active = shape, gen_len, active
+        self.num_layers = len(shape.layers)
+        self.link = shape.compute_tier == "gpu"
+        self.next_id = 0
+        self.pending: list[Task] = []
+        self.weights = _Weights(self)
+        self.cache_users: list[Ids] = [()] * shape.cache_slots
+        self.activation_users: list[Ids] = [()] * ACTIVATION_SLOTS
+        self.cache_stored: dict[tuple[int, int], Ids] = {}
+        self.activation_stored: dict[int, Ids] = {}
+        self.num_cached = self.num_activated = 0
+
+    def run(self) -> Iterator[Task]:
+        """One visit ahead: the loads of the next visit are yielded before the compute of this one."""
+        self.weights.fill()
+        visits = self._visits()
+        visit = next(visits, None)
+        loads = self._load(visit) if visit else None
+        while visit and loads:
+            following = next(visits, None)
+            upcoming = self._load(following) if following else None
+            self._compute(visit, *loads)
+            yield from self.pending
+            self.pending.clear()
+            visit, loads = following, upcoming
+
+    def _visits(self) -> Iterator[Visit]:
+        for i in range(self.gen_len):
+            batches = list(self.active(i))
+            for j in range(PRELUDE, self.num_layers + 1 if batches else PRELUDE):
+                for k in batches:
+                    yield Visit(i, j, k, k == batches[0], k == batches[-1])
+            if not batches:
+                return
+
+    def _load(self, visit: Visit) -> tuple[Slots, Ids]:
+        """Yield a visit's loads; its slots, and what its compute waits for."""
+        is_layer = 0 <= visit.j < self.num_layers
+        batch = self.shape.batches[visit.k]
+        weight, deps = self.weights.use(visit) if is_layer else (-1, ())
+        cache = activation = -1
+        if is_layer and batch.stored_cache:
+            cache, self.num_cached = self.num_cached % self.shape.cache_slots, self.num_cached + 1
+        if visit.j < self.num_layers and batch.stored_activation:
+            activation, self.num_activated = self.num_activated % ACTIVATION_SLOTS, self.num_activated + 1
+        slots = Slots(weight, -1, cache, activation)
+        if cache >= 0:
+            deps += self._load_cache(visit, slots, batch)
+        if activation >= 0:
+            deps += self._load_activation(visit, slots, batch)
+        return slots, deps
+
+    def _load_cache(self, visit: Visit, slots: Slots, batch: BatchShape) -> Ids:
+        free, stored = self.cache_users[slots.cache], self.cache_stored.get((visit.j, visit.k), ())
+        if visit.i == 0:
+            return free
+        ids = free + stored
+        if batch.disk_cache:
+            ids = self.emit(TaskKind.LOAD_CACHE, "disk_read", visit, slots, ids)
+        if self.link and batch.loaded_cache:
+            ids = self.emit(TaskKind.LOAD_CACHE, "h2d", visit, slots, ids)
+        return ids
+
+    def _load_activation(self, visit: Visit, slots: Slots, batch: BatchShape) -> Ids:
+        ids = self.activation_users[slots.activation]
+        if visit.j == PRELUDE:
+            return ids
+        ids += self.activation_stored[visit.k]
+        if batch.disk_activation:
+            ids = self.emit(TaskKind.LOAD_ACTIVATION, "disk_read", visit, slots, ids)
+        if self.link:
+            ids = self.emit(TaskKind.LOAD_ACTIVATION, "h2d", visit, slots, ids)
+        return ids
+
+    def _compute(self, visit: Visit, slots: Slots, deps: Ids) -> None:
+        """Yield a visit's compute and its stores."""
+        batch = self.shape.batches[visit.k]
+        done = self.emit(TaskKind.COMPUTE, "gpu" if self.link else "cpu", visit, slots, deps)
+        if slots.cache >= 0:
+            ids = done
+            if self.link and (visit.i == 0 or batch.loaded_cache):
+                ids = self.emit(TaskKind.STORE_CACHE, "d2h", visit, slots, done)
+            if batch.disk_cache:
+                ids += self.emit(TaskKind.STORE_CACHE, "disk_write", visit, slots, ids)
+            self.cache_stored[visit.j, visit.k] = self.cache_users[slots.cache] = ids
+        if slots.activation >= 0:
+            ids = done
+            if visit.j < self.num_layers - 1:  # the last layer's result goes to the head at once
+                if self.link:
+                    ids = self.emit(TaskKind.STORE_ACTIVATION, "d2h", visit, slots, done)
+                if batch.disk_activation:
+                    ids += self.emit(TaskKind.STORE_ACTIVATION, "disk_write", visit, slots, ids)
+            self.activation_stored[visit.k] = self.activation_users[slots.activation] = ids
+        if visit.last and 0 <= visit.j < self.num_layers:
+            self.weights.release(visit.j, done)
+
+    def emit(self, kind: TaskKind, resource: Resource, visit: Visit, slots: Slots, deps: Ids) -> Ids:
+        """Queue one task; its id as a tuple."""
+        unique = tuple(dict.fromkeys(deps))
+        self.pending.append(Task(self.next_id, kind, resource, visit.i, visit.j, visit.k, slots, unique))
+        self.next_id += 1
+        return (self.next_id - 1,)
+
+
+class _Weights:
+    """The streamed layers of all passes in a row; the n-th of them takes slot n % weight_slots."""
+
+    def __init__(self, generator: _Generator) -> None:
+        self.generator, self.layers = generator, generator.shape.layers
+        self.streamed = [j for j, parts in enumerate(self.layers) if any(parts)]
+        self.num_slots = generator.shape.weight_slots
+        self.num_loaded = self.num_used = self.num_released = self.num_staged = 0
+        self.ready: dict[int, Ids] = {}
+        self.users: list[Ids] = [()] * self.num_slots
+        self.staging_users: list[Ids] = [()] * WEIGHT_STAGING
+
+    def fill(self) -> None:
+        """Load the first layers, as many as there are slots."""
+        for _ in range(self.num_slots):
+            self._load_next()
+
+    def use(self, visit: Visit) -> tuple[int, Ids]:
+        """A layer's slot, and for its first gpu batch the load to wait for; -1 for a layer that is resident."""
+        if not any(self.layers[visit.j]):
+            return -1, ()
+        self.num_used += visit.first
+        n = self.num_used - 1
+        return n % self.num_slots, self.ready.pop(n) if visit.first else ()
+
+    def release(self, j: int, done: Ids) -> None:
+        """Layer j's last compute is queued: its slot takes the next layer that has none."""
+        if any(self.layers[j]):
+            self.users[self.num_released % self.num_slots] = done
+            self.num_released += 1
+            self._load_next()
+
+    def _load_next(self) -> None:
+        n, emit = self.num_loaded, self.generator.emit
+        if not self.streamed or n >= len(self.streamed) * self.generator.gen_len:
+            return
+        self.num_loaded += 1
+        i, position = divmod(n, len(self.streamed))
+        j, slot, link = self.streamed[position], n % self.num_slots, self.generator.link
+        visit, ids, staging = Visit(i, j, 0, True, False), self.users[slot], -1
+        if self.layers[j][1]:
+            if link:
+                staging, self.num_staged = self.num_staged % WEIGHT_STAGING, self.num_staged + 1
+            free = self.staging_users[staging] if link else ids
+            ids += emit(TaskKind.LOAD_WEIGHT, "disk_read", visit, Slots(slot, staging, -1, -1), free)
+        if link:
+            ids = emit(TaskKind.LOAD_WEIGHT, "h2d", visit, Slots(slot, staging, -1, -1), ids)
+            if staging >= 0:
+                self.staging_users[staging] = ids
+        self.ready[n] = ids
