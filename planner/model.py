@@ -13,7 +13,8 @@ from hwprofiles.errors import UserError
 from hwprofiles.profile import Dtype
 from hwprofiles.yaml_io import load_yaml
 from planner.families import FAMILIES
-from planner.families.base import Config, LayerSpec, TensorSpec
+from planner.families.config import Config
+from planner.families.tensors import LayerSpec, TensorSpec
 
 __all__ = ["LayerSpec", "ModelSpec", "TensorSpec", "known_models", "load_model", "spec_from_config"]
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from planner.families.base import (
-    Architecture,
-    Config,
-    Heads,
+from planner.families.base import Architecture
+from planner.families.config import Config, Heads
+from planner.families.tensors import (
     LayerSpec,
     Tensors,
     ends,
     layer,
+    layers_of,
     linear,
     matrix,
     rms_norm,
@@ -139,15 +139,14 @@ def llama_model(
 
 def _qwen(config: Config, tensors: Tensors, hidden: int, heads: Heads) -> Architecture:
     wide = config.size("intermediate_size", 22016)
-    windows = qwen_windows(config, config.size("num_hidden_layers", 32))
-    by_window = {window: llama_layer(tensors, hidden, wide, sliding_window=window) for window in set(windows)}
-    layers = tuple(by_window[window] for window in windows)
+    windows = _qwen_windows(config, config.size("num_hidden_layers", 32))
+    layers = layers_of(windows, lambda window: llama_layer(tensors, hidden, wide, sliding_window=window))
     return llama_model(config, layers, hidden, heads, vocab=151936, positions=32768)
 
 
-def qwen_windows(config: Config, num_layers: int) -> tuple[int | None, ...]:
+def _qwen_windows(config: Config, num_layers: int) -> tuple[int | None, ...]:
     """Where Qwen slides: nowhere, unless use_sliding_window; then from max_window_layers on."""
     uses_window = config.flag("use_sliding_window", False)
     window = config.optional_size("sliding_window", 4096) if uses_window else None
-    first = config.size("max_window_layers", 28)
+    first = config.count("max_window_layers", 28)
     return config.windows(window, (j >= first for j in range(num_layers)))

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-from planner.families.base import (
-    Architecture,
-    Config,
-    LayerSpec,
-    Tensors,
-    ends,
-    layer,
-    layer_norm,
-    linear,
-    matrix,
-)
+from planner.families.base import Architecture
+from planner.families.config import Config
+from planner.families.tensors import LayerSpec, Tensors, ends, layer, layer_norm, linear, matrix
 
 _POSITION_OFFSET = 2
 """OPT's position table starts at 2."""
