@@ -19,6 +19,7 @@ from planner.families.tensors import LayerSpec, TensorSpec
 __all__ = ["LayerSpec", "ModelSpec", "TensorSpec", "known_models", "load_model", "spec_from_config"]
 
 _KNOWN = Path(__file__).with_name("models.yaml")
+_DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,17 +93,17 @@ def known_models() -> tuple[str, ...]:
 def load_model(name_or_path: str, dtype: Dtype | None = None) -> ModelSpec:
     """A model by its known name, by a config.json, or by a checkpoint directory that holds one."""
     path = Path(name_or_path).expanduser()
+    known = _known_configs()
+    name = name_or_path.lower()
+    if name in known and not (path / "config.json").is_file():
+        return spec_from_config(name, known[name], dtype)
     if path.is_dir():
         return spec_from_config(path.resolve().name, _read_json(path / "config.json"), dtype)
     if path.is_file():
         resolved = path.resolve()
         name = resolved.parent.name if resolved.name == "config.json" else resolved.stem
         return spec_from_config(name, _read_json(path), dtype)
-    known = _known_configs()
-    name = name_or_path.lower()
-    if name not in known:
-        raise _unknown_model(name_or_path, tuple(known))
-    return spec_from_config(name, known[name], dtype)
+    raise _unknown_model(name_or_path, tuple(known))
 
 
 def spec_from_config(name: str, config: Mapping[str, object], dtype: Dtype | None = None) -> ModelSpec:
@@ -139,12 +140,10 @@ def spec_from_config(name: str, config: Mapping[str, object], dtype: Dtype | Non
 def _config_dtype(name: str, config: Mapping[str, object]) -> Dtype:
     """The config's "dtype", or older "torch_dtype"; float32, as in transformers, where it has neither."""
     value = config.get("dtype") or config.get("torch_dtype") or "float32"
-    for dtype in get_args(Dtype):
-        if value in {dtype, f"torch.{dtype}"}:
-            return dtype  # type: ignore[no-any-return]
-    raise UserError(
-        f"model {name}: dtype {value!r} is not supported; supported are {', '.join(get_args(Dtype))}"
-    )
+    for dtype in _DTYPES:
+        if value in (dtype, f"torch.{dtype}"):
+            return dtype
+    raise UserError(f"model {name}: dtype {value!r} is not supported; supported are {', '.join(_DTYPES)}")
 
 
 def _known_configs() -> dict[str, dict[str, object]]:

@@ -280,6 +280,15 @@ def test_a_config_and_a_directory_give_the_same_model(tmp_path: Path) -> None:
     assert spec.layers == spec_from_config("tiny", TINY["gemma2"]).layers
 
 
+def test_a_known_name_beside_a_folder_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder wins over a known name only when it holds a config.json."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gpt2").mkdir()
+    assert load_model("gpt2").num_layers == 12
+    (tmp_path / "gpt2" / "config.json").write_text(json.dumps(_GPT2))
+    assert load_model("gpt2").num_layers == 2
+
+
 def test_unknown_name_lists_near_matches() -> None:
     """A mistyped name is answered with the names it may have meant."""
     with pytest.raises(UserError, match=r"opt-30.*near matches: opt-30b.*checkpoint directory"):
@@ -299,6 +308,7 @@ def test_unknown_name_lists_near_matches() -> None:
         ({"hidden_size": 30}, "hidden size 30 is not a multiple of its 4 heads"),
         ({"num_key_value_heads": 3}, "4 heads are not a multiple of 3 kv heads"),
         ({"dtype": "float8_e4m3fn"}, "dtype 'float8_e4m3fn' is not supported; supported are float32"),
+        ({"dtype": ["float16"]}, "dtype ['float16'] is not supported"),
         ({"quantization_config": {"bits": 4}}, "the checkpoint is quantised"),
         (
             {"model_type": "qwen3", "layer_types": ["full_attention"]},
