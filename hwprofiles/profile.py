@@ -132,6 +132,8 @@ class Concurrent:
     d2h_bytes_per_s: Rate | None
     cpu_attention_bytes_per_s: Rate
     disk_read_bytes_per_s: Rate
+    cpu_attention_dtype: Dtype | None = None
+    cpu_attention_threads: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,75 @@
+"""How long a measurement may take and how much it looks at."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hwprofiles.profile import Dtype
+from hwprofiles.units import KIB, MIB
+
+DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16", "float16")
+_SHORTEST_SLICE_S = 0.01
+_LONGEST_SLICE_S = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """The points each probe measures, and the seconds all of them share."""
+
+    total_s: float
+    working_set_bytes: int
+    """Of memory, GEMM and attention probes; enlarged to twice the last-level cache."""
+    gemm_rows: tuple[int, ...]
+    gemm_columns: int
+    every_thread_count: bool
+    link_sizes_bytes: tuple[int, ...]
+    disk_file_bytes: int
+    disk_block_bytes: tuple[int, ...]
+    disk_threads: tuple[int, ...]
+
+
+QUICK = Budget(
+    total_s=22,
+    working_set_bytes=64 * MIB,
+    gemm_rows=(1, 16, 256, 1024),
+    gemm_columns=2048,
+    every_thread_count=False,
+    link_sizes_bytes=(64 * KIB, MIB, 16 * MIB, 64 * MIB),
+    disk_file_bytes=256 * MIB,
+    disk_block_bytes=(MIB, 16 * MIB),
+    disk_threads=(1, 4),
+)
+FULL = Budget(
+    total_s=200,
+    working_set_bytes=512 * MIB,
+    gemm_rows=(1, 4, 16, 64, 256, 1024, 4096),
+    gemm_columns=4096,
+    every_thread_count=True,
+    link_sizes_bytes=(64 * KIB, 256 * KIB, MIB, 4 * MIB, 16 * MIB, 64 * MIB, 256 * MIB),
+    disk_file_bytes=1024 * MIB,
+    disk_block_bytes=(MIB, 4 * MIB, 16 * MIB),
+    disk_threads=(1, 4, 8),
+)
+
+Progress = Callable[[str, int, int], None]
+"""Called before each point with its label, the points done and the points in all."""
+
+
+class Pace:
+    """Shares what is left of the time among the points that are left, and reports progress."""
+
+    def __init__(self, total_s: float, num_points: int, progress: Progress) -> None:
+        self.num_points = num_points
+        self.num_done = 0
+        self._progress = progress
+        self._deadline = time.monotonic() + total_s
+
+    def next(self, label: str) -> float:
+        """Begin the next point; the seconds it may take."""
+        self._progress(label, self.num_done, self.num_points)
+        num_left = max(1, self.num_points - self.num_done)
+        self.num_done += 1
+        share = (self._deadline - time.monotonic()) / num_left
+        return min(max(share, _SHORTEST_SLICE_S), _LONGEST_SLICE_S)

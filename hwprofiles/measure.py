@@ -1,0 +1,197 @@
+"""Measure this machine: runs every probe within a budget and returns a HardwareProfile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from hwprofiles.budget import DTYPES, Budget, Pace, Progress
+from hwprofiles.errors import UserError
+from hwprofiles.host import Processor, current_fingerprint, memory_limits, processor
+from hwprofiles.probes.attention import attention_curves, fastest
+from hwprofiles.probes.buffers import affordable_bytes
+from hwprofiles.probes.compute import gemm_curves, launch_overhead
+from hwprofiles.probes.concurrent import measure_concurrent
+from hwprofiles.probes.disk import check_directory, measure_disk, scratch_file
+from hwprofiles.probes.links import measure_link
+from hwprofiles.probes.memory import memory_rate
+from hwprofiles.probes.process import ProcessCost, process_cost
+from hwprofiles.probes.threads import task_overhead
+from hwprofiles.profile import SCHEMA_VERSION, Gpu, HardwareProfile, Host
+from hwprofiles.units import MIB, format_bytes
+
+CPU = torch.device("cpu")
+_SMALLEST_GPU_BYTES = 64 * MIB
+_GPU_BUFFER_SHARE = 16
+_GPU_WORKING_SET_BYTES = 1024 * MIB
+_CACHES_IN_WORKING_SET = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What the user asked to measure."""
+
+    name: str
+    budget: Budget
+    disk_dir: Path
+    source: str
+    """The command, for the profile."""
+    gpu_cap_bytes: int | None = None
+    cpu_cap_bytes: int | None = None
+    emulated_gpu_bytes: int | None = None
+
+
+def measure(request: Request, progress: Progress) -> HardwareProfile:
+    """Every figure of hw.yaml for this machine; UserError where the request does not fit it."""
+    gpus = _gpu_devices(request)
+    cpu = processor()
+    threads = thread_counts(cpu, request.budget)
+    check_directory(request.disk_dir, request.budget.disk_file_bytes)
+    working_set = affordable_bytes(
+        max(request.budget.working_set_bytes, _CACHES_IN_WORKING_SET * cpu.cache_bytes)
+    )
+    pace = Pace(request.budget.total_s, count_points(request.budget, gpus, len(threads)), progress)
+    with _all_cores(cpu.physical_cores):
+        pace.next("memory of a fresh process")
+        cost = process_cost(sum(device.type == "cuda" for device in gpus))
+        host = _measure_host(
+            request=request, cpu=cpu, threads=threads, working_set_bytes=working_set, cost=cost, pace=pace
+        )
+        measured_gpus = tuple(_measure_gpu(request, device, host, cost, pace) for device in gpus)
+        with scratch_file(request.disk_dir, request.budget.disk_file_bytes) as file:
+            disk = measure_disk(request.disk_dir, file, request.budget, pace)
+            concurrent = measure_concurrent(
+                device=gpus[0] if gpus else None,
+                link_bytes=max(
+                    (p.size_bytes for gpu in measured_gpus for p in gpu.link.h2d_pinned), default=0
+                ),
+                attention=fastest(host.attention, host.logical_cores * 3 // 4),
+                working_set_bytes=working_set,
+                file=file,
+                slice_s=pace.next("everything at once"),
+            )
+    return HardwareProfile(
+        schema_version=SCHEMA_VERSION,
+        name=request.name,
+        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        method="measured",
+        source=request.source,
+        fingerprint=current_fingerprint(),
+        host=host,
+        gpus=measured_gpus,
+        disk=disk,
+        concurrent=concurrent,
+    )
+
+
+def count_points(budget: Budget, gpus: tuple[torch.device, ...], num_thread_counts: int) -> int:
+    """How many points `measure` takes with these devices."""
+    gemm = len(DTYPES) * len(budget.gemm_rows)
+    link = 4 * len(budget.link_sizes_bytes) + 1
+    per_gpu = sum(link + 1 + (gemm + 1 if device.type == "cuda" else 0) for device in gpus)
+    host = 3 + gemm + len(DTYPES) * num_thread_counts
+    disk = 2 * len(budget.disk_block_bytes) * len(budget.disk_threads) + 1
+    return host + per_gpu + disk + 1
+
+
+def thread_counts(cpu: Processor, budget: Budget) -> tuple[int, ...]:
+    """Numbers of threads worth comparing: powers of two, three quarters, physical and logical cores."""
+    counts = {1, max(1, cpu.logical_cores * 3 // 4), cpu.logical_cores}
+    if budget.every_thread_count:
+        counts |= {2**power for power in range(cpu.logical_cores.bit_length())} | {cpu.physical_cores}
+    return tuple(sorted(count for count in counts if count <= cpu.logical_cores))
+
+
+def _gpu_devices(request: Request) -> tuple[torch.device, ...]:
+    """The GPUs to measure; the emulated one stands in for real ones and its device is the CPU."""
+    if request.emulated_gpu_bytes is not None:
+        devices = [CPU]
+        size, memory = request.emulated_gpu_bytes, min(memory_limits().values())
+        if size > memory:
+            raise UserError(
+                f"--emulate-gpu {format_bytes(size)} is more than the host's memory of "
+                f"{format_bytes(memory)}; ask for less"
+            )
+    else:
+        num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        devices = [torch.device("cuda", index) for index in range(num_gpus)]
+    if request.gpu_cap_bytes is not None and not devices:
+        raise UserError("--gpu-mem needs a GPU and this host has none; leave it out or use --emulate-gpu 1GB")
+    sizes = [_gpu_bytes(request, device) for device in devices]
+    if sizes and min(sizes) < _SMALLEST_GPU_BYTES:
+        raise UserError(
+            f"GPU memory of {format_bytes(min(sizes))} is too small to measure; "
+            f"give at least {format_bytes(_SMALLEST_GPU_BYTES)}"
+        )
+    return tuple(devices)
+
+
+def _gpu_bytes(request: Request, device: torch.device) -> int:
+    if device.type == "cuda":
+        size: int = torch.cuda.get_device_properties(device).total_memory
+    else:
+        assert request.emulated_gpu_bytes is not None
+        size = request.emulated_gpu_bytes
+    return size if request.gpu_cap_bytes is None else min(size, request.gpu_cap_bytes)
+
+
+def _measure_host(
+    *,
+    request: Request,
+    cpu: Processor,
+    threads: tuple[int, ...],
+    working_set_bytes: int,
+    cost: ProcessCost,
+    pace: Pace,
+) -> Host:
+    limits = memory_limits(request.cpu_cap_bytes)
+    return Host(
+        cpu_model=cpu.model,
+        sockets=cpu.sockets,
+        physical_cores=cpu.physical_cores,
+        logical_cores=cpu.logical_cores,
+        numa_nodes=cpu.numa_nodes,
+        memory_bytes=min(limits.values()),
+        memory_limits_bytes=limits,
+        memory_bytes_per_s=memory_rate(CPU, working_set_bytes, pace.next("host memory bandwidth")),
+        gemm=gemm_curves(CPU, request.budget, working_set_bytes, pace),
+        attention=attention_curves(working_set_bytes, threads, pace),
+        task_overhead_s=task_overhead(pace.next("handing a task to a thread")),
+        process_bytes=cost.resident_bytes,
+    )
+
+
+def _measure_gpu(request: Request, device: torch.device, host: Host, cost: ProcessCost, pace: Pace) -> Gpu:
+    """One GPU; an emulated one has the host's compute, and links that are copies between arenas."""
+    memory_bytes = _gpu_bytes(request, device)
+    buffer_bytes = memory_bytes // _GPU_BUFFER_SHARE // MIB * MIB
+    emulated = device.type == "cpu"
+    working_set = min(buffer_bytes, max(request.budget.working_set_bytes, _GPU_WORKING_SET_BYTES))
+    return Gpu(
+        name="emulated" if emulated else torch.cuda.get_device_name(device),
+        emulated=emulated,
+        memory_bytes=memory_bytes,
+        memory_bytes_per_s=host.memory_bytes_per_s
+        if emulated
+        else memory_rate(device, working_set, pace.next(f"{device} memory bandwidth")),
+        gemm=host.gemm if emulated else gemm_curves(device, request.budget, working_set, pace),
+        launch_overhead_s=launch_overhead(device, pace.next(f"{device} launch overhead")),
+        context_bytes=0 if emulated else cost.context_bytes[device.index],
+        link=measure_link(device, buffer_bytes, request.budget, pace),
+    )
+
+
+@contextmanager
+def _all_cores(num_cores: int) -> Iterator[None]:
+    """Torch with one thread a physical core, and as it was afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_cores)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

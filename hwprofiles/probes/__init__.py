@@ -1,0 +1,1 @@
+"""Probes: each module measures one kind of quantity and prints nothing."""

@@ -1,0 +1,72 @@
+"""CPU attention: one query row a sequence, over a cache larger than the processor's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from hwprofiles.budget import DTYPES, Pace
+from hwprofiles.probes.buffers import fill_random
+from hwprofiles.probes.compute import TORCH_DTYPE
+from hwprofiles.probes.timing import Worker, measured_rate, rounds_of
+from hwprofiles.profile import AttentionPoint, Dtype
+
+_HEADS, _HEAD_SIZE, _POSITIONS = 16, 128, 512
+
+
+def attention_curves(
+    working_set_bytes: int, thread_counts: tuple[int, ...], pace: Pace
+) -> dict[Dtype, tuple[AttentionPoint, ...]]:
+    """Bytes of K and V per second for each dtype and number of threads."""
+    curves: dict[Dtype, tuple[AttentionPoint, ...]] = {}
+    for dtype in DTYPES:
+        points = []
+        for threads in thread_counts:
+            slice_s = pace.next(f"cpu attention {dtype}, {threads} threads")
+            worker = attention_worker(dtype, threads, working_set_bytes)
+            with _torch_threads(threads):
+                rate = measured_rate(rounds_of(worker.operation), worker.amount, slice_s)
+            points.append(AttentionPoint(threads=threads, bytes_per_s=rate))
+        curves[dtype] = tuple(points)
+    return curves
+
+
+def attention_worker(dtype: Dtype, threads: int, working_set_bytes: int) -> Worker:
+    """Attention of one query row over all of the working set, by so many of torch's threads."""
+    size = _HEADS * _POSITIONS * _HEAD_SIZE
+    itemsize = TORCH_DTYPE[dtype].itemsize
+    sequences = max(1, working_set_bytes // (2 * size * itemsize))
+    shape = (sequences, _HEADS, _POSITIONS, _HEAD_SIZE)  # [B, H, S, D]
+    key = fill_random(torch.empty(shape, dtype=TORCH_DTYPE[dtype]))
+    value = fill_random(torch.empty(shape, dtype=TORCH_DTYPE[dtype]))
+    query = fill_random(torch.empty(sequences, _HEADS, 1, _HEAD_SIZE, dtype=TORCH_DTYPE[dtype]))
+    return Worker(
+        operation=lambda: scaled_dot_product_attention(query, key, value),
+        amount=key.nbytes + value.nbytes,
+        prepare=lambda: torch.set_num_threads(threads),
+    )
+
+
+def fastest(curves: Mapping[Dtype, tuple[AttentionPoint, ...]], max_threads: int) -> tuple[Dtype, int]:
+    """The dtype and thread count with the highest rate among those of at most `max_threads` threads."""
+    choices = [
+        (point.bytes_per_s.median, dtype, point.threads)
+        for dtype, points in curves.items()
+        for point in points
+        if point.threads <= max(max_threads, points[0].threads)
+    ]
+    _, dtype, threads = max(choices)
+    return dtype, threads
+
+
+@contextmanager
+def _torch_threads(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

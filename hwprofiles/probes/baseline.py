@@ -1,0 +1,67 @@
+"""A process that does what every run does before its first byte of model; `process.py` runs and weighs it.
+
+Run as `python -m hwprofiles.probes.baseline NUM_GPUS`. It writes one line of JSON, `{"resident_bytes": …}`,
+and lives until its standard input closes, so that its GPU memory can be read meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig
+
+_SIZE = 256
+
+
+def resident_peak_bytes() -> int:
+    """The most resident memory this process has had (VmHWM)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("/proc/self/status has no VmHWM")
+
+
+def load_everything() -> None:
+    """Build and run a minute model, so that the libraries have loaded what they load lazily."""
+    config = OPTConfig(
+        vocab_size=64,
+        hidden_size=32,
+        word_embed_proj_dim=32,
+        ffn_dim=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.inference_mode():
+        model(input_ids=torch.ones(1, 4, dtype=torch.long))
+        for dtype in (torch.float32, torch.bfloat16):
+            torch.rand(_SIZE, _SIZE).to(dtype) @ torch.rand(_SIZE, _SIZE).to(dtype)
+
+
+def use_gpu(index: int) -> None:
+    """Create the context and the workspaces of one GPU."""
+    x = torch.rand(_SIZE, _SIZE, device=f"cuda:{index}", dtype=torch.float16)
+    torch.nn.functional.linear(x, x)
+    torch.cuda.synchronize(index)
+
+
+def main() -> None:
+    """Weigh the process with its first GPU, then start the others."""
+    num_gpus = int(sys.argv[1])
+    assert AutoTokenizer is not None  # imported for its weight
+    load_everything()
+    if num_gpus:
+        use_gpu(0)
+    resident_bytes = resident_peak_bytes()
+    for index in range(1, num_gpus):
+        use_gpu(index)
+    print(json.dumps({"resident_bytes": resident_bytes}), flush=True)
+    sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()
