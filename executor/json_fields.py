@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import difflib
 import json
 from collections.abc import Iterable
@@ -16,13 +15,20 @@ Fields = dict[str, object]
 def load_object(raw: bytes) -> Fields:
     """The JSON object of a line without the keys that are null; a UserError for anything else."""
     try:
-        data = json.loads(raw.removeprefix(codecs.BOM_UTF8), parse_constant=_refuse_constant)
+        text = raw.decode("utf-8-sig").rstrip()
+        data = json.loads(text, parse_constant=_refuse_constant)
+        if "\\ud" in text.lower():
+            json.dumps(data, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise UserError(
             f"not valid JSON ({error.msg}, column {error.colno}); write one object a line"
         ) from None
     except UnicodeDecodeError as error:
         raise UserError(f"not UTF-8 at byte {error.start}; convert the file") from None
+    except UnicodeEncodeError:
+        raise UserError(
+            "holds half of a surrogate pair (an escape \\ud...), which is no text; remove it"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"not valid JSON ({error}); write one object a line") from None
     if not isinstance(data, dict):

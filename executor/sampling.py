@@ -94,7 +94,7 @@ class _Draw:
     def __init__(self, request: Request, device: torch.device) -> None:
         self._generator = torch.Generator(device=device)
         self._generator.manual_seed(_stable_seed(request.custom_id) if request.seed is None else request.seed)
-        self._temperature = TemperatureLogitsWarper(request.temperature)
+        self._temperature = TemperatureLogitsWarper(float(request.temperature))
         self._top_p = TopPLogitsWarper(request.top_p) if request.top_p < 1 else None
 
     def next_id(self, logits: torch.Tensor) -> torch.Tensor:

@@ -48,12 +48,6 @@ def encode_prompt(
 def _encode_text(
     tokenizer: PreTrainedTokenizerBase, text: str, *, add_special_tokens: bool
 ) -> tuple[int, ...]:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"the prompt has half a surrogate pair at character {error.start}; remove it"
-        ) from None
     return tuple(tokenizer.encode(text, add_special_tokens=add_special_tokens, verbose=False))
 
 
