@@ -1,4 +1,4 @@
-"""Frozen dataclasses to and from YAML, strictly: an unknown, missing or malformed key is named in one line."""
+"""Frozen dataclasses to and from YAML, strictly: an unknown, missing or bad key is named in one line."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from hwprofiles.probes.compute import TORCH_DTYPE
 from hwprofiles.probes.timing import Worker, measured_rate, rounds_of
 from hwprofiles.profile import AttentionPoint, Dtype
 
-_HEADS, _HEAD_SIZE, _POSITIONS = 16, 128, 512
+_HEADS, _HEAD_SIZE, _POSITIONS = 32, 128, 512
 
 
 def attention_curves(
@@ -35,17 +35,19 @@ def attention_curves(
 
 
 def attention_worker(dtype: Dtype, threads: int, working_set_bytes: int) -> Worker:
-    """Attention of one query row over all of the working set, by so many of torch's threads."""
-    size = _HEADS * _POSITIONS * _HEAD_SIZE
-    itemsize = TORCH_DTYPE[dtype].itemsize
-    sequences = max(1, working_set_bytes // (2 * size * itemsize))
-    shape = (sequences, _HEADS, _POSITIONS, _HEAD_SIZE)  # [B, H, S, D]
-    key = fill_random(torch.empty(shape, dtype=TORCH_DTYPE[dtype]))
-    value = fill_random(torch.empty(shape, dtype=TORCH_DTYPE[dtype]))
-    query = fill_random(torch.empty(sequences, _HEADS, 1, _HEAD_SIZE, dtype=TORCH_DTYPE[dtype]))
+    """Attention of one query row a sequence over all of the working set, by so many of torch's threads.
+
+    The cache lies as a run keeps it, the position outermost: [S, K or V, B, H, D].
+    """
+    torch_dtype = TORCH_DTYPE[dtype]
+    sequence_bytes = 2 * _HEADS * _POSITIONS * _HEAD_SIZE * torch_dtype.itemsize
+    sequences = max(1, working_set_bytes // sequence_bytes)
+    cache = fill_random(torch.empty(_POSITIONS, 2, sequences, _HEADS, _HEAD_SIZE, dtype=torch_dtype))
+    key, value = cache.permute(1, 2, 3, 0, 4)  # each [B, H, S, D]
+    query = fill_random(torch.empty(sequences, _HEADS, 1, _HEAD_SIZE, dtype=torch_dtype))
     return Worker(
         operation=lambda: scaled_dot_product_attention(query, key, value),
-        amount=key.nbytes + value.nbytes,
+        amount=cache.nbytes,
         prepare=lambda: torch.set_num_threads(threads),
     )
 
