@@ -64,7 +64,7 @@ class SequenceEnd:
         return text[: min((cut for cut in cuts if cut >= 0), default=len(text))]
 
     def _sees_stop(self, token_id: int) -> bool:
-        """Decodes a window only; each shows a byte at least, so a stop has no more tokens than bytes."""
+        """Decodes the last tokens only; each shows a byte or more, so a stop spans at most its bytes."""
         if token_id in self._special_ids:
             return False
         self._visible_ids.append(token_id)
