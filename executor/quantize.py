@@ -1,0 +1,117 @@
+"""4-bit group-wise quantisation, asymmetric, in plain torch: the reference that kernels are held against.
+
+A vector of n values is cut into groups of 64, the last one filled up with its last value. Its bytes are first
+all packed groups, 32 bytes each (byte b holds value b in its low nibble and value b + 32 in its high one), then
+scale and minimum of each group as float16. Source: FlexGen, section 4.2 (arXiv 2303.06865).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from planner.layout import GROUP_SIZE, quantised_bytes
+
+_HALF = GROUP_SIZE // 2
+_LEVELS = 15
+_FLOAT16_MAX = 65504.0
+_CPU_SLICE = 2**18
+"""Values at a time: float32 temporaries that stay in the processor's cache."""
+_DEVICE_SLICE = 2**21
+
+Parts = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def quantise(values: torch.Tensor, out: torch.Tensor, *, check_finite: bool = False) -> None:
+    """Quantise values [..., n], each vector by itself, into out [..., quantised_bytes(n)] of uint8.
+
+    Infinities and NaN make their whole group NaN; with `check_finite` they raise ValueError.
+    """
+    packed, constants = split_packed(out, values.shape[-1])
+    quantise_groups(values, packed, constants, check_finite=check_finite)
+
+
+def dequantise(packed: torch.Tensor, n: int, out: torch.Tensor) -> None:
+    """The values [..., n] of packed [..., quantised_bytes(n)], in the dtype of `out`."""
+    codes, constants = split_packed(packed, n)
+    whole = n - n % GROUP_SIZE
+    num_whole = whole // GROUP_SIZE
+    pieces = _slices(_grouped(out[..., :whole]), codes[..., :num_whole, :], constants[..., :num_whole, :])
+    for groups, code, constant in pieces:
+        _dequantise_slice(code, constant, groups)
+    if whole < n:
+        last = torch.empty((*out.shape[:-1], 1, GROUP_SIZE), dtype=out.dtype, device=out.device)
+        _dequantise_slice(codes[..., num_whole:, :], constants[..., num_whole:, :], last)
+        out[..., whole:] = last[..., 0, : n - whole]
+
+
+def split_packed(packed: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Views of packed [..., quantised_bytes(n)]: uint8 [..., groups, 32], float16 [..., groups, 2]."""
+    assert packed.dtype == torch.uint8, packed.dtype
+    assert packed.shape[-1] == quantised_bytes(n), (packed.shape, n)
+    num_groups = -(-n // GROUP_SIZE)
+    codes = packed[..., : num_groups * _HALF].unflatten(-1, (num_groups, _HALF))
+    constants = packed[..., num_groups * _HALF :].view(torch.float16).unflatten(-1, (num_groups, 2))
+    return codes, constants
+
+
+def quantise_groups(
+    values: torch.Tensor, packed: torch.Tensor, constants: torch.Tensor, *, check_finite: bool
+) -> None:
+    """Quantise values [..., n] into packed [..., groups, 32] and constants [..., groups, 2], wherever they are."""
+    n = values.shape[-1]
+    whole = n - n % GROUP_SIZE
+    num_whole = whole // GROUP_SIZE
+    pieces = _slices(_grouped(values[..., :whole]), packed[..., :num_whole, :], constants[..., :num_whole, :])
+    for groups, code, constant in pieces:
+        _quantise_slice(groups, code, constant, check_finite)
+    if whole < n:
+        filler = values[..., -1:].expand(*values.shape[:-1], GROUP_SIZE - (n - whole))
+        last = torch.cat((values[..., whole:], filler), dim=-1).unsqueeze(-2)
+        _quantise_slice(last, packed[..., num_whole:, :], constants[..., num_whole:, :], check_finite)
+
+
+def _quantise_slice(
+    groups: torch.Tensor, packed: torch.Tensor, constants: torch.Tensor, check_finite: bool
+) -> None:
+    values = groups.to(torch.float32)  # [..., groups, 64]
+    low, high = values.amin(-1, keepdim=True), values.amax(-1, keepdim=True)
+    if check_finite and not bool((low.isfinite() & high.isfinite()).all()):
+        raise ValueError("a value to quantise is not finite")
+    scale = high / _LEVELS - low / _LEVELS  # not (high - low) / 15, which may overflow
+    scale = torch.where(scale.isfinite(), scale.clamp(max=_FLOAT16_MAX), torch.nan)
+    constants[..., :1] = scale
+    constants[..., 1:] = low.clamp(-_FLOAT16_MAX, _FLOAT16_MAX)
+    scale, low = constants[..., :1].to(torch.float32), constants[..., 1:].to(torch.float32)
+    codes = (values - low).div_(torch.where(scale == 0, 1.0, scale)).round_().clamp_(0, _LEVELS)
+    codes = codes.nan_to_num_(0).to(torch.uint8)
+    torch.bitwise_or(codes[..., :_HALF], codes[..., _HALF:] << 4, out=codes[..., :_HALF])
+    packed.copy_(codes[..., :_HALF])
+
+
+def _dequantise_slice(packed: torch.Tensor, constants: torch.Tensor, groups: torch.Tensor) -> None:
+    scale, low = constants[..., :1].to(torch.float32), constants[..., 1:].to(torch.float32)
+    groups[..., :_HALF] = (packed & _LEVELS).to(torch.float32).mul_(scale).add_(low)
+    groups[..., _HALF:] = (packed >> 4).to(torch.float32).mul_(scale).add_(low)
+
+
+def _grouped(values: torch.Tensor) -> torch.Tensor:
+    """[..., n] as [..., groups, 64]; a view."""
+    grouped: torch.Tensor = values.unflatten(-1, (values.shape[-1] // GROUP_SIZE, GROUP_SIZE))
+    return grouped
+
+
+def _slices(groups: torch.Tensor, packed: torch.Tensor, constants: torch.Tensor) -> Iterator[Parts]:
+    """Matching pieces of the three along their common dimensions, small enough to bound the temporaries."""
+    limit = _CPU_SLICE if groups.device.type == "cpu" else _DEVICE_SLICE
+    if groups.numel() == 0:
+        return
+    if groups.numel() <= limit:
+        yield groups, packed, constants
+        return
+    shape = groups.shape[:-1]
+    dim = max(range(len(shape)), key=lambda d: shape[d])
+    step = max(1, shape[dim] * limit // groups.numel())
+    for parts in zip(*(tensor.split(step, dim) for tensor in (groups, packed, constants)), strict=True):
+        yield from _slices(*parts)
