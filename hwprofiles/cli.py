@@ -88,9 +88,8 @@ def _measure(arguments: argparse.Namespace) -> int:
         cpu_cap_bytes=_size(arguments.cpu_mem),
         emulated_gpu_bytes=_size(arguments.emulate_gpu),
     )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     start = time.monotonic()
-    with _progress_bar() as progress:
+    with _terminated_as_interrupted(), _progress_bar() as progress:
         profile = measure(request, progress)
     write_atomically(output, profile.to_yaml())
     _print_profile(profile)
@@ -162,6 +161,16 @@ def _size(text: str | None) -> int | None:
     if size == 0:
         raise UserError(f"size {text!r} must be more than zero; write for example 16GB")
     return size
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM unwinds the stack as Ctrl-C does, so that what was begun is cleaned up."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -121,11 +121,13 @@ def _gpu_summary(profile: HardwareProfile) -> str:
 
 
 def _calibration_table(calibration: Calibration) -> Table:
-    before, after = f"{calibration.error_before:.1%}", f"{calibration.error_after:.1%}"
-    title = f"Calibration from {calibration.num_runs} runs: error {before} before, {after} after"
-    table = Table("resource", "seconds multiplied by", title=title)
+    table = Table("resource", "seconds multiplied by", title="Calibration")
     for resource, factor in calibration.factors.items():
         table.add_row(resource, f"{factor:.3f}")
+    table.add_section()
+    table.add_row("runs", str(calibration.num_runs))
+    table.add_row("error before", f"{calibration.error_before:.1%}")
+    table.add_row("error after", f"{calibration.error_after:.1%}")
     return table
 
 

@@ -184,7 +184,7 @@ def _fill(descriptor: int, size_bytes: int, direct: bool) -> bool:
     while offset < size_bytes:
         part = memoryview(block)[: min(len(block), size_bytes - offset)]
         try:
-            offset += os.pwritev(descriptor, [part], offset)
+            offset += os.pwrite(descriptor, part, offset)
         except OSError as error:
             if not direct or error.errno not in _NO_DIRECT:
                 raise

@@ -1,0 +1,116 @@
+"""A whole measurement under a tiny budget, with and without an emulated GPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from hwprofiles import host, measure
+from hwprofiles.budget import DTYPES, Budget, Pace
+from hwprofiles.errors import UserError
+from hwprofiles.measure import Request, thread_counts
+from hwprofiles.probes.compute import gemm_curves
+from hwprofiles.probes.process import ProcessCost
+from hwprofiles.profile import HardwareProfile, load_profile
+from hwprofiles.units import MIB
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="these tests describe a host without a GPU")
+GPU_BYTES = 64 * MIB
+
+
+@pytest.fixture
+def request_(tiny_budget: Budget, tmp_path: Path) -> Request:
+    """A request for this host."""
+    return Request(name="here", budget=tiny_budget, disk_dir=tmp_path, source="test")
+
+
+@pytest.fixture
+def light_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not start the process that imports everything."""
+    cost = ProcessCost(resident_bytes=1, context_bytes=())
+    monkeypatch.setattr(measure, "process_cost", lambda _: cost)
+
+
+def read_back(profile: HardwareProfile, path: Path) -> HardwareProfile:
+    path.write_text(profile.to_yaml())
+    return load_profile(str(path))
+
+
+def test_a_host_without_gpu(request_: Request, tmp_path: Path) -> None:
+    """Every figure is there, the file reads back equal, this host is recognised, progress is complete."""
+    calls: list[tuple[str, int, int]] = []
+    threads = torch.get_num_threads()
+    profile = measure.measure(request_, lambda *call: calls.append(call))
+    assert [done for _, done, _ in calls] == list(range(calls[0][2]))
+    assert list(tmp_path.iterdir()) == []
+    assert torch.get_num_threads() == threads
+    assert read_back(profile, tmp_path / "hw.yaml") == profile
+    assert host.mismatch(profile) is None
+    assert profile.gpus == ()
+    assert profile.host.process_bytes > 50 * MIB
+    assert set(profile.host.gemm) == set(profile.host.attention) == set(DTYPES)
+    assert [point.rows for point in profile.host.gemm["float32"]] == [1, 8]
+    assert profile.disk is not None
+    assert profile.concurrent is not None
+    assert profile.concurrent.h2d_bytes_per_s is None
+
+
+@pytest.mark.usefixtures("light_process")
+def test_an_emulated_gpu(request_: Request, tmp_path: Path) -> None:
+    """It is an arena of the size asked for with the host's compute and links of its own; caps bind."""
+    request = replace(
+        request_, emulated_gpu_bytes=2 * GPU_BYTES, gpu_cap_bytes=GPU_BYTES, cpu_cap_bytes=300 * MIB
+    )
+    calls: list[tuple[str, int, int]] = []
+    profile = measure.measure(request, lambda *call: calls.append(call))
+    assert [done for _, done, _ in calls] == list(range(calls[0][2]))
+    assert read_back(profile, tmp_path / "hw.yaml") == profile
+    assert host.mismatch(profile) is None
+    (gpu,) = profile.gpus
+    assert (gpu.emulated, gpu.memory_bytes, gpu.context_bytes) == (True, GPU_BYTES, 0)
+    assert gpu.gemm == profile.host.gemm
+    assert [point.size_bytes for point in gpu.link.h2d_pinned] == [2**16, 2**20]
+    assert profile.host.memory_bytes == profile.host.memory_limits_bytes["cap"] == 300 * MIB
+    assert profile.concurrent is not None
+    assert profile.concurrent.h2d_bytes_per_s is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gpu_cap_bytes": 2**30}, "--gpu-mem needs a GPU"),
+        ({"emulated_gpu_bytes": 2**50}, "--emulate-gpu .* more than the host's memory"),
+        ({"emulated_gpu_bytes": 1000}, "too small to measure"),
+        ({"disk_dir": Path("/no/such/place")}, "/no/such/place is not a directory"),
+    ],
+)
+def test_a_request_that_does_not_fit_is_refused(
+    request_: Request, changes: dict[str, int | Path], message: str
+) -> None:
+    """Refused with one line before anything is measured."""
+    calls: list[str] = []
+    with pytest.raises(UserError, match=message):
+        measure.measure(replace(request_, **changes), lambda label, *_: calls.append(label))
+    assert calls == []
+
+
+def test_thread_counts_cover_all_cores(tiny_budget: Budget) -> None:
+    """A quick measurement takes 1, three quarters and all; a full one powers of two and the cores too."""
+    cpu = replace(host.processor(), physical_cores=12, logical_cores=24)
+    assert thread_counts(cpu, tiny_budget) == (1, 18, 24)
+    full = replace(tiny_budget, every_thread_count=True)
+    assert thread_counts(cpu, full) == (1, 2, 4, 8, 12, 16, 18, 24)
+
+
+def test_a_slow_matrix_product_is_made_smaller(tiny_budget: Budget) -> None:
+    """Many rows do not overrun the slice: fewer columns are taken instead."""
+    budget = replace(tiny_budget, gemm_rows=(1, 4096), gemm_columns=1024)
+    labels: list[str] = []
+    curves = gemm_curves(
+        torch.device("cpu"), budget, 16 * MIB, Pace(0.01, 6, lambda label, *_: labels.append(label))
+    )
+    assert [len(points) for points in curves.values()] == [2, 2, 2]
+    assert len(labels) == 6
