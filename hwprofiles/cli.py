@@ -7,7 +7,6 @@ import os
 import shlex
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from hwprofiles.budget import FULL, QUICK
 from hwprofiles.errors import UserError, run_cli
+from hwprofiles.files import write_atomically
 from hwprofiles.host import mismatch
 from hwprofiles.profile import HardwareProfile, load_profile
 from hwprofiles.tables import diff_table, list_table, profile_tables
@@ -114,25 +114,6 @@ def _show(arguments: argparse.Namespace) -> int:
 def _diff(arguments: argparse.Namespace) -> int:
     Console().print(diff_table(load_profile(arguments.a), load_profile(arguments.b)))
     return 0
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by a file with this text; an interrupted write leaves what was there."""
-    try:
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another -o") from None
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another -o") from None
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def _check_output(path: Path) -> None:
