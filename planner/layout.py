@@ -119,12 +119,6 @@ def activation_bytes(rows: int, num_tokens: int, hidden_size: int, element_bytes
     return align(rows * num_tokens * hidden_size * element_bytes)
 
 
-def activation_row_bytes(num_tokens: int, hidden_size: int, element_bytes: int, tier: Tier) -> int:
-    """One sequence's hidden states; on disk a row starts on a page."""
-    nbytes = num_tokens * hidden_size * element_bytes
-    return align(nbytes) if tier == "disk" else nbytes
-
-
 def activations_resident(rows: TierRows, compute_tier: Tier) -> bool:
     """Whether a gpu batch's hidden states never leave the compute tier."""
     return dict(rows.counts())[compute_tier] == rows.total

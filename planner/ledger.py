@@ -15,7 +15,6 @@ from planner.layout import (
     ATTENTION_CHUNK_BYTES,
     DTYPE_BYTES,
     activation_bytes,
-    activation_row_bytes,
     activations_resident,
     align,
     cache_slot_offsets,
@@ -208,23 +207,21 @@ class Sizes:
 
     def activations(self, tier: Tier) -> int:
         """Homes of the hidden states of a block on a tier."""
-        row = activation_row_bytes(self.workload.prompt_len, self.model.hidden_size, self.element_bytes, tier)
-        return sum(align(dict(rows.counts())[tier] * row) for rows in self.placement.activation_rows)
+        return sum(self.activation_rows(dict(rows.counts())[tier]) for rows in self.placement.activation_rows)
+
+    def activation_rows(self, count: int) -> int:
+        """Hidden states of some rows of a gpu batch, in one piece."""
+        return activation_bytes(count, self.workload.prompt_len, self.model.hidden_size, self.element_bytes)
 
     def activation_slot(self) -> int:
         """One slot for a whole gpu batch's hidden states; none when they never leave the compute tier."""
         if all(activations_resident(rows, self.compute_tier) for rows in self.placement.activation_rows):
             return 0
-        return activation_bytes(
-            self.policy.gpu_batch_size, self.workload.prompt_len, self.model.hidden_size, self.element_bytes
-        )
+        return self.activation_rows(self.policy.gpu_batch_size)
 
     def activation_staging(self) -> int:
-        """One host buffer for the disk rows of an activation slot; none when the compute tier is the CPU."""
-        if self.compute_tier != "gpu":
-            return 0
-        row = activation_row_bytes(self.workload.prompt_len, self.model.hidden_size, self.element_bytes, "disk")
-        return max(rows.disk for rows in self.placement.activation_rows) * row
+        """One host buffer for the disk rows of an activation slot, which start and end on pages."""
+        return self.activation_rows(max(rows.disk for rows in self.placement.activation_rows))
 
 
 def _homes(sizes: Sizes) -> Iterator[Entry]:

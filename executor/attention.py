@@ -1,0 +1,229 @@
+"""Attention over rows that live on different tiers: the function and the cache given to transformers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+from transformers import AttentionInterface
+from transformers.cache_utils import Cache, DynamicLayer
+
+from executor.cache import KvView
+from hwprofiles.errors import UserError
+from planner.layout import ATTENTION_CHUNK_BYTES
+
+ATTENTION_NAME = "tierplan"
+"""As registered with transformers. No mask function bears the name, so models build no masks for it."""
+
+
+@dataclass(slots=True)
+class Part:
+    """Consecutive rows of the gpu batch whose K and V are in one place."""
+
+    start: int
+    view: KvView
+    on_cpu: bool
+    """Attended by the CPU although the layer computes on another device."""
+
+
+@dataclass(slots=True)
+class Step:
+    """What the layer that runs now works on: a chunk of rows of one gpu batch."""
+
+    first_row: int
+    num_rows: int
+    past: int
+    """Tokens cached before this step."""
+    parts: list[Part]
+    pads: torch.Tensor | None
+    """[chunk rows] left padding, on the compute device; None where nothing is padded."""
+    attend_s: float = 0.0
+    attend_bytes: int = 0
+    """K and V that the CPU attended to, and how long it took."""
+
+    def overlapping(self) -> Iterator[tuple[Part, slice, int]]:
+        """The parts that meet the chunk: (part, the chunk's rows, first of them within the part)."""
+        for part in self.parts:
+            start = max(part.start, self.first_row)
+            stop = min(part.start + part.view.rows, self.first_row + self.num_rows)
+            if start < stop:
+                yield part, slice(start - self.first_row, stop - self.first_row), start - part.start
+
+
+class RowAttention:
+    """The engine's attention: transformers calls it inside each layer, with the step the engine has set.
+
+    One engine at a time may be registered in a process: layers find the function by name.
+    """
+
+    def __init__(self) -> None:
+        self.step: Step | None = None
+        AttentionInterface.register(ATTENTION_NAME, self)
+
+    def current(self) -> Step:
+        """The step in progress."""
+        assert self.step is not None, "attention outside a step"
+        return self.step
+
+    def __call__(
+        self,
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scaling: float | None = None,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        **unused: object,
+    ) -> tuple[torch.Tensor, None]:
+        """Attend [rows, heads, tokens, head_dim] queries; returns [rows, tokens, heads, head_dim]."""
+        for name in ("position_bias", "s_aux"):
+            if unused.get(name) is not None:
+                raise UserError(f"this model's attention uses {name}, which tierplan does not support yet")
+        how = Math(scale=query.shape[-1] ** -0.5 if scaling is None else scaling, window=sliding_window, softcap=softcap)
+        step = self.current()
+        if step.past == 0:
+            result = attend_prompt(query, key, value, step.pads, how)
+        else:
+            result = self._attend_step(query, step, how)
+        return result.transpose(1, 2).contiguous(), None
+
+    def _attend_step(self, query: torch.Tensor, step: Step, how: Math) -> torch.Tensor:
+        """Decode: device rows are queued first, so that a GPU works on them while the CPU does its own."""
+        result = torch.empty_like(query)
+        total = step.past + query.shape[2]
+        for part, rows, row in sorted(step.overlapping(), key=lambda found: found[0].on_cpu):
+            pads = None if step.pads is None else step.pads[rows]
+            if not part.on_cpu:
+                result[rows] = attend_rows(query[rows], part.view, row, total, pads, how)
+                continue
+            host_query = query[rows].cpu()
+            began = time.perf_counter()
+            attended = attend_rows(host_query, part.view, row, total, None if pads is None else pads.cpu(), how)
+            step.attend_s += time.perf_counter() - began
+            step.attend_bytes += 2 * total * part.view.vector_bytes * host_query.shape[0]
+            result[rows] = attended.to(query.device)
+        return result
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Math:
+    """What a layer's attention asks for beside queries, keys and values."""
+
+    scale: float
+    window: int | None
+    softcap: float | None
+
+
+class TierCache(Cache):
+    """A transformers cache that writes into the parts of the current step.
+
+    With `gather`, for families whose attention is their own, `update` returns all of K and V; else the registered
+    attention reads the parts itself.
+    """
+
+    def __init__(self, attention: RowAttention, *, gather: bool) -> None:
+        super().__init__(layers=[DynamicLayer()])
+        self.attention, self.gather = attention, gather
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: object, **__: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write [rows, heads, tokens, head_dim] at the step's position."""
+        step = self.attention.current()
+        for part, rows, row in step.overlapping():
+            part.view.write(step.past, row, key_states[rows], value_states[rows])
+        if not self.gather or step.past == 0:
+            return key_states, value_states
+        total = step.past + key_states.shape[2]
+        read = [part.view.read(0, total, row, rows.stop - rows.start) for part, rows, row in step.overlapping()]
+        return torch.cat([key for key, _ in read]), torch.cat([value for _, value in read])
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens cached before this step."""
+        return self.attention.step.past if self.attention.step else 0
+
+    def get_mask_sizes(self, query_length: int | torch.Tensor, layer_idx: int = 0) -> tuple[int, int]:
+        """(key length, key offset) of this step; older transformers pass the positions instead of their number."""
+        num_new = query_length if isinstance(query_length, int) else query_length.shape[0]
+        return self.get_seq_length() + num_new, 0
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        """Position of the first new token."""
+        return self.get_seq_length()
+
+
+def attend_prompt(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pads: torch.Tensor | None, how: Math
+) -> torch.Tensor:
+    """Causal attention of a prompt to itself: [rows, heads, tokens, head_dim]."""
+    num_tokens, groups = query.shape[2], query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    window = how.window if how.window is not None and how.window < num_tokens else None
+    mask = None
+    if pads is not None or window is not None or how.softcap is not None:
+        mask = prompt_mask(num_tokens, pads, window, query.device)
+    return _attend(query, key, value, mask, how, causal=mask is None)
+
+
+def prompt_mask(
+    num_tokens: int, pads: torch.Tensor | None, window: int | None, device: torch.device
+) -> torch.Tensor:
+    """Who sees whom, [rows or 1, 1, tokens, tokens]; padding sees itself alone, so that it stays finite."""
+    position = torch.arange(num_tokens, device=device)
+    distance = position[:, None] - position[None, :]
+    mask = distance >= 0
+    if window is not None:
+        mask &= distance < window
+    mask = mask[None, None]
+    if pads is not None:
+        mask = (mask & (position >= pads[:, None])[:, None, None, :]) | (distance == 0)
+    return mask
+
+
+def attend_rows(
+    query: torch.Tensor, view: KvView, row: int, total: int, pads: torch.Tensor | None, how: Math
+) -> torch.Tensor:
+    """One new token's attention to `total` cached tokens of a view's rows from `row` on; [rows, heads, 1, head_dim].
+
+    The query heads that share a K and V head are treated as queries of one head, so nothing is repeated.
+    """
+    start = max(0, total - how.window) if how.window is not None else 0
+    result = torch.empty_like(query)
+    for first, count in _chunks(query.shape[0], view, total - start):
+        rows = slice(first, first + count)
+        key, value = view.read(start, total, row + first, count)
+        grouped = query[rows].reshape(count, view.num_heads, -1, view.head_dim)
+        mask = None
+        if pads is not None:
+            mask = (torch.arange(start, total, device=query.device) >= pads[rows, None])[:, None, None, :]
+        attended = _attend(grouped, key, value, mask, how, causal=False)
+        result[rows] = attended.reshape(count, query.shape[1], 1, view.head_dim)
+    return result
+
+
+def _chunks(num_rows: int, view: KvView, num_tokens: int) -> Iterator[tuple[int, int]]:
+    """(first, count): all rows at once, or as many as may be dequantised at once."""
+    per_row = 2 * num_tokens * view.num_heads * view.head_dim * view.dtype.itemsize
+    count = max(1, ATTENTION_CHUNK_BYTES // per_row) if view.quantised else num_rows
+    for first in range(0, num_rows, count):
+        yield first, min(count, num_rows - first)
+
+
+def _attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, how: Math, *, causal: bool
+) -> torch.Tensor:
+    """Softmax attention; with a soft cap, which SDPA does not know, written out."""
+    if how.softcap is None:
+        return functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, scale=how.scale, is_causal=causal and query.shape[2] > 1
+        )
+    scores = torch.tanh(query @ key.transpose(-1, -2) * how.scale / how.softcap) * how.softcap
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype) @ value

@@ -1,0 +1,90 @@
+"""One block in the engine: its gpu batches' state between tasks, clipped to the rows that it really has."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+
+import torch
+
+from executor.batching import Block, GpuBatch
+from executor.sampling import Sampler
+from executor.template import Arguments
+from planner.ledger import Sizes
+from planner.placement import CACHE_GROUPS, CacheRows, TierRows
+from planner.policy import TIERS
+
+
+@dataclass(slots=True)
+class BatchState:
+    """A gpu batch while it is generated for."""
+
+    batch: GpuBatch
+    sampler: Sampler
+    cache_rows: CacheRows
+    activation_rows: TierRows
+    pads: torch.Tensor | None
+    """[rows] left padding on the compute device; None where nothing is padded."""
+    chunks: tuple[tuple[int, int], ...]
+    """(first row, rows) of each prefill chunk."""
+    arguments: list[tuple[Arguments, ...]] = field(default_factory=list)
+    """For each chunk of this token, each layer's arguments."""
+    last_hidden: torch.Tensor | None = None
+    """[rows, hidden]: the last layer's output at the last position."""
+    next_ids: torch.Tensor | None = None
+    """[rows] on the compute device."""
+    sampled: dict[int, torch.Tensor] = field(default_factory=dict)
+    """Token number -> ids on the host, until they are accepted."""
+
+    @property
+    def num_rows(self) -> int:
+        """Sequences of the gpu batch."""
+        return len(self.batch.requests)
+
+    def past(self, i: int) -> int:
+        """Tokens cached before token i."""
+        return 0 if i == 0 else self.batch.prompt_len + i - 1
+
+    def num_new(self, i: int) -> int:
+        """Tokens that token i's pass feeds in."""
+        return self.batch.prompt_len if i == 0 else 1
+
+    def chunks_of(self, i: int) -> tuple[tuple[int, int], ...]:
+        """Prefill goes in chunks of rows, decode takes all at once."""
+        return self.chunks if i == 0 else ((0, self.num_rows),)
+
+
+def batch_states(block: Block, samplers: list[Sampler], sizes: Sizes, device: torch.device) -> list[BatchState]:
+    """The state of each gpu batch of a block; rows beyond a batch's own are cut from the slowest tier up."""
+    states = []
+    for k, (batch, sampler) in enumerate(zip(block.gpu_batches, samplers, strict=True)):
+        rows, step = len(batch.requests), sizes.policy.prefill_rows
+        states.append(
+            BatchState(
+                batch=batch,
+                sampler=sampler,
+                cache_rows=CacheRows(**_clip(sizes.placement.cache_rows[k], CACHE_GROUPS, rows)),
+                activation_rows=TierRows(**_clip(sizes.placement.activation_rows[k], TIERS, rows)),
+                pads=torch.tensor(batch.pad_lens, device=device) if any(batch.pad_lens) else None,
+                chunks=tuple((first, min(step, rows - first)) for first in range(0, rows, step)),
+            )
+        )
+    return states
+
+
+def clipped_sizes(sizes: Sizes, states: list[BatchState]) -> Sizes:
+    """The sizes of this block, whose gpu batches may be fewer and smaller than planned."""
+    placement = dataclasses.replace(
+        sizes.placement,
+        cache_rows=tuple(state.cache_rows for state in states),
+        activation_rows=tuple(state.activation_rows for state in states),
+    )
+    return Sizes(sizes.model, sizes.workload, sizes.policy, placement, sizes.compute_tier)
+
+
+def _clip(rows: CacheRows | TierRows, names: tuple[str, ...], total: int) -> dict[str, int]:
+    clipped, left = {}, total
+    for name in names:
+        clipped[name] = min(getattr(rows, name), left)
+        left -= clipped[name]
+    return clipped

@@ -1,0 +1,153 @@
+"""KV homes and slots: rows over tiers, laid out [token, K or V, row, vector] so that the first t tokens are one copy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from executor.arena import Arena
+from executor.disk import DiskFile, DiskStore
+from executor.quantize import dequantise, quantise
+from planner.layout import cache_slot_offsets, group_bytes, group_tier, token_stride
+from planner.ledger import Sizes
+from planner.placement import CacheGroup, CacheRows
+from planner.policy import Tier
+
+
+@dataclass(frozen=True, slots=True)
+class KvView:
+    """K and V of some rows, wherever they are; `data` is uint8 and starts at token 0."""
+
+    data: torch.Tensor
+    rows: int
+    stride: int
+    """Bytes from one token to the next."""
+    num_heads: int
+    head_dim: int
+    dtype: torch.dtype
+    quantised: bool
+    vector_bytes: int
+
+    def token_bytes(self, start: int, stop: int) -> torch.Tensor:
+        """The contiguous bytes of tokens [start, stop)."""
+        return self.data[start * self.stride : stop * self.stride]
+
+    def write(self, start: int, row: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Put [rows, heads, tokens, head_dim] K and V at token `start` of the rows from `row` on."""
+        num_rows, _, num_tokens, _ = key.shape
+        both = torch.stack((key, value)).permute(3, 0, 1, 2, 4).reshape(num_tokens, 2, num_rows, -1)
+        target = self._tokens(start, start + num_tokens)[:, :, row : row + num_rows]
+        if self.quantised:
+            packed = torch.empty(*both.shape[:3], self.vector_bytes, dtype=torch.uint8, device=both.device)
+            quantise(both, packed)
+            target.copy_(packed)
+        else:
+            target.copy_(both)
+
+    def read(self, start: int, stop: int, row: int, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """K and V [rows, heads, tokens, head_dim] of tokens [start, stop): views where unquantised."""
+        tokens = self._tokens(start, stop)[:, :, row : row + num_rows]
+        if self.quantised:
+            n = self.num_heads * self.head_dim
+            values = torch.empty(*tokens.shape[:3], n, dtype=self.dtype, device=tokens.device)
+            dequantise(tokens, n, values)
+            tokens = values
+        shaped = tokens.unflatten(-1, (self.num_heads, self.head_dim)).permute(1, 2, 3, 0, 4)
+        return shaped[0], shaped[1]
+
+    def _tokens(self, start: int, stop: int) -> torch.Tensor:
+        """[tokens, 2, rows, vector]: elements of the model's dtype, or packed bytes."""
+        data = self.token_bytes(start, stop)
+        typed = data if self.quantised else data.view(self.dtype)
+        size = typed.element_size()
+        vector = self.vector_bytes // size
+        return typed.as_strided(
+            (stop - start, 2, self.rows, vector), (self.stride // size, self.rows * vector, vector, 1)
+        )
+
+
+class CacheHomes:
+    """The homes of all cache groups: an arena on gpu and cpu, a file on disk; and the slots groups are loaded into."""
+
+    def __init__(self, sizes: Sizes, *, compute_device: torch.device, store: DiskStore | None) -> None:
+        self.sizes = sizes
+        self.dtype = getattr(torch, sizes.model.dtype)
+        host = torch.device("cpu")
+        register = compute_device.type == "cuda"
+        self._arenas = {
+            "gpu": Arena(sizes.cache("gpu"), compute_device, register=False),
+            "cpu": Arena(sizes.cache("cpu"), host, register=register),
+        }
+        self.file: DiskFile | None = store.create("cache", sizes.cache("disk")) if store and sizes.cache("disk") else None
+        slots = sizes.policy.cache_slots
+        self._slot_arena = Arena(slots * sizes.cache_slot(), compute_device, register=False)
+        self._staging_arena = Arena(slots * sizes.cache_staging(), host, register=register)
+        self.slots = [self._slot_arena.take(sizes.cache_slot()) for _ in range(slots)]
+        self.staging = [self._staging_arena.take(sizes.cache_staging()) for _ in range(slots)]
+        self._bases = self._region_bases()
+
+    def _region_bases(self) -> dict[tuple[int, CacheGroup], tuple[int, int]]:
+        """(k, group) -> (offset in its tier within a layer, bytes)."""
+        used: dict[Tier, int] = {"gpu": 0, "cpu": 0, "disk": 0}
+        bases = {}
+        for k, rows in enumerate(self.sizes.placement.cache_rows):
+            for group, count in rows.counts():
+                if count:
+                    nbytes = group_bytes(group, count, self.sizes.vector_bytes, self.sizes.workload.max_len)
+                    bases[k, group] = (used[group_tier(group)], nbytes)
+                    used[group_tier(group)] += nbytes
+        self._layer_bytes = used
+        return bases
+
+    def home(self, j: int, k: int, group: CacheGroup, rows: int) -> KvView:
+        """A group's home on the gpu or cpu tier, for `rows` rows (no more than planned)."""
+        tier = group_tier(group)
+        offset, nbytes = self._bases[k, group]
+        start = j * self._layer_bytes[tier] + offset
+        return self._view(self._arenas[tier].tensor[start : start + nbytes], group, rows)
+
+    def disk_offset(self, j: int, k: int, group: CacheGroup) -> int:
+        """Where a disk group starts in the cache file."""
+        return j * self._layer_bytes["disk"] + self._bases[k, group][0]
+
+    def in_slot(self, slot: int, rows: CacheRows, num_tokens: int, *, prefill: bool) -> dict[CacheGroup, KvView]:
+        """The groups a slot of the compute tier holds while it works on these rows."""
+        offsets = cache_slot_offsets(
+            rows, self.sizes.vector_bytes, num_tokens, self.sizes.compute_tier, prefill=prefill
+        )
+        counts = dict(rows.counts())
+        return {
+            group: self._view(self.slots[slot][offset : offset + nbytes], group, counts[group])
+            for group, (offset, nbytes) in offsets.items()
+        }
+
+    def in_staging(self, slot: int, rows: CacheRows, num_tokens: int) -> dict[CacheGroup, KvView]:
+        """The disk groups of a slot in the host buffer they pass through."""
+        views, used = {}, 0
+        for group, count in rows.counts():
+            if count and group_tier(group) == "disk" and self.sizes.compute_tier == "gpu":
+                nbytes = group_bytes(group, count, self.sizes.vector_bytes, num_tokens)
+                views[group] = self._view(self.staging[slot][used : used + nbytes], group, count)
+                used += nbytes
+        return views
+
+    def _view(self, data: torch.Tensor, group: CacheGroup, rows: int) -> KvView:
+        model, vector_bytes = self.sizes.model, self.sizes.vector_bytes
+        return KvView(
+            data=data,
+            rows=rows,
+            stride=token_stride(group, rows, vector_bytes),
+            num_heads=model.num_kv_heads,
+            head_dim=model.head_dim,
+            dtype=self.dtype,
+            quantised=self.sizes.policy.kv_bits == 4,
+            vector_bytes=vector_bytes,
+        )
+
+    def close(self) -> None:
+        """Give the memory back; the store removes the file."""
+        self.slots.clear()
+        self.staging.clear()
+        for arena in (*self._arenas.values(), self._slot_arena, self._staging_arena):
+            arena.close()

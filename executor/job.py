@@ -1,0 +1,203 @@
+"""A job: a plan, a model, prompts in, result lines out; block by block, resumable, never over its ledger."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from executor import memory, preflight
+from executor.batching import Block, make_blocks
+from executor.checkpoint import Checkpoint
+from executor.engine import Engine, EngineOptions
+from executor.loading import LoadProgress
+from executor.progress import Reporter
+from executor.report import JobTotals, make_report
+from executor.requests import Request, read_requests, synthetic_requests
+from executor.results import ResultFile
+from executor.sampling import Completion, Sampler
+from executor.tokenize import load_tokenizer
+from hwprofiles.errors import UserError
+from planner.plan import Plan
+from planner.report import RunReport
+
+DUMMY_SEED = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobOptions:
+    """What to run and where its files are."""
+
+    model_dir: Path | None
+    """A checkpoint directory; None for dummy weights."""
+    input_path: Path | None = None
+    """JSONL; None for synthetic prompts of the workload's lengths."""
+    output_path: Path | None = None
+    offload_dir: Path
+    overlap: bool = True
+    first: int | None = None
+    """Only so many prompts of the input, greedily: what `verify` compares."""
+
+
+def compute_device(plan: Plan) -> torch.device:
+    """The device a plan computes on; a UserError where this machine lacks it."""
+    if plan.hardware.compute_tier != "gpu" or plan.hardware.emulated:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError(
+            f"the plan is for {plan.hardware.name}, which computes on a GPU, but torch finds no CUDA device here; "
+            "measure this machine with: hwprofile measure -o hw.yaml, and plan again"
+        )
+    return torch.device("cuda", 0)
+
+
+@contextmanager
+def gpu_cap(plan: Plan, device: torch.device) -> Iterator[None]:
+    """Hold torch's allocator to the plan's gpu limit, so that a 16 GB plan lives in 16 GB on a larger card."""
+    if device.type != "cuda":
+        yield
+        return
+    total = torch.cuda.get_device_properties(device).total_memory
+    share = max(0, plan.hardware.gpu_bytes - plan.hardware.context_bytes) / total
+    torch.cuda.set_per_process_memory_fraction(min(1.0, share), device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+
+
+def run_job(
+    plan: Plan,
+    options: JobOptions,
+    reporter: Reporter,
+    loading: LoadProgress,
+    sink: Callable[[Sequence[Completion]], None] = lambda _: None,
+) -> RunReport:
+    """Run all pending prompts; the results file is whole after every block, however the run ends.
+
+    `sink` is given each block's completions once their lines are safe.
+    """
+    device = compute_device(plan)
+    spec = plan.model.spec()
+    checkpoint = Checkpoint(options.model_dir, spec) if options.model_dir else None
+    tokenizer = load_tokenizer(options.model_dir) if options.model_dir and options.input_path else None
+    requests = job_requests(plan, options, tokenizer)
+    with ExitStack() as stack:
+        results, pending = None, list(requests)
+        if options.output_path:
+            results = stack.enter_context(ResultFile(options.output_path, requests, model=plan.model.name))
+            pending = results.pending
+        blocks = make_blocks(
+            pending,
+            gpu_batch_size=plan.policy.gpu_batch_size,
+            num_gpu_batches=plan.policy.num_gpu_batches,
+            pad_id=pad_id(tokenizer),
+        )
+        preflight.check(plan, offload_dir=options.offload_dir, device=device)
+        stack.enter_context(gpu_cap(plan, device))
+        memory.reset_peak()
+        engine = Engine(plan, EngineOptions(device=device, offload_dir=options.offload_dir, overlap=options.overlap))
+        stack.callback(engine.close)
+        load_weights(engine, checkpoint, loading)
+        eos_ids = end_of_sequence_ids(options.model_dir)
+        totals = JobTotals()
+        _announce(reporter, requests, pending)
+        stack.callback(reporter.finished)
+        for block in blocks:
+            completions = _run_block(engine, block, eos_ids, tokenizer, reporter)
+            if results:
+                results.append(completions)
+            totals.add(block, completions)
+            sink(completions)
+        return make_report(plan, engine, totals, device)
+
+
+def _run_block(
+    engine: Engine,
+    block: Block,
+    eos_ids: frozenset[int],
+    tokenizer: PreTrainedTokenizerBase | None,
+    reporter: Reporter,
+) -> list[Completion]:
+    """Generate one block."""
+    samplers = [
+        Sampler(batch, eos_ids=eos_ids, tokenizer=tokenizer, device=engine.options.device)
+        for batch in block.gpu_batches
+    ]
+    engine.generate(block, samplers, reporter)
+    completions = [completion for sampler in samplers for completion in sampler.results()]
+    reporter.dropped(sum(max(0, c.request.max_tokens - len(c.token_ids) - 1) for c in completions))
+    return completions
+
+
+def load_weights(engine: Engine, checkpoint: Checkpoint | None, loading: LoadProgress) -> None:
+    """The checkpoint's weights, or random ones, into their homes."""
+    with loading:
+        if checkpoint is None:
+            engine.load_dummy(DUMMY_SEED)
+        else:
+            engine.load(checkpoint, loading.advance)
+
+
+def job_requests(plan: Plan, options: JobOptions, tokenizer: PreTrainedTokenizerBase | None) -> list[Request]:
+    """The prompts of the input file, or synthetic ones; each must fit the plan's workload."""
+    spec, workload = plan.model.spec(), plan.workload
+    if options.input_path is None:
+        num = workload.num_prompts or plan.policy.block_size
+        return _first_greedy(
+            synthetic_requests(num, workload.prompt_len, workload.gen_len, spec.vocab_size), options.first
+        )
+    if tokenizer is None:
+        raise UserError("--input needs a tokenizer: give --model-path DIR (dummy weights run on synthetic prompts only)")
+    requests = read_requests(
+        options.input_path, tokenizer, default_max_tokens=workload.gen_len, max_positions=spec.max_positions
+    )
+    _check_lengths(requests, plan)
+    return _first_greedy(requests, options.first)
+
+
+def _first_greedy(requests: Sequence[Request], first: int | None) -> list[Request]:
+    if first is None:
+        return list(requests)
+    return [dataclasses.replace(request, temperature=0.0) for request in requests[:first]]
+
+
+def _check_lengths(requests: Sequence[Request], plan: Plan) -> None:
+    longest = max(requests, key=lambda request: len(request.prompt_ids))
+    if len(longest.prompt_ids) > plan.workload.prompt_len:
+        raise UserError(
+            f"{longest.custom_id}: the prompt has {len(longest.prompt_ids)} tokens, the plan was made for "
+            f"{plan.workload.prompt_len}; search again with --prompt-len {len(longest.prompt_ids)}"
+        )
+    furthest = max(requests, key=lambda request: request.max_tokens)
+    if furthest.max_tokens > plan.workload.gen_len:
+        raise UserError(
+            f"{furthest.custom_id}: max_tokens is {furthest.max_tokens}, the plan was made for "
+            f"{plan.workload.gen_len}; search again with --gen-len {furthest.max_tokens}"
+        )
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase | None) -> int:
+    """Any token will do where nothing attends to it; the tokenizer's own if it has one."""
+    found = tokenizer.pad_token_id if tokenizer else None
+    return int(found) if found is not None else 0
+
+
+def end_of_sequence_ids(model_dir: Path | None) -> frozenset[int]:
+    """The ids that end a sequence, as the checkpoint's generation config (or config) names them."""
+    if model_dir is None:
+        return frozenset()
+    name = "generation_config.json" if (model_dir / "generation_config.json").is_file() else "config.json"
+    found = GenerationConfig.from_pretrained(model_dir, config_file_name=name).eos_token_id
+    return frozenset(found if isinstance(found, list) else [] if found is None else [found])
+
+
+def _announce(reporter: Reporter, requests: Sequence[Request], pending: Sequence[Request]) -> None:
+    total = sum(request.max_tokens for request in requests)
+    left = sum(request.max_tokens for request in pending)
+    reporter.started(total, total - left, sum(len(request.prompt_ids) for request in pending))

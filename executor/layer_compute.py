@@ -1,0 +1,137 @@
+"""The compute tasks: prelude, layers and tail of one gpu batch, by way of the model's own modules."""
+
+from __future__ import annotations
+
+import torch
+
+from executor.activations import ActivationHomes
+from executor.attention import ATTENTION_NAME, Part, RowAttention, Step, TierCache
+from executor.block import BatchState
+from executor.cache import CacheHomes, KvView
+from executor.template import LayerTemplates
+from executor.weight_slots import WeightSlots
+from executor.weights import WeightHomes
+from planner.layout import is_resident
+from planner.ledger import Sizes
+from planner.placement import CacheGroup, group_tier
+from planner.schedule import PRELUDE, Task
+
+
+class LayerCompute:
+    """Runs one compute task: the embedding, a layer over all rows of a gpu batch, or head and sampling."""
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        device: torch.device,
+        weights: WeightSlots,
+        caches: CacheHomes,
+        activations: ActivationHomes,
+    ) -> None:
+        self.sizes, self.device = sizes, device
+        self.weights, self.caches, self.activations = weights, caches, activations
+        self.attention = RowAttention()
+        self.templates = LayerTemplates(sizes.model, device, ATTENTION_NAME)
+        self.cache = TierCache(self.attention, gather=not sizes.model.cpu_attention)
+        self._bound: tuple[int, int] | None = None
+
+    def bind_ends(self, homes: WeightHomes) -> None:
+        """Once the weights are loaded."""
+        self.templates.bind_ends({tensor.name: homes.end(tensor.name) for tensor in self.sizes.model.ends})
+
+    def start_block(self) -> None:
+        """Slots hold other layers now."""
+        self._bound = None
+
+    def run(self, task: Task, state: BatchState) -> tuple[int, float]:
+        """Do the task; (bytes, seconds) of the attention that the CPU did within it."""
+        if task.j == PRELUDE:
+            self._prelude(task, state)
+        elif task.j == len(self.sizes.model.layers):
+            self._tail(task, state)
+        else:
+            return self._layer(task, state)
+        return 0, 0.0
+
+    def _prelude(self, task: Task, state: BatchState) -> None:
+        """Embed this token's ids, and record what each layer is called with, chunk by chunk."""
+        past, num_new = state.past(task.i), state.num_new(task.i)
+        ids = state.batch.input_ids if task.i == 0 else state.next_ids
+        assert ids is not None
+        ids = ids.to(self.device).view(state.num_rows, num_new)
+        working = self.activations.working(task.k, task.slots.activation, state.activation_rows, num_new)
+        state.arguments.clear()
+        for first, count in state.chunks_of(task.i):
+            pads = None if state.pads is None else state.pads[first : first + count]
+            self.attention.step = Step(first, count, past, [], pads)
+            positions = torch.arange(past, past + num_new, device=self.device)[None].expand(count, -1)
+            mask = None
+            if pads is not None:
+                mask = (torch.arange(past + num_new, device=self.device) >= pads[:, None]).long()
+                positions = (positions - pads[:, None]).clamp(min=0)
+            recorded = self.templates.prelude(ids[first : first + count], positions, mask, self.cache)
+            working[first : first + count] = recorded.hidden
+            state.arguments.append(recorded.arguments)
+
+    def _layer(self, task: Task, state: BatchState) -> tuple[int, float]:
+        """One layer over the gpu batch's rows; its output replaces its input, or goes to the tail."""
+        if self._bound != (task.i, task.j):
+            self.templates.bind_layer(task.j, self.weights.tensors(task.j, task.slots))
+            self._bound = (task.i, task.j)
+        past, num_new = state.past(task.i), state.num_new(task.i)
+        working = self.activations.working(task.k, task.slots.activation, state.activation_rows, num_new)
+        parts, is_last = self.parts(task, state), task.j == len(self.sizes.model.layers) - 1
+        if is_last:
+            state.last_hidden = torch.empty_like(working[:, -1])
+        num_bytes, seconds = 0, 0.0
+        for (first, count), arguments in zip(state.chunks_of(task.i), state.arguments, strict=True):
+            rows = slice(first, first + count)
+            pads = None if state.pads is None else state.pads[rows]
+            step = self.attention.step = Step(first, count, past, parts, pads)
+            output = self.templates.run_layer(task.j, working[rows], arguments[task.j])
+            if is_last and state.last_hidden is not None:
+                state.last_hidden[rows] = output[:, -1]
+            else:
+                working[rows] = output
+            num_bytes, seconds = num_bytes + step.attend_bytes, seconds + step.attend_s
+        return num_bytes, seconds
+
+    def _tail(self, task: Task, state: BatchState) -> None:
+        """Logits of the last position, the next token of each row, and its copy for the host."""
+        assert state.last_hidden is not None
+        logits = self.templates.tail(state.last_hidden)
+        self.observe_logits(task, logits)
+        state.next_ids = state.sampler.sample(logits.float())
+        on_gpu = self.device.type == "cuda"
+        ids = torch.empty(state.num_rows, dtype=torch.long, pin_memory=on_gpu)
+        state.sampled[task.i] = ids.copy_(state.next_ids, non_blocking=on_gpu)
+
+    def observe_logits(self, task: Task, logits: torch.Tensor) -> None:
+        """[rows, vocab] of one token of one gpu batch; `verify` listens here."""
+
+    def parts(self, task: Task, state: BatchState) -> list[Part]:
+        """Where this gpu batch's K and V are while layer j works on them."""
+        prefill = task.i == 0
+        num_tokens = state.batch.prompt_len if prefill else self.sizes.workload.max_len
+        in_slot: dict[CacheGroup, KvView] = {}
+        if task.slots.cache >= 0:
+            in_slot = self.caches.in_slot(task.slots.cache, state.cache_rows, num_tokens, prefill=prefill)
+        parts, first = [], 0
+        for group, count in state.cache_rows.counts():
+            if not count:
+                continue
+            if is_resident(group, self.sizes.compute_tier):
+                view, on_cpu = self.caches.home(task.j, task.k, group, count), False
+            elif group in in_slot:
+                view, on_cpu = in_slot[group], False
+            elif group_tier(group) == "disk":
+                view, on_cpu = self.staged(task, state)[group], True
+            else:
+                view, on_cpu = self.caches.home(task.j, task.k, group, count), True
+            parts.append(Part(first, view, on_cpu))
+            first += count
+        return parts
+
+    def staged(self, task: Task, state: BatchState) -> dict[CacheGroup, KvView]:
+        """The disk rows of this gpu batch in the host buffer of its cache slot."""
+        return self.caches.in_staging(task.slots.cache, state.cache_rows, self.sizes.workload.max_len)

@@ -1,0 +1,185 @@
+"""The model's own modules, built without weights: layers to be filled from slots, and the ends to be run from outside.
+
+No decoder layer is written here. The layer list is replaced by recorders, so one forward of the model yields every
+layer's arguments (the prelude), and another one from the last recorder on gives the logits (the tail).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.initialization import no_init_weights
+
+from hwprofiles.errors import UserError
+from planner.model import ModelSpec
+
+Arguments = dict[str, object]
+
+
+class _Prelude(Exception):
+    """Raised by the last recorder: every layer's arguments are known, the tail is not wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """One forward's prelude: the hidden states that enter layer 0 and each layer's keyword arguments."""
+
+    hidden: torch.Tensor
+    """[rows, tokens, hidden]"""
+    arguments: tuple[Arguments, ...]
+
+
+class _Recorder(nn.Module):
+    """Stands in for a layer: notes its arguments and passes its input on."""
+
+    def __init__(self, layer: nn.Module, owner: LayerTemplates) -> None:
+        super().__init__()
+        object.__setattr__(self, "_owner", owner)
+        object.__setattr__(self, "_layer", layer)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(object.__getattribute__(self, "_layer"), name)
+
+    def forward(self, hidden: torch.Tensor, *positional: object, **arguments: object) -> object:
+        return object.__getattribute__(self, "_owner").record(self, hidden, positional, arguments)
+
+
+class _HasLogits(Protocol):
+    logits: torch.Tensor
+
+
+class LayerTemplates:
+    """A causal language model whose layers hold no weights of their own.
+
+    Errors: UserError for a family whose attention does not go through transformers' attention interface when
+    `attention` names a registered function.
+    """
+
+    def __init__(self, spec: ModelSpec, device: torch.device, attention: str) -> None:
+        config = AutoConfig.for_model(**_config_arguments(spec))
+        config._attn_implementation_internal = None
+        implementation = attention if spec.cpu_attention else "eager"
+        with torch.device("meta"), no_init_weights():
+            model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, spec.dtype))
+        model.config._attn_implementation = implementation
+        for module in model.modules():
+            if isinstance(getattr(module, "config", None), type(model.config)):
+                cast(PreTrainedModel, module).config._attn_implementation = implementation
+        self.model: PreTrainedModel = model.eval()
+        self.spec, self.device = spec, device
+        _materialise_buffers(self.model, device)
+        layers = cast(nn.ModuleList, self.model.get_submodule(spec.layer_prefix))
+        self.layers = tuple(layers)
+        self._recorders = [_Recorder(layer, self) for layer in self.layers]
+        parent, _, name = spec.layer_prefix.rpartition(".")
+        setattr(self.model.get_submodule(parent), name, nn.ModuleList(self._recorders))
+        self._takes_positions = "position_ids" in inspect.signature(self.model.forward).parameters
+        self._slots = [_parameter_owners(layer) for layer in self.layers]
+        self._heard: list[tuple[torch.Tensor, Arguments]] = []
+        self._tail_input: torch.Tensor | None = None
+
+    def bind_ends(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Give embeddings, final norm and head their weights, by full parameter name; tied names share."""
+        for name, tensor in tensors.items():
+            owner, _, attribute = name.rpartition(".")
+            self.model.get_submodule(owner)._parameters[attribute] = nn.Parameter(tensor, requires_grad=False)
+        self.model.tie_weights()
+        missing = [name for name, parameter in self.model.named_parameters() if parameter.is_meta]
+        if missing:
+            raise UserError(f"{self.spec.name}: no weights for {', '.join(missing[:3])}; is the model description right?")
+
+    def bind_layer(self, j: int, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Point layer j's parameters at these tensors, by name within the layer."""
+        owners = self._slots[j]
+        for name, tensor in tensors.items():
+            parameters, attribute = owners[name]
+            parameters[attribute] = tensor  # type: ignore[assignment]  # a plain view: nothing is trained here
+
+    def run_layer(self, j: int, hidden: torch.Tensor, arguments: Arguments) -> torch.Tensor:
+        """Layer j's output [rows, tokens, hidden]; some families return it in a tuple."""
+        result = self.layers[j](hidden, **arguments)
+        return cast(torch.Tensor, result[0] if isinstance(result, tuple) else result)
+
+    def prelude(
+        self, input_ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, cache: Cache
+    ) -> Recorded:
+        """Embed [rows, tokens] ids and record what each layer is called with."""
+        extra: Arguments = {"position_ids": positions} if self._takes_positions else {}
+        self._heard, self._tail_input = [], None
+        try:
+            self.model(input_ids=input_ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra)
+        except _Prelude:
+            heard, self._heard = self._heard, []
+            return Recorded(heard[0][0], tuple(arguments for _, arguments in heard))
+        raise AssertionError("the model's forward did not reach its last layer")
+
+    def tail(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits [rows, vocab] for the last layer's output [rows, hidden]."""
+        self._tail_input = hidden[:, None]
+        ids = torch.zeros(hidden.shape[0], 1, dtype=torch.long, device=self.device)
+        try:
+            output = cast(_HasLogits, self.model(input_ids=ids, use_cache=False))
+        finally:
+            self._tail_input = None
+        return output.logits[:, -1]
+
+    def record(
+        self, recorder: _Recorder, hidden: torch.Tensor, positional: tuple[object, ...], arguments: Arguments
+    ) -> object:
+        """A recorder was called: in a prelude note the arguments, in a tail let the last one answer."""
+        if self._tail_input is not None:
+            return self._answer(self._tail_input if recorder is self._recorders[-1] else hidden)
+        layer = self.layers[len(self._heard)]
+        self._heard.append((hidden, {**_named(layer, positional), **arguments}))
+        if recorder is self._recorders[-1]:
+            raise _Prelude
+        return self._answer(hidden)
+
+    def _answer(self, hidden: torch.Tensor) -> object:
+        return (hidden, None) if self.spec.config["model_type"] in TUPLE_FAMILIES else hidden
+
+
+TUPLE_FAMILIES = frozenset({"bloom", "falcon"})
+"""Families whose layers return (hidden states, attention weights)."""
+
+
+def _config_arguments(spec: ModelSpec) -> dict[str, object]:
+    dropped = ("architectures", "torch_dtype", "dtype", "transformers_version", "quantization_config")
+    return {key: value for key, value in spec.config.items() if key not in dropped}
+
+
+def _named(layer: nn.Module, positional: tuple[object, ...]) -> Arguments:
+    """Positional arguments after the hidden states, by the names the layer's forward gives them."""
+    if not positional:
+        return {}
+    names = list(inspect.signature(layer.forward).parameters)[1:]
+    return dict(zip(names, positional, strict=False))
+
+
+def _parameter_owners(layer: nn.Module) -> dict[str, tuple[dict[str, nn.Parameter | None], str]]:
+    """For each parameter name of a layer, the dictionary that holds it and its key there."""
+    return {
+        name: (layer.get_submodule(name.rpartition(".")[0])._parameters, name.rpartition(".")[2])
+        for name, _ in layer.named_parameters()
+    }
+
+
+def _materialise_buffers(model: PreTrainedModel, device: torch.device) -> None:
+    """Buffers (rotary frequencies and the like) are computed, not loaded: let the model initialise its own."""
+    for module in model.modules():
+        if not module._buffers:
+            continue
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty_like(buffer, device="cpu")
+        model._init_weights(module)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = buffer.to(device)

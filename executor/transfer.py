@@ -1,0 +1,176 @@
+"""Lanes: each resource's tasks in order, each on its own stream (CUDA) or thread; every copy runs in one.
+
+A lane waits for a task's dependencies in both directions: a stream waits for other streams' events on the device, a
+thread waits for events on the host. Nothing waits for the whole device.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import torch
+
+from planner.schedule import Resource, Task
+
+Body = Callable[[], int]
+"""Does a task; returns the bytes it moved."""
+Delay = Callable[[Task], float]
+"""Seconds to hold a task back: for tests, which look for missing dependencies."""
+
+
+@dataclass(slots=True)
+class Handle:
+    """A task on its way: when it is issued, done, and what it took."""
+
+    task: Task
+    issued: threading.Event = field(default_factory=threading.Event)
+    device_event: torch.cuda.Event | None = None
+    start_event: torch.cuda.Event | None = None
+    start_s: float = 0.0
+    stop_s: float = 0.0
+    num_bytes: int = 0
+
+    def wait(self) -> None:
+        """Block until the task is done, on the device too."""
+        self.issued.wait()
+        if self.device_event is not None:
+            self.device_event.synchronize()
+
+    def is_done(self) -> bool:
+        """Whether `wait` would return at once."""
+        return self.issued.is_set() and (self.device_event is None or self.device_event.query())
+
+    def seconds(self) -> float:
+        """Measured on the device where the task ran on a stream."""
+        if self.start_event is not None and self.device_event is not None:
+            return self.start_event.elapsed_time(self.device_event) / 1e3
+        return self.stop_s - self.start_s
+
+
+class Failure:
+    """The first error of any lane; after it, lanes let their tasks pass undone so that nobody waits for ever."""
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+        self._lock = threading.Lock()
+
+    def note(self, error: BaseException) -> None:
+        """Keep the first."""
+        with self._lock:
+            self.error = self.error or error
+
+    def check(self) -> None:
+        """Raise it in the caller's thread."""
+        if self.error is not None:
+            raise self.error
+
+
+class Lane:
+    """One resource's tasks, first in first out, on a thread of its own."""
+
+    def __init__(self, stream: torch.cuda.Stream | None, failure: Failure, delay: Delay | None) -> None:
+        self.stream, self.failure, self.delay = stream, failure, delay
+        self._queue: queue.SimpleQueue[tuple[Handle, list[Handle], Body] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def put(self, handle: Handle, deps: list[Handle], body: Body) -> None:
+        """Queue a task behind those it depends on."""
+        self._queue.put((handle, deps, body))
+
+    def close(self) -> None:
+        """Finish what is queued and end the thread."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        with torch.inference_mode():
+            while (item := self._queue.get()) is not None:
+                handle, deps, body = item
+                try:
+                    if self.failure.error is None:
+                        run_task(handle, deps, body, self.stream, self.delay)
+                except BaseException as error:
+                    self.failure.note(error)
+                finally:
+                    handle.issued.set()
+
+
+def run_task(
+    handle: Handle, deps: list[Handle], body: Body, stream: torch.cuda.Stream | None, delay: Delay | None
+) -> None:
+    """Wait for the dependencies, then do a task and note when it ran."""
+    for dep in deps:
+        if stream is None:
+            dep.wait()
+        else:
+            dep.issued.wait()
+            if dep.device_event is not None:
+                stream.wait_event(dep.device_event)
+    if delay is not None:
+        _hold_back(delay(handle.task), stream)
+    with torch.cuda.stream(stream) if stream is not None else nullcontext():
+        if stream is not None:
+            handle.start_event = torch.cuda.Event(enable_timing=True)
+            handle.start_event.record(stream)
+        handle.start_s = time.perf_counter()
+        handle.num_bytes = body()
+        handle.stop_s = time.perf_counter()
+        if stream is not None:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record(stream)
+            handle.device_event = event
+
+
+def _hold_back(seconds: float, stream: torch.cuda.Stream | None) -> None:
+    if stream is None:
+        time.sleep(seconds)
+        return
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(int(seconds * 1.5e9))  # cycles
+
+
+class Lanes:
+    """All lanes of a run. With `overlap` off, a task is done when `submit` returns."""
+
+    def __init__(self, device: torch.device, *, overlap: bool, delay: Delay | None = None) -> None:
+        self.device, self.overlap, self.delay = device, overlap, delay
+        self.failure = Failure()
+        self._lanes: dict[Resource, Lane] = {}
+        self._handles: dict[int, Handle] = {}
+        self._streams: Mapping[Resource, torch.cuda.Stream] = {}
+        if device.type == "cuda":
+            self._streams = {name: torch.cuda.Stream(device) for name in ("h2d", "d2h", "gpu")}
+
+    def submit(self, task: Task, body: Body) -> Handle:
+        """Hand a task to its resource's lane; raises the first error any lane has met."""
+        self.failure.check()
+        handle = Handle(task)
+        deps = [self._handles[dep] for dep in task.deps if dep in self._handles]
+        self._handles[task.id] = handle
+        stream = self._streams.get(task.resource)
+        if not self.overlap:
+            run_task(handle, deps, body, stream, self.delay)
+            handle.issued.set()
+            handle.wait()
+            return handle
+        if task.resource not in self._lanes:
+            self._lanes[task.resource] = Lane(stream, self.failure, self.delay)
+        self._lanes[task.resource].put(handle, deps, body)
+        return handle
+
+    def forget(self, handle: Handle) -> None:
+        """A task that is done need not be waited for."""
+        self._handles.pop(handle.task.id, None)
+
+    def close(self) -> None:
+        """Finish all lanes; never raises."""
+        for lane in self._lanes.values():
+            lane.close()
+        self._lanes.clear()
+        self._handles.clear()

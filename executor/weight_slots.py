@@ -1,0 +1,75 @@
+"""Slots that streamed layers are loaded into, and the views that a layer's parameters become."""
+
+from __future__ import annotations
+
+import torch
+
+from executor.arena import Arena
+from executor.quantize import dequantise
+from executor.weights import WeightHomes, tensor_views
+from planner.layout import align
+from planner.ledger import WEIGHT_STAGING, Sizes
+from planner.schedule import Slots
+
+
+class WeightSlots:
+    """Fills slots from homes, and hands out a layer's tensors wherever they are."""
+
+    def __init__(self, sizes: Sizes, homes: WeightHomes, *, compute_device: torch.device) -> None:
+        self.sizes, self.homes = sizes, homes
+        self.dtype: torch.dtype = getattr(torch, sizes.model.dtype)
+        count, slot_bytes, staging_bytes = sizes.policy.weight_slots, sizes.weight_slot(), sizes.weight_staging()
+        register = compute_device.type == "cuda"
+        self._slot_arena = Arena(count * slot_bytes, compute_device, register=False)
+        self._staging_arena = Arena(WEIGHT_STAGING * staging_bytes, torch.device("cpu"), register=register)
+        self._dequantised = Arena(sizes.dequantised_weights(), compute_device, register=False)
+        self._slots = [self._slot_arena.take(slot_bytes) for _ in range(count)]
+        self._staging = [self._staging_arena.take(staging_bytes) for _ in range(WEIGHT_STAGING)]
+
+    def read_disk(self, j: int, slots: Slots) -> int:
+        """Layer j's disk slab into its staging buffer, or straight into the slot of a CPU that computes."""
+        file, offset, nbytes = self.homes.disk_range(j)
+        target = self._staging[slots.staging] if slots.staging >= 0 else self._slots[slots.weight]
+        file.read(offset, target[:nbytes])
+        return nbytes
+
+    def copy_to_slot(self, j: int, slots: Slots) -> int:
+        """Layer j's cpu slab and its staged disk slab into the slot: one copy each."""
+        slabs, slot = self.sizes.slabs[j], self._slots[slots.weight]
+        split, total = slabs["cpu"].nbytes, self.sizes.streamed(j)
+        if split:
+            slot[:split].copy_(self.homes.slab(j, "cpu"), non_blocking=True)
+        if total > split:
+            slot[split:total].copy_(self._staging[slots.staging][: total - split], non_blocking=True)
+        return total
+
+    def tensors(self, j: int, slots: Slots) -> dict[str, torch.Tensor]:
+        """Layer j's parameters by name, in the model's dtype, dequantised where they are packed."""
+        layer, slabs, found = self.sizes.model.layers[j], self.sizes.slabs[j], {}
+        tier, start = self.sizes.compute_tier, 0
+        if slabs[tier].nbytes:
+            found.update(tensor_views(self.homes.slab(j, tier), slabs[tier], layer, self.dtype))
+        for other in ("cpu", "disk"):
+            if other != tier and slabs[other].nbytes:
+                data = self._slots[slots.weight][start : start + slabs[other].nbytes]
+                found.update(tensor_views(data, slabs[other], layer, self.dtype))
+                start += slabs[other].nbytes
+        return self._unpack(j, found) if self.sizes.policy.weight_bits == 4 else found
+
+    def _unpack(self, j: int, found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        used = 0
+        for tensor in self.sizes.model.layers[j].tensors:
+            if tensor.quantizable:
+                nbytes = tensor.numel * self.dtype.itemsize
+                out = self._dequantised.tensor[used : used + nbytes].view(self.dtype)
+                dequantise(found[tensor.name], tensor.numel, out)
+                found[tensor.name] = out.view(tensor.shape)
+                used += align(nbytes, 256)
+        return found
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._slots.clear()
+        self._staging.clear()
+        for arena in (self._slot_arena, self._staging_arena, self._dequantised):
+            arena.close()
