@@ -1,0 +1,95 @@
+"""Advise: the nearest changes that would make a policy fit, found by trying them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from hwprofiles.errors import UserError
+from planner.plan import Plan
+from planner.policy import Policy
+from planner.problem import Problem
+
+Change = tuple[str, Callable[[Policy], Policy]]
+_BITS: tuple[Change, ...] = (
+    ("--kv-bits 4", lambda policy: replace(policy, kv_bits=4)),
+    ("--weight-bits 4", lambda policy: replace(policy, weight_bits=4)),
+    ("--weight-bits 4 --kv-bits 4", lambda policy: replace(policy, weight_bits=4, kv_bits=4)),
+)
+
+
+def estimate(problem: Problem, policy: Policy) -> Plan:
+    """The plan of a given policy; a UserError names every tier that is short and what would fit."""
+    _check_tiers(problem, policy)
+    plan = problem.plan(policy)
+    if plan.ledger.shortfalls(plan.hardware):
+        short = "; ".join(
+            plan.ledger.explain(tier, plan.hardware) for tier in plan.ledger.shortfalls(plan.hardware)
+        )
+        raise UserError(f"{short}. {_advice(list(fitting_changes(problem, policy)))}")
+    return plan
+
+
+def _check_tiers(problem: Problem, policy: Policy) -> None:
+    named = (("weight", policy.weights), ("cache", policy.cache), ("activation", policy.activations))
+    if problem.target.compute_tier == "cpu":
+        for name, split in named:
+            if split.gpu > 0:
+                raise UserError(
+                    f"profile {problem.target.name} has no GPU, but {100 * split.gpu:g} percent of {name} "
+                    "are on the gpu tier; give them to cpu and disk"
+                )
+
+
+def _advice(changes: list[str]) -> str:
+    if not changes:
+        return "No smaller batch and no 4-bit choice fits with these percents; move shares to a larger tier"
+    return "Nearest that fits: " + ", or ".join(changes)
+
+
+def fitting_changes(problem: Problem, policy: Policy) -> Iterator[str]:
+    """Each kind of change that makes the policy fit, as the flags to give."""
+    yield from _smaller_blocks(problem, policy, "")
+    fitted = []
+    for flags, change in _BITS:
+        changed = change(policy)
+        if changed == policy or any(bits in flags for bits in fitted):
+            continue
+        if fits(problem, changed):
+            fitted.append(flags)
+            yield flags
+    if not fitted and (policy.weight_bits, policy.kv_bits) != (4, 4):
+        flags, change = _BITS[-1]
+        yield from _smaller_blocks(problem, change(policy), f"{flags} ")
+
+
+def _smaller_blocks(problem: Problem, policy: Policy, prefix: str) -> Iterator[str]:
+    batches = largest(
+        policy.num_gpu_batches - 1, lambda count: fits(problem, replace(policy, num_gpu_batches=count))
+    )
+    if batches:
+        block = batches * policy.gpu_batch_size
+        yield f"{prefix}--num-gpu-batches {batches} (block of {block})"
+    batch = largest(policy.gpu_batch_size - 1, lambda size: fits(problem, with_batch(policy, size)))
+    if batch:
+        yield f"{prefix}--gpu-batch-size {batch} (block of {batch * policy.num_gpu_batches})"
+
+
+def with_batch(policy: Policy, size: int) -> Policy:
+    """The policy with another gpu batch size."""
+    return replace(policy, gpu_batch_size=size, prefill_rows=min(policy.prefill_rows, size))
+
+
+def fits(problem: Problem, policy: Policy) -> bool:
+    """Whether the placed policy stays within every tier's limit."""
+    plan = problem.plan(policy)
+    return not plan.ledger.shortfalls(plan.hardware)
+
+
+def largest(most: int, good: Callable[[int], bool]) -> int:
+    """The largest of 1..most that is good, if what is below a good number is good; 0 if none is."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if good(middle) else (low, middle - 1)
+    return low

@@ -1,0 +1,181 @@
+"""The command `planner`: search, estimate, calibrate."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Literal, get_args
+
+from rich.console import Console
+
+from hwprofiles.errors import UserError, run_cli
+from hwprofiles.files import write_atomically
+from hwprofiles.host import mismatch
+from hwprofiles.profile import Dtype, load_profile
+from hwprofiles.units import parse_bytes
+from hwprofiles.yaml_io import to_plain
+from planner.advise import estimate
+from planner.machine import Caps
+from planner.model import load_model
+from planner.plan import Plan
+from planner.policy import Bits, Policy, Split
+from planner.problem import Problem, make_problem
+from planner.render import plan_view
+from planner.workload import Workload
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit status: 0, 2 for a user's mistake, 130 when interrupted."""
+    arguments = _parser().parse_args(argv)
+    commands = {"estimate": _estimate}
+    return run_cli(lambda: commands[arguments.command](arguments))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="planner", description="Find how to run a language model that does not fit its GPU."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    search = commands.add_parser("search", help="the policy with the highest throughput")
+    _add_problem(search)
+    search.add_argument(
+        "--weight-bits", choices=("16", "4", "auto"), default="16", help="default: 16, lossless"
+    )
+    search.add_argument("--kv-bits", choices=("16", "4", "auto"), default="16", help="default: 16, lossless")
+    search.add_argument(
+        "--cpu-attention",
+        choices=("on", "off", "auto"),
+        default="auto",
+        help="attend cache rows that are off the GPU on the CPU in decode (default: where it pays)",
+    )
+    search.add_argument(
+        "--max-latency", type=float, metavar="SECONDS", help="limit on prefill + decode of a block"
+    )
+    _add_output(search)
+    given = commands.add_parser("estimate", help="what a given policy would cost, and whether it fits")
+    _add_problem(given)
+    given.add_argument("--weight-bits", choices=("16", "4"), default="16", help="default: 16, lossless")
+    given.add_argument("--kv-bits", choices=("16", "4"), default="16", help="default: 16, lossless")
+    given.add_argument(
+        "--cpu-attention",
+        choices=("on", "off"),
+        default="off",
+        help="attend all cache rows that are off the GPU on the CPU in decode (default: off)",
+    )
+    given.add_argument(
+        "--percent",
+        type=float,
+        nargs=6,
+        required=True,
+        metavar=("WG", "WC", "CG", "CC", "AG", "AC"),
+        help="percent of weights, cache and activations on gpu and on cpu; the rest is on disk",
+    )
+    given.add_argument(
+        "--gpu-batch-size", type=int, required=True, metavar="B", help="sequences computed together"
+    )
+    given.add_argument(
+        "--num-gpu-batches", type=int, required=True, metavar="N", help="gpu batches of a block"
+    )
+    _add_output(given)
+    return parser
+
+
+def _add_problem(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", required=True, metavar="NAME-OR-DIR", help="known name, config.json or checkpoint"
+    )
+    parser.add_argument("--hw", required=True, metavar="NAME-OR-PATH", help="hardware profile")
+    parser.add_argument(
+        "--dtype", choices=(*get_args(Dtype), "auto"), default="auto", help="default: auto, the checkpoint's"
+    )
+    parser.add_argument("--prompt-len", type=int, default=512, metavar="TOKENS", help="default: 512")
+    parser.add_argument("--gen-len", type=int, default=32, metavar="TOKENS", help="default: 32")
+    parser.add_argument(
+        "--num-prompts",
+        type=int,
+        metavar="N",
+        help="prompts in all (default: as many as the best block wants)",
+    )
+    for tier, flag, what in (
+        ("gpu", "--gpu-mem", "GPU memory, such as 16GB"),
+        ("cpu", "--cpu-mem", "host memory that the whole process may use"),
+        ("disk", "--disk", "disk space"),
+    ):
+        parser.add_argument(
+            flag, dest=f"{tier}_bytes", metavar="SIZE", help=f"cap on {what} (default: all there is)"
+        )
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", type=Path, metavar="PLAN.YAML", help="write the plan to this file")
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON and nothing else")
+
+
+def _estimate(arguments: argparse.Namespace) -> int:
+    problem = _problem(arguments)
+    wg, wc, cg, cc, ag, ac = arguments.percent
+    policy = Policy(
+        gpu_batch_size=arguments.gpu_batch_size,
+        num_gpu_batches=arguments.num_gpu_batches,
+        weights=_split("weights", wg, wc),
+        cache=_split("cache", cg, cc),
+        activations=_split("activations", ag, ac),
+        weight_bits=_bits(arguments.weight_bits),
+        kv_bits=_bits(arguments.kv_bits),
+        cpu_attention=1.0 if arguments.cpu_attention == "on" else 0.0,
+        prefill_rows=problem.prefill_rows(arguments.gpu_batch_size),
+        io_threads=problem.rates.io_threads,
+        attention_threads=problem.rates.attention_threads,
+    )
+    return _deliver(estimate(problem, policy), arguments)
+
+
+def _problem(arguments: argparse.Namespace) -> Problem:
+    profile = load_profile(arguments.hw)
+    dtype: Dtype | None = None if arguments.dtype == "auto" else arguments.dtype
+    workload = Workload(
+        prompt_len=arguments.prompt_len, gen_len=arguments.gen_len, num_prompts=arguments.num_prompts
+    )
+    caps = Caps(
+        gpu_bytes=_size(arguments.gpu_bytes),
+        cpu_bytes=_size(arguments.cpu_bytes),
+        disk_bytes=_size(arguments.disk_bytes),
+    )
+    problem = make_problem(load_model(arguments.model, dtype), workload, profile, caps)
+    warning = mismatch(profile)
+    if warning:
+        print(f"warning: {warning}", file=sys.stderr)
+    return problem
+
+
+def _size(text: str | None) -> int | None:
+    return None if text is None else parse_bytes(text)
+
+
+def _bits(text: str) -> Bits:
+    return 4 if text == "4" else 16
+
+
+def _split(name: str, gpu: float, cpu: float) -> Split:
+    """A split from two percents; what is left is on disk."""
+    if gpu < 0 or cpu < 0 or gpu + cpu > 100 + 1e-6:
+        raise UserError(
+            f"--percent for {name} is {gpu:g} on gpu and {cpu:g} on cpu, {gpu + cpu:g} together; "
+            "each must be at least 0 and both together at most 100"
+        )
+    return Split(gpu=gpu / 100, cpu=cpu / 100, disk=max(0.0, 1 - (gpu + cpu) / 100))
+
+
+def _deliver(plan: Plan, arguments: argparse.Namespace) -> int:
+    if arguments.output:
+        write_atomically(arguments.output, plan.to_yaml())
+    if arguments.json:
+        print(json.dumps(to_plain(plan), indent=1))
+        return 0
+    console = Console()
+    console.print(plan_view(plan))
+    if arguments.output:
+        console.print(f"plan written to {arguments.output}")
+    return 0

@@ -1,0 +1,231 @@
+"""Machine: from a hardware profile and the user's caps, what a plan may hold and how fast its tasks run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from hwprofiles.errors import UserError
+from hwprofiles.profile import AttentionPoint, DiskPoint, Dtype, Gpu, HardwareProfile
+from planner.ledger import Target
+
+HEADROOM = 0.02
+"""Share of host memory left to the allocator's rounding and to other processes."""
+_IO_SHARE = 4
+"""One core in this many is left to copies and disk threads while the CPU attends."""
+_WORTH_A_THREAD = 1.03
+"""More disk threads are used only where they bring 3% or more."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caps:
+    """The most bytes the user grants on each tier; None: what the machine has."""
+
+    gpu_bytes: int | None = None
+    cpu_bytes: int | None = None
+    disk_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A rate by size (of a copy, of a disk block) or by GEMM rows; points in rising order."""
+
+    points: tuple[tuple[float, float], ...]
+
+    def at(self, x: float) -> float:
+        """The rate at x: straight between points in log scales, flat above them, in proportion to x below."""
+        first, last = self.points[0], self.points[-1]
+        if x <= first[0]:
+            return first[1] * max(x, 1.0) / first[0]
+        if x >= last[0]:
+            return last[1]
+        for (x0, y0), (x1, y1) in zip(self.points, self.points[1:], strict=False):
+            if x <= x1:
+                return y0 * (y1 / y0) ** (math.log(x / x0) / math.log(x1 / x0))
+        raise AssertionError("points are in rising order")
+
+    @property
+    def best(self) -> float:
+        """The highest rate."""
+        return max(rate for _, rate in self.points)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """How fast each resource works; bytes, FLOP or seconds."""
+
+    on_cpu: bool
+    """Compute runs on the host's cores: no GPU, or an emulated one."""
+    gemm: Curve
+    memory_bytes_per_s: float
+    """Of the compute device."""
+    attention_bytes_per_s: float
+    """K and V of decode attention on the compute device."""
+    cpu_attention_bytes_per_s: float
+    cpu_memory_bytes_per_s: float
+    h2d: Curve
+    d2h: Curve
+    both_bytes_per_s: float
+    """Both directions of the link together."""
+    disk_read: Curve
+    disk_write: Curve
+    disk_parallel: float
+    """How many of reading and writing the disk does at full speed at once: 1 to 2."""
+    parallel: float
+    """How many of copies each way, CPU attention and disk reads the host does at full speed at once."""
+    launch_overhead_s: float
+    task_overhead_s: float
+    io_threads: int
+    attention_threads: int
+    factors: Mapping[str, float]
+    """Calibration: predicted seconds on a resource are multiplied by its factor."""
+
+    def factor(self, resource: str) -> float:
+        """The calibration factor of a resource; 1 where there is none."""
+        return self.factors.get(resource, 1.0)
+
+
+def make_target(profile: HardwareProfile, caps: Caps) -> Target:
+    """The limits of each tier; an emulated GPU's arena is taken out of host memory."""
+    gpu = profile.gpus[0] if profile.gpus else None
+    if gpu is None and caps.gpu_bytes:
+        raise UserError(f"profile {profile.name} has no GPU; leave out --gpu-mem")
+    gpu_bytes = _least(gpu.memory_bytes, caps.gpu_bytes) if gpu else 0
+    host_bytes = profile.host.memory_bytes - (gpu_bytes if gpu and gpu.emulated else 0)
+    return Target(
+        name=profile.name,
+        digest=profile.digest(),
+        fingerprint=profile.fingerprint,
+        compute_tier="gpu" if gpu else "cpu",
+        emulated=bool(gpu and gpu.emulated),
+        gpu_bytes=gpu_bytes,
+        cpu_bytes=max(0, int((1 - HEADROOM) * _least(host_bytes, caps.cpu_bytes))),
+        disk_bytes=_least(profile.disk.free_bytes, caps.disk_bytes) if profile.disk else 0,
+        context_bytes=gpu.context_bytes if gpu else 0,
+        process_bytes=profile.host.process_bytes,
+    )
+
+
+def make_rates(profile: HardwareProfile, dtype: Dtype) -> Rates:
+    """The rates for a model of this dtype."""
+    host, gpu = profile.host, profile.gpus[0] if profile.gpus else None
+    on_cpu = gpu is None or gpu.emulated
+    gemm = _of_dtype(gpu.gemm if gpu else host.gemm, dtype, profile.name, "GEMM")
+    attention = _of_dtype(host.attention, dtype, profile.name, "CPU attention")
+    threads, attended = _attention_threads(
+        [(p.threads, p.bytes_per_s.median) for p in attention], host.logical_cores
+    )
+    memory = (gpu.memory_bytes_per_s if gpu else host.memory_bytes_per_s).median
+    io_threads = _io_threads(profile)
+    h2d, d2h, both = _link(gpu)
+    return Rates(
+        on_cpu=on_cpu,
+        gemm=Curve(tuple(sorted((float(p.rows), p.flops_per_s.median) for p in gemm))),
+        memory_bytes_per_s=memory,
+        attention_bytes_per_s=min(memory, max(p.bytes_per_s.median for p in attention)) if on_cpu else memory,
+        cpu_attention_bytes_per_s=attended,
+        cpu_memory_bytes_per_s=host.memory_bytes_per_s.median,
+        h2d=h2d,
+        d2h=d2h,
+        both_bytes_per_s=both,
+        disk_read=_disk_curve(profile.disk.read if profile.disk else (), io_threads),
+        disk_write=_disk_curve(profile.disk.write if profile.disk else (), io_threads),
+        disk_parallel=_disk_parallel(profile),
+        parallel=_parallel(profile, attention),
+        launch_overhead_s=gpu.launch_overhead_s.median if gpu else 0.0,
+        task_overhead_s=host.task_overhead_s.median,
+        io_threads=io_threads,
+        attention_threads=threads,
+        factors=profile.calibration.factors if profile.calibration else {},
+    )
+
+
+def _least(measured: int, cap: int | None) -> int:
+    return measured if cap is None else min(measured, cap)
+
+
+def _of_dtype(table: Mapping[Dtype, Sequence[T]], dtype: Dtype, name: str, what: str) -> Sequence[T]:
+    points = table.get(dtype)
+    if not points:
+        known = ", ".join(known for known, found in table.items() if found) or "none"
+        raise UserError(f"profile {name} has no {what} rate for {dtype}; choose --dtype among: {known}")
+    return points
+
+
+def _attention_threads(points: Iterable[tuple[int, float]], cores: int) -> tuple[int, float]:
+    """The fastest thread count that leaves some cores to I/O, and its rate."""
+    ordered = sorted(points)
+    allowed = [point for point in ordered if point[0] <= cores - cores // _IO_SHARE] or ordered[:1]
+    return max(allowed, key=lambda point: point[1])
+
+
+def _io_threads(profile: HardwareProfile) -> int:
+    """The fewest disk threads that read about as fast as any number."""
+    if profile.disk is None:
+        return 1
+    best = 1, 0.0
+    for threads in sorted({point.threads for point in profile.disk.read}):
+        rate = _disk_curve(profile.disk.read, threads).best
+        if rate > best[1] * _WORTH_A_THREAD:
+            best = threads, rate
+    return best[0]
+
+
+def _disk_curve(points: Sequence[DiskPoint], threads: int) -> Curve:
+    """Rate by bytes in flight (block x threads), measured at `threads` or the nearest count there is."""
+    if not points:
+        return Curve(((1.0, 1.0),))
+    nearest = min({p.threads for p in points}, key=lambda count: (abs(count - threads), count))
+    mine = {float(p.block_bytes * p.threads): p.bytes_per_s.median for p in points if p.threads == nearest}
+    return Curve(tuple(sorted(mine.items())))
+
+
+def _link(gpu: Gpu | None) -> tuple[Curve, Curve, float]:
+    """Pinned copies each way by size, and both together; an unused link without a GPU."""
+    if gpu is None:
+        unused = Curve(((1.0, 1.0),))
+        return unused, unused, 1.0
+    h2d, d2h = (
+        Curve(tuple(sorted((float(p.size_bytes), p.bytes_per_s.median) for p in points)))
+        for points in (gpu.link.h2d_pinned, gpu.link.d2h_pinned)
+    )
+    return h2d, d2h, gpu.link.both_bytes_per_s.median
+
+
+def _disk_parallel(profile: HardwareProfile) -> float:
+    """Reading's and writing's shares of their full rate while both are at work, added."""
+    disk = profile.disk
+    if disk is None:
+        return 1.0
+    read, write = (max(p.bytes_per_s.median for p in points) for points in (disk.read, disk.write))
+    return _within(disk.both_read_bytes_per_s.median / read + disk.both_write_bytes_per_s.median / write, 2)
+
+
+def _parallel(profile: HardwareProfile, attention: Sequence[AttentionPoint]) -> float:
+    """The shares of its own full rate that each part keeps while all are at work, added.
+
+    Work that shares cores or memory fully adds up to 1, work that does not disturb each other to the number of parts.
+    """
+    together = profile.concurrent
+    if together is None:
+        return math.inf
+    measured = profile.host.attention.get(together.cpu_attention_dtype or "float32") or attention
+    alone = [p.bytes_per_s.median for p in measured if p.threads == together.cpu_attention_threads]
+    best = max(alone or [p.bytes_per_s.median for p in measured])
+    shares = [together.cpu_attention_bytes_per_s.median / best]
+    if profile.disk is not None:
+        fastest = max(point.bytes_per_s.median for point in profile.disk.read)
+        shares.append(together.disk_read_bytes_per_s.median / fastest)
+    if profile.gpus:
+        h2d, d2h, _ = _link(profile.gpus[0])
+        for rate, curve in ((together.h2d_bytes_per_s, h2d), (together.d2h_bytes_per_s, d2h)):
+            if rate is not None:
+                shares.append(rate.median / curve.best)
+    return _within(sum(min(1.0, share) for share in shares), len(shares))
+
+
+def _within(value: float, most: int) -> float:
+    return min(max(value, 1.0), float(most))

@@ -1,0 +1,76 @@
+"""Problem: a model, a workload and a machine; what a policy becomes on it, as a plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hwprofiles.errors import UserError
+from hwprofiles.profile import HardwareProfile
+from planner.cost import CostModel
+from planner.ledger import Target, make_ledger
+from planner.machine import Caps, Rates, make_rates, make_target
+from planner.model import ModelSpec
+from planner.place import place
+from planner.plan import SCHEMA_VERSION, ModelRef, Plan
+from planner.policy import Policy
+from planner.pricing import price
+from planner.work import Choice
+from planner.workload import Workload
+
+_GPU_PREFILL_TOKENS = 4096
+"""Tokens of a prefill chunk that saturate a GPU's matrix products."""
+_CPU_PREFILL_TOKENS = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """What a policy is sought for."""
+
+    model: ModelSpec
+    workload: Workload
+    target: Target
+    rates: Rates
+
+    def cost_model(self, choice: Choice) -> CostModel:
+        """The formulas for one discrete choice."""
+        return CostModel(
+            model=self.model,
+            workload=self.workload,
+            choice=choice,
+            compute_tier=self.target.compute_tier,
+            rates=self.rates,
+        )
+
+    def prefill_rows(self, gpu_batch_size: int) -> int:
+        """Sequences of a prefill chunk, where memory allows it."""
+        tokens = _CPU_PREFILL_TOKENS if self.rates.on_cpu else _GPU_PREFILL_TOKENS
+        return max(1, min(gpu_batch_size, tokens // self.workload.prompt_len))
+
+    def plan(self, policy: Policy) -> Plan:
+        """The policy placed, added up and priced; whether it fits is the caller's question."""
+        placement = place(self.model, policy, self.target.compute_tier)
+        return Plan(
+            schema_version=SCHEMA_VERSION,
+            model=ModelRef(name=self.model.name, dtype=self.model.dtype, config=self.model.config),
+            workload=self.workload,
+            hardware=self.target,
+            policy=policy,
+            placement=placement,
+            ledger=make_ledger(self.model, self.workload, policy, placement, self.target),
+            prediction=price(self.model, self.workload, policy, placement, self.target, self.rates),
+        )
+
+
+def make_problem(model: ModelSpec, workload: Workload, profile: HardwareProfile, caps: Caps) -> Problem:
+    """A UserError where the model cannot hold the workload's sequences."""
+    if model.max_positions is not None and workload.max_len > model.max_positions:
+        raise UserError(
+            f"prompt_len {workload.prompt_len} + gen_len {workload.gen_len} = {workload.max_len} tokens, "
+            f"{model.name} has {model.max_positions} positions; shorten --prompt-len or --gen-len"
+        )
+    return Problem(
+        model=model,
+        workload=workload,
+        target=make_target(profile, caps),
+        rates=make_rates(profile, model.dtype),
+    )

@@ -1,0 +1,94 @@
+"""Render: a plan as tables a person reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from hwprofiles.units import format_bytes, format_seconds
+from planner.plan import PHASES, Plan, PhasePrediction
+from planner.policy import TIERS, Split
+
+
+def plan_view(plan: Plan) -> RenderableType:
+    """Policy, splits, memory and prediction."""
+    return Group(_policy_table(plan), _memory_table(plan), _prediction_table(plan), *_notes(plan))
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column(columns[0])
+    for column in columns[1:]:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _policy_table(plan: Plan) -> Table:
+    policy, placement = plan.policy, plan.placement
+    title = f"{plan.model.name} ({plan.model.dtype}) on {plan.hardware.name}: {describe_policy(plan)}"
+    table = _table(title, "percent on gpu / cpu / disk", "requested", "realised")
+    for name, requested, realised in (
+        (f"weights, {policy.weight_bits} bit", policy.weights, placement.weights),
+        (f"cache, {policy.kv_bits} bit", policy.cache, placement.cache),
+        ("activations", policy.activations, placement.activations),
+    ):
+        table.add_row(name, _percents(requested), _percents(realised))
+    return table
+
+
+def describe_policy(plan: Plan) -> str:
+    """The batch sizes and where attention runs, in a line."""
+    policy = plan.policy
+    attention = f", {100 * policy.cpu_attention:.0f}% of the rows off the GPU attended on the CPU" * (
+        policy.cpu_attention > 0
+    )
+    return (
+        f"gpu batch {policy.gpu_batch_size} x {policy.num_gpu_batches} = block of {policy.block_size}, "
+        f"prompt {plan.workload.prompt_len}, gen {plan.workload.gen_len}{attention}"
+    )
+
+
+def _percents(split: Split) -> str:
+    return " / ".join(f"{100 * share:.1f}" for _, share in split.items())
+
+
+def _memory_table(plan: Plan) -> Table:
+    tiers = [tier for tier in TIERS if plan.ledger.peak_bytes(tier) or plan.hardware.limit_bytes(tier)]
+    table = _table("Memory", "purpose", *tiers)
+    for purpose in dict.fromkeys(entry.purpose for entry in plan.ledger.entries):
+        held = [plan.ledger.bytes_of(tier, purpose) for tier in tiers]
+        table.add_row(purpose, *(format_bytes(nbytes) if nbytes else "" for nbytes in held))
+    table.add_section()
+    table.add_row("peak", *(format_bytes(plan.ledger.peak_bytes(tier)) for tier in tiers), style="bold")
+    table.add_row("limit", *(format_bytes(plan.hardware.limit_bytes(tier)) for tier in tiers))
+    return table
+
+
+def _prediction_table(plan: Plan) -> Table:
+    prediction, block = plan.prediction, plan.policy.block_size
+    tokens = {"prefill": block * plan.workload.prompt_len, "decode": block * (plan.workload.gen_len - 1)}
+    table = _table("Predicted for one block", "phase", "time", "tokens/s", "bound by", "busy")
+    for phase, predicted in zip(PHASES, (prediction.prefill, prediction.decode), strict=True):
+        if not predicted.seconds:
+            table.add_row(phase, "not run", "", "", "")
+            continue
+        rate = f"{tokens[phase] / predicted.seconds:,.2f}"
+        table.add_row(
+            phase, format_seconds(predicted.seconds), rate, predicted.binding, busy_shares(predicted)
+        )
+    return table
+
+
+def busy_shares(predicted: PhasePrediction) -> str:
+    """How much of the phase each resource is at work."""
+    shares = sorted(
+        ((seconds / predicted.seconds, resource) for resource, seconds in predicted.busy_s.items()),
+        reverse=True,
+    )
+    return ", ".join(f"{resource} {100 * share:.0f}%" for share, resource in shares)
+
+
+def _notes(plan: Plan) -> Iterator[str]:
+    yield f"[bold]Throughput {plan.prediction.throughput_tokens_per_s:.2f} generated tokens/s[/bold] (prefill and decode)"

@@ -1,0 +1,149 @@
+"""Work: the amounts that cost formulas take and give; each may be a number or a linear expression of an LP."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, Protocol, Self, TypeVar
+
+from planner.plan import Phase
+from planner.policy import Bits, Policy
+from planner.schedule import TaskKind
+from planner.workload import Workload
+
+MAX_DECODE_GROUPS = 8
+
+
+class Amount(Protocol):
+    """A number, or a linear expression."""
+
+    def __add__(self, other: Self, /) -> Self: ...
+    def __mul__(self, factor: float, /) -> Self: ...
+
+
+A = TypeVar("A", bound=Amount)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """The discrete part of a policy, fixed while an LP is solved."""
+
+    gpu_batch_size: int
+    prefill_rows: int
+    weight_bits: Bits
+    kv_bits: Bits
+    weight_slots: int = 2
+    cache_slots: int = 2
+
+    @classmethod
+    def of(cls, policy: Policy) -> Choice:
+        """What a policy chose."""
+        return cls(
+            gpu_batch_size=policy.gpu_batch_size,
+            prefill_rows=policy.prefill_rows,
+            weight_bits=policy.weight_bits,
+            kv_bits=policy.kv_bits,
+            weight_slots=policy.weight_slots,
+            cache_slots=policy.cache_slots,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One pass over the layers, standing for `num_steps` like it."""
+
+    phase: Phase
+    num_new: int
+    """Tokens of a sequence that are computed."""
+    context: float
+    """Tokens attended to, the new ones included; the mean of the passes it stands for."""
+    num_steps: int
+
+    @property
+    def num_cached(self) -> float:
+        """Tokens whose K and V are loaded."""
+        return self.context - self.num_new
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts(Generic[A]):
+    """How many tasks of a layer's pass there are, by what they move."""
+
+    link_weights: A
+    disk_weights: A
+    stored_cache: A
+    """Gpu batches with rows off the compute tier."""
+    streamed_cache: A
+    attended_cache: A
+    disk_cache: A
+    moved_activations: A
+    disk_activations: A
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held(Generic[A]):
+    """What one layer holds for a block and moves in a pass; `_token_bytes` are K and V of one token of the rows."""
+
+    passes: A
+    """1, in the unit of the other amounts."""
+    batches: A
+    cpu_weight_bytes: A
+    """On the cpu tier while the compute tier is the GPU."""
+    disk_weight_bytes: A
+    near_rows: A
+    """Attended on the compute device: resident and streamed rows."""
+    attended_rows: A
+    """Attended on the CPU beside a GPU."""
+    streamed_token_bytes: A
+    attended_token_bytes: A
+    disk_token_bytes: A
+    """Of streamed and attended rows that live on disk."""
+    moved_rows: A
+    """Activations off the compute tier."""
+    disk_rows: A
+    """Activations on disk."""
+    counts: Counts[A]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move(Generic[A]):
+    """All copies of one kind over one resource in one pass of one layer."""
+
+    kind: TaskKind
+    resource: str
+    count: A
+    num_bytes: A
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """(kind, resource)."""
+        return self.kind.value, self.resource
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compute(Generic[A]):
+    """The compute tasks of one pass of one layer."""
+
+    count: A
+    linear_s: A
+    """Projections, MLP, norms, dequantising weights, launching."""
+    near_s: A
+    """Attention on the compute device."""
+    attend_s: A
+    """Attention on the CPU at the same time."""
+    attend_count: A
+    flops: A
+    num_bytes: A
+    """Read and written in the compute device's memory."""
+    attend_bytes: A
+
+
+def steps_of(workload: Workload, max_groups: int = MAX_DECODE_GROUPS) -> list[Step]:
+    """Prefill, then the decode passes in groups, each at its mean context."""
+    prompt, num_decode = workload.prompt_len, workload.gen_len - 1
+    steps = [Step(phase="prefill", num_new=prompt, context=prompt, num_steps=1)]
+    groups = min(max_groups, num_decode)
+    for index in range(groups):
+        first, end = num_decode * index // groups + 1, num_decode * (index + 1) // groups + 1
+        mean = prompt + (first + end - 1) / 2
+        steps.append(Step(phase="decode", num_new=1, context=mean, num_steps=end - first))
+    return steps
