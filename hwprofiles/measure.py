@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import psutil
 import torch
 
 from hwprofiles.budget import DTYPES, Budget, Pace, Progress
@@ -122,12 +123,13 @@ def _gpu_devices(request: Request) -> tuple[torch.device, ...]:
         devices = [torch.device("cuda", index) for index in range(num_gpus)]
     if request.gpu_cap_bytes is not None and not devices:
         raise UserError("--gpu-mem needs a GPU and this host has none; leave it out or use --emulate-gpu 1GB")
-    sizes = [_gpu_bytes(request, device) for device in devices]
-    if sizes and min(sizes) < _SMALLEST_GPU_BYTES:
-        raise UserError(
-            f"GPU memory of {format_bytes(min(sizes))} is too small to measure; "
-            f"give at least {format_bytes(_SMALLEST_GPU_BYTES)}"
-        )
+    for device in devices:
+        size, free = _gpu_bytes(request, device), _free_bytes(device)
+        if min(size, free) < _SMALLEST_GPU_BYTES:
+            raise UserError(
+                f"GPU memory of {format_bytes(size)}, {format_bytes(free)} free, is too small to measure; "
+                f"give at least {format_bytes(_SMALLEST_GPU_BYTES)}"
+            )
     return tuple(devices)
 
 
@@ -138,6 +140,14 @@ def _gpu_bytes(request: Request, device: torch.device) -> int:
         assert request.emulated_gpu_bytes is not None
         size = request.emulated_gpu_bytes
     return size if request.gpu_cap_bytes is None else min(size, request.gpu_cap_bytes)
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Memory that nobody holds on a GPU, or on the host for an emulated one."""
+    if device.type == "cuda":
+        free: int = torch.cuda.mem_get_info(device)[0]
+        return free
+    return psutil.virtual_memory().available
 
 
 def _measure_host(
@@ -169,7 +179,7 @@ def _measure_host(
 def _measure_gpu(request: Request, device: torch.device, host: Host, cost: ProcessCost, pace: Pace) -> Gpu:
     """One GPU; an emulated one has the host's compute, and links that are copies between arenas."""
     memory_bytes = _gpu_bytes(request, device)
-    buffer_bytes = memory_bytes // _GPU_BUFFER_SHARE // MIB * MIB
+    buffer_bytes = min(memory_bytes, _free_bytes(device)) // _GPU_BUFFER_SHARE // MIB * MIB
     emulated = device.type == "cpu"
     working_set = min(buffer_bytes, max(request.budget.working_set_bytes, _GPU_WORKING_SET_BYTES))
     return Gpu(

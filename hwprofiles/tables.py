@@ -136,11 +136,11 @@ def _host_figures(host: Host) -> Iterator[Figure]:
     yield Figure(group=group, label="memory", rate=host.memory_bytes_per_s, form=format_rate)
     for dtype, gemm in host.gemm.items():
         for point in gemm:
-            label = f"matrix product {dtype}, {point.rows} rows"
+            label = f"gemm {dtype}, rows {point.rows}"
             yield Figure(group=group, label=label, rate=point.flops_per_s, form=format_flops)
     for dtype, attention in host.attention.items():
         for threads in attention:
-            label = f"attention {dtype}, {threads.threads} threads"
+            label = f"attention {dtype}, threads {threads.threads}"
             yield Figure(group=group, label=label, rate=threads.bytes_per_s, form=format_rate)
     yield Figure(group=group, label="handing over a task", rate=host.task_overhead_s, form=format_seconds)
 
@@ -149,7 +149,7 @@ def _gpu_figures(group: str, gpu: Gpu) -> Iterator[Figure]:
     yield Figure(group=group, label="memory", rate=gpu.memory_bytes_per_s, form=format_rate)
     for dtype, gemm in gpu.gemm.items():
         for product in gemm:
-            label = f"matrix product {dtype}, {product.rows} rows"
+            label = f"gemm {dtype}, rows {product.rows}"
             yield Figure(group=group, label=label, rate=product.flops_per_s, form=format_flops)
     yield Figure(group=group, label="launch", rate=gpu.launch_overhead_s, form=format_seconds)
     link = gpu.link

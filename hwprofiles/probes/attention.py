@@ -25,7 +25,7 @@ def attention_curves(
     for dtype in DTYPES:
         points = []
         for threads in thread_counts:
-            slice_s = pace.next(f"cpu attention {dtype}, {threads} threads")
+            slice_s = pace.next(f"cpu attention {dtype}, threads {threads}")
             worker = attention_worker(dtype, threads, working_set_bytes)
             with _torch_threads(threads):
                 rate = measured_rate(rounds_of(worker.operation), worker.amount, slice_s)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hwprofiles.errors import UserError
-from hwprofiles.units import MIB
+from hwprofiles.units import MIB, format_bytes
 
 _RANDOM_ELEMENTS = MIB
 _SHARE_OF_AVAILABLE = 8
@@ -45,7 +45,12 @@ def affordable_bytes(wanted_bytes: int) -> int:
 
 def mapped_bytes(size_bytes: int) -> Tensor:
     """Page-aligned host memory of exactly this size, touched; released with the tensor."""
-    return fill_random(torch.frombuffer(mmap.mmap(-1, size_bytes), dtype=torch.uint8))
+    return fill_random(torch.frombuffer(mapping(size_bytes), dtype=torch.uint8))
+
+
+def mapping(size_bytes: int) -> mmap.mmap:
+    """Private anonymous memory; Python's default would be shared memory, which is slower to copy."""
+    return mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 @contextmanager
@@ -56,7 +61,8 @@ def pinned_bytes(size_bytes: int) -> Iterator[Tensor]:
     status = int(runtime.cudaHostRegister(tensor.data_ptr(), size_bytes, 0))
     if status != 0:
         raise UserError(
-            f"CUDA refuses to pin {size_bytes} bytes of host memory (status {status}); raise `ulimit -l`"
+            f"CUDA refuses to pin {format_bytes(size_bytes)} of host memory (CUDA error {status}); "
+            "lower --gpu-mem, which makes the probes' buffers smaller"
         )
     try:
         yield tensor

@@ -36,7 +36,7 @@ def gemm_curves(
             columns //= 2
         points: list[GemmPoint] = []
         for rows in budget.gemm_rows:
-            slice_s = pace.next(f"{device} {dtype} matrix product, {rows} rows")
+            slice_s = pace.next(f"{device} gemm {dtype}, rows {rows}")
             if points:
                 columns = _affordable_columns(columns, rows, points[-1].flops_per_s.median, slice_s)
             flops = 2 * rows * columns**2

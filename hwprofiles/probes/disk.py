@@ -16,7 +16,8 @@ from pathlib import Path
 
 from hwprofiles.budget import Budget, Pace
 from hwprofiles.errors import UserError
-from hwprofiles.probes.timing import Rounds, Worker, at_once, measured_rate
+from hwprofiles.probes.buffers import mapping
+from hwprofiles.probes.timing import Worker, at_once, measured_rate
 from hwprofiles.profile import Disk, DiskPoint
 from hwprofiles.units import MIB, format_bytes
 
@@ -117,18 +118,13 @@ class DiskLoad:
     def round_bytes(self) -> int:
         return self.block_bytes * len(self.blocks)
 
-    @property
-    def run(self) -> Rounds:
+    def run(self, num_rounds: int) -> float:
         """Timed rounds; without O_DIRECT what was written is flushed and what is read is not in the cache."""
-
-        def run(num_rounds: int) -> float:
-            if not self.file.direct and not self.is_write:
-                os.posix_fadvise(self.file.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            start = time.perf_counter()
-            self._move(num_rounds)
-            return time.perf_counter() - start
-
-        return run
+        if not self.file.direct and not self.is_write:
+            os.posix_fadvise(self.file.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        start = time.perf_counter()
+        self._move(num_rounds)
+        return time.perf_counter() - start
 
     def worker(self) -> Worker:
         """One round, for running beside other workers."""
@@ -160,7 +156,7 @@ class DiskLoad:
 def disk_load(file: ScratchFile, is_write: bool, block_bytes: int, threads: int) -> Iterator[DiskLoad]:
     """`threads` threads with a page-aligned random block each."""
     with ExitStack() as stack:
-        make = _random_block if is_write else _empty_block
+        make = _random_block if is_write else mapping
         blocks = [make(block_bytes) for _ in range(threads)]
         pool = stack.enter_context(ThreadPoolExecutor(threads))
         yield DiskLoad(file=file, is_write=is_write, block_bytes=block_bytes, blocks=blocks, pool=pool)
@@ -196,13 +192,9 @@ def _fill(descriptor: int, size_bytes: int, direct: bool) -> bool:
 
 
 def _random_block(size_bytes: int) -> mmap.mmap:
-    block = mmap.mmap(-1, size_bytes)
+    block = mapping(size_bytes)
     block.write(os.urandom(size_bytes))
     return block
-
-
-def _empty_block(size_bytes: int) -> mmap.mmap:
-    return mmap.mmap(-1, size_bytes)
 
 
 def _remove(path: Path) -> None:

@@ -38,8 +38,10 @@ def link_ends(device: torch.device, size_bytes: int) -> Iterator[Ends]:
         else:
             host = [mapped_bytes(size_bytes) for _ in range(2)]
             inner = [mapped_bytes(size_bytes) for _ in range(2)]
-        yield Ends(host_out=host[0], device_in=inner[0], device_out=inner[1], host_in=host[1])
-        synchronize(device)
+        try:
+            yield Ends(host_out=host[0], device_in=inner[0], device_out=inner[1], host_in=host[1])
+        finally:
+            synchronize(device)
 
 
 def measure_link(device: torch.device, largest_bytes: int, budget: Budget, pace: Pace) -> Link:

@@ -6,10 +6,14 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from hwprofiles.errors import UserError
 
 _PACKAGE_PARENT = Path(__file__).parents[2]
 _TIMEOUT_S = 120
@@ -27,7 +31,7 @@ def process_cost(num_gpus: int) -> ProcessCost:
     """Start a fresh process that imports and initialises everything, and weigh it.
 
     A GPU's context is the free memory that vanishes there while the process lives, workspaces included; other
-    processes must leave the GPU alone meanwhile. RuntimeError when the process fails.
+    processes must leave the GPU alone meanwhile. UserError when the process fails.
     """
     before = [_free_bytes(index) for index in range(num_gpus)]
     environment = {
@@ -36,23 +40,27 @@ def process_cost(num_gpus: int) -> ProcessCost:
         "HF_HUB_OFFLINE": "1",
     }
     command = [sys.executable, "-m", "hwprofiles.probes.baseline", str(num_gpus)]
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-    try:
-        line = process.stdout.readline() if process.stdout else ""
-        after = [_free_bytes(index) for index in range(num_gpus)]
-        _, errors = process.communicate(timeout=_TIMEOUT_S)
-    finally:
-        process.kill()
-        process.wait()
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
+        )
+        watchdog = threading.Timer(_TIMEOUT_S, process.kill)
+        watchdog.start()
+        try:
+            line = process.stdout.readline() if process.stdout else ""
+            after = [_free_bytes(index) for index in range(num_gpus)]
+            process.communicate()
+        finally:
+            watchdog.cancel()
+            process.kill()
+            process.wait()
+        errors.seek(0)
+        last_words = " ".join(errors.read().split())[-300:]
     if not line.startswith("{"):
-        raise RuntimeError(f"the baseline process failed: {errors.strip()[-400:]}")
+        raise UserError(
+            f"a fresh process with torch and transformers failed ({last_words}); "
+            "check that both can be imported and that the GPU has memory left"
+        )
     return ProcessCost(
         resident_bytes=json.loads(line)["resident_bytes"],
         context_bytes=tuple(max(0, b - a) for b, a in zip(before, after, strict=True)),

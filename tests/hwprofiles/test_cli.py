@@ -14,6 +14,7 @@ import yaml
 
 from hwprofiles import cli, measure
 from hwprofiles.budget import Budget
+from hwprofiles.files import write_atomically
 from hwprofiles.profile import Calibration, load_profile
 
 INTERRUPTIBLE = """
@@ -131,14 +132,14 @@ def test_a_mistake_ends_in_status_2(
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An interruption between writing and renaming keeps what was there and removes the temporary file."""
     path = tmp_path / "hw.yaml"
-    cli.write_atomically(path, "old")
+    write_atomically(path, "old")
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("os.replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        cli.write_atomically(path, "new")
+        write_atomically(path, "new")
     assert [file.read_text() for file in tmp_path.iterdir()] == ["old"]
 
 
