@@ -1,8 +1,8 @@
 """4-bit group-wise quantisation, asymmetric, in plain torch: the reference that kernels are held against.
 
 A vector of n values is cut into groups of 64, the last one filled up with its last value. Its bytes are first
-all packed groups, 32 bytes each (byte b holds value b in its low nibble and value b + 32 in its high one), then
-scale and minimum of each group as float16. Source: FlexGen, section 4.2 (arXiv 2303.06865).
+all packed groups, 32 bytes each (byte b holds value b in its low nibble and value b + 32 in its high one),
+then scale and minimum of each group as float16. Source: FlexGen, section 4.2 (arXiv 2303.06865).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def split_packed(packed: torch.Tensor, n: int) -> tuple[torch.Tensor, torch.Tens
 def quantise_groups(
     values: torch.Tensor, packed: torch.Tensor, constants: torch.Tensor, *, check_finite: bool
 ) -> None:
-    """Quantise values [..., n] into packed [..., groups, 32] and constants [..., groups, 2], wherever they are."""
+    """Quantise values [..., n] into packed [..., groups, 32] and constants [..., groups, 2], wherever."""
     n = values.shape[-1]
     whole = n - n % GROUP_SIZE
     num_whole = whole // GROUP_SIZE
