@@ -110,7 +110,9 @@ def shape_of(sizes: Sizes) -> Shape:
         )
     return Shape(
         compute_tier=tier,
-        layers=tuple((tier == "gpu" and slabs["cpu"].nbytes > 0, slabs["disk"].nbytes > 0) for slabs in sizes.slabs),
+        layers=tuple(
+            (tier == "gpu" and slabs["cpu"].nbytes > 0, slabs["disk"].nbytes > 0) for slabs in sizes.slabs
+        ),
         batches=tuple(batches),
         weight_slots=sizes.policy.weight_slots,
         cache_slots=sizes.policy.cache_slots,
@@ -120,8 +122,8 @@ def shape_of(sizes: Sizes) -> Shape:
 def tasks(shape: Shape, gen_len: int, active: Callable[[int], Sequence[int]] | None = None) -> Iterator[Task]:
     """Every task of a block, in an order in which each lane may take its own.
 
-    `active(i)` names the gpu batches that token i is still generated for; it is asked just before the last task of
-    token i - 1 is yielded, and an empty answer ends the block.
+    `active(i)` names the gpu batches that token i is still generated for; it is asked just before the last
+    task of token i - 1 is yielded, and an empty answer ends the block.
     """
     return _Generator(shape, gen_len, active or (lambda _: range(len(shape.batches)))).run()
 
@@ -143,15 +145,21 @@ class _Generator:
         self.num_cached = self.num_activated = 0
 
     def run(self) -> Iterator[Task]:
-        """One visit ahead: the loads of the next visit are yielded before the compute of this one."""
+        """One visit ahead: the loads of the next visit are yielded before the compute of this one.
+
+        Not so where both are of one gpu batch: its hidden states are loaded only once they have been stored.
+        """
         self.weights.fill()
         visits = self._visits()
         visit = next(visits, None)
         loads = self._load(visit) if visit else None
         while visit and loads:
-            following = next(visits, None)
-            upcoming = self._load(following) if following else None
+            following, upcoming = next(visits, None), None
+            if following and following.k != visit.k:
+                upcoming = self._load(following)
             self._compute(visit, *loads)
+            if following and not upcoming:
+                upcoming = self._load(following)
             yield from self.pending
             self.pending.clear()
             visit, loads = following, upcoming
@@ -252,7 +260,7 @@ class _Weights:
             self._load_next()
 
     def use(self, visit: Visit) -> tuple[int, Ids]:
-        """A layer's slot, and for its first gpu batch the load to wait for; -1 for a layer that is resident."""
+        """A layer's slot (-1 if it is resident), and for its first gpu batch the load to wait for."""
         if not any(self.layers[visit.j]):
             return -1, ()
         self.num_used += visit.first

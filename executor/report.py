@@ -1,0 +1,148 @@
+"""The run report: predicted beside measured, for every kind of task, both phases and every tier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import torch
+
+from executor import memory
+from executor.batching import Block
+from executor.engine import Engine
+from executor.measure import ATTEND, Key, Measurements, Total
+from executor.sampling import Completion
+from hwprofiles.host import current_fingerprint
+from planner.plan import PHASES, Phase, Plan, TaskPrediction
+from planner.report import SCHEMA_VERSION, PhaseReport, RunReport, TaskReport, TierReport
+from planner.schedule import TaskKind
+
+
+@dataclass(slots=True)
+class JobTotals:
+    """What has been run so far, in this process."""
+
+    num_requests: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    padding_tokens: int = 0
+
+    def add(self, block: Block, completions: Sequence[Completion]) -> None:
+        """One more block."""
+        self.num_requests += len(completions)
+        self.prompt_tokens += sum(len(c.request.prompt_ids) for c in completions)
+        self.generated_tokens += sum(len(c.token_ids) for c in completions)
+        self.padding_tokens += sum(batch.num_pad_tokens for batch in block.gpu_batches)
+
+
+def make_report(plan: Plan, engine: Engine, totals: JobTotals, device: torch.device) -> RunReport:
+    """The report of everything the engine has measured."""
+    measured = engine.measurements
+    scales = {phase: _scale(plan, measured, phase) for phase in PHASES}
+    phases = tuple(_phase_report(plan, measured, phase, scales[phase]) for phase in PHASES)
+    predicted_s = sum(phase.predicted_s for phase in phases)
+    measured_s = sum(phase.measured_s for phase in phases)
+    busy_s = sum(total.seconds for (_, kind, _), total in measured.totals.items() if kind != ATTEND)
+    return RunReport(
+        schema_version=SCHEMA_VERSION,
+        plan_digest=plan.digest(),
+        plan=plan,
+        model_name=plan.model.name,
+        fingerprint=current_fingerprint(),
+        hardware_digest=plan.hardware.digest,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        num_blocks=measured.num_blocks,
+        num_requests=totals.num_requests,
+        phases=phases,
+        throughput_tokens_per_s=_ratio(totals.generated_tokens, measured_s),
+        predicted_throughput_tokens_per_s=_ratio(totals.generated_tokens, predicted_s),
+        tasks=tuple(_task_reports(plan, measured, scales)),
+        memory=tuple(_tier_reports(plan, engine, device)),
+        prompt_tokens=totals.prompt_tokens,
+        generated_tokens=totals.generated_tokens,
+        padding_tokens=totals.padding_tokens,
+        overlap=_ratio(busy_s, measured_s),
+        binding={phase: _binding(measured, phase) for phase in PHASES if measured.phase_s[phase] > 0},
+    )
+
+
+def _scale(plan: Plan, measured: Measurements, phase: Phase) -> float:
+    """How many full blocks' worth of compute tasks were run: the last block may be short, sequences may end early."""
+    resource = "gpu" if plan.hardware.compute_tier == "gpu" else "cpu"
+    predicted = sum(
+        task.count
+        for task in plan.prediction.tasks
+        if (task.phase, task.kind) == (phase, TaskKind.COMPUTE.value)
+    )
+    done = measured.totals.get((phase, TaskKind.COMPUTE.value, resource), Total()).count
+    return done / predicted if predicted else float(measured.num_blocks)
+
+
+def _phase_report(plan: Plan, measured: Measurements, phase: Phase, scale: float) -> PhaseReport:
+    prediction = plan.prediction.prefill if phase == "prefill" else plan.prediction.decode
+    seconds, tokens = measured.phase_s[phase], measured.phase_tokens[phase]
+    return PhaseReport(
+        phase=phase,
+        predicted_s=prediction.seconds * scale,
+        measured_s=seconds,
+        tokens=tokens,
+        tokens_per_s=_ratio(tokens, seconds),
+    )
+
+
+def _task_reports(plan: Plan, measured: Measurements, scales: dict[Phase, float]) -> list[TaskReport]:
+    predicted = {(task.phase, task.kind, task.resource): task for task in plan.prediction.tasks}
+    keys: list[Key] = sorted({*predicted, *measured.totals})
+    return [_task_report(key, predicted.get(key), measured.totals.get(key, Total()), scales[key[0]]) for key in keys]
+
+
+def _task_report(key: Key, predicted: TaskPrediction | None, total: Total, scale: float) -> TaskReport:
+    phase, kind, resource = key
+    return TaskReport(
+        phase=phase,
+        kind=kind,
+        resource=resource,
+        count=total.count,
+        num_bytes=total.num_bytes,
+        flops=predicted.flops * scale if predicted else 0.0,
+        predicted_s=predicted.seconds * scale if predicted else 0.0,
+        measured_s=total.seconds,
+    )
+
+
+def _tier_reports(plan: Plan, engine: Engine, device: torch.device) -> list[TierReport]:
+    """Each tier's ledger beside what the operating system (or CUDA) counted.
+
+    An emulated gpu tier lies in the process's own memory, where it cannot be told from the cpu tier: both are counted
+    together as `host`.
+    """
+    hardware, ledger = plan.hardware, plan.ledger
+    resident = memory.peak_resident_bytes()
+    rows = []
+    if hardware.compute_tier == "gpu":
+        measured = None if hardware.emulated else memory.peak_gpu_bytes(device)
+        rows.append(("gpu", ledger.peak_bytes("gpu"), hardware.gpu_bytes, measured))
+    rows.append(("cpu", ledger.peak_bytes("cpu"), hardware.cpu_bytes, None if hardware.emulated else resident))
+    if hardware.emulated:
+        both = ledger.peak_bytes("gpu") + ledger.peak_bytes("cpu")
+        rows.append(("host", both, hardware.gpu_bytes + hardware.cpu_bytes, resident))
+    if engine.store:
+        rows.append(("disk", ledger.peak_bytes("disk"), hardware.disk_bytes, engine.store.allocated_bytes()))
+    return [
+        TierReport(tier=tier, ledger_bytes=held, limit_bytes=limit, measured_peak_bytes=measured)
+        for tier, held, limit, measured in rows
+    ]
+
+
+def _binding(measured: Measurements, phase: Phase) -> str:
+    """The resource that was at work longest."""
+    busy: dict[str, float] = {}
+    for (of, kind, resource), total in measured.totals.items():
+        if of == phase and kind != ATTEND:
+            busy[resource] = busy.get(resource, 0.0) + total.seconds
+    return max(busy, key=lambda resource: busy[resource])
+
+
+def _ratio(amount: float, seconds: float) -> float | None:
+    return amount / seconds if seconds > 0 else None
