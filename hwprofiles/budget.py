@@ -23,6 +23,8 @@ class Budget:
     """Of memory, GEMM and attention probes; enlarged to twice the last-level cache."""
     gemm_rows: tuple[int, ...]
     gemm_columns: int
+    gpu_gemm_columns: int
+    """More than on the host: a small product would measure the launch."""
     every_thread_count: bool
     link_sizes_bytes: tuple[int, ...]
     disk_file_bytes: int
@@ -35,6 +37,7 @@ QUICK = Budget(
     working_set_bytes=64 * MIB,
     gemm_rows=(1, 16, 256, 1024),
     gemm_columns=2048,
+    gpu_gemm_columns=4096,
     every_thread_count=False,
     link_sizes_bytes=(64 * KIB, MIB, 16 * MIB, 64 * MIB),
     disk_file_bytes=256 * MIB,
@@ -46,6 +49,7 @@ FULL = Budget(
     working_set_bytes=512 * MIB,
     gemm_rows=(1, 4, 16, 64, 256, 1024, 4096),
     gemm_columns=4096,
+    gpu_gemm_columns=8192,
     every_thread_count=True,
     link_sizes_bytes=(64 * KIB, 256 * KIB, MIB, 4 * MIB, 16 * MIB, 64 * MIB, 256 * MIB),
     disk_file_bytes=1024 * MIB,

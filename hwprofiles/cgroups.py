@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+_LIMIT_NAMES = ("memory.max", "memory.high", "memory.limit_in_bytes")
 _UNLIMITED_BYTES = 2**62
 """Version 1 writes "no limit" as the largest multiple of a page below 2**63."""
 
@@ -18,10 +19,33 @@ def memory_limit_bytes(root: Path = Path("/")) -> int | None:
     limits = [
         limit
         for directory in _directories("memory", root)
-        for name in ("memory.max", "memory.high", "memory.limit_in_bytes")
+        for name in _LIMIT_NAMES
         if (limit := _read_number(directory / name)) is not None and 0 < limit < _UNLIMITED_BYTES
     ]
     return min(limits, default=None)
+
+
+def memory_headroom_bytes(root: Path = Path("/")) -> int | None:
+    """What this process's group and those above it would still give; None where none has a limit.
+
+    Pages of files count as free: the kernel takes them back before it refuses memory.
+    """
+    headrooms = []
+    for directory in _directories("memory", root):
+        limits = [_read_number(directory / name) for name in _LIMIT_NAMES]
+        used = [_read_number(directory / name) for name in ("memory.current", "memory.usage_in_bytes")]
+        for limit in limits:
+            if limit is not None and 0 < limit < _UNLIMITED_BYTES:
+                held = max((number for number in used if number is not None), default=0)
+                headrooms.append(max(0, limit - max(0, held - _file_bytes(directory))))
+    return min(headrooms, default=None)
+
+
+def _file_bytes(directory: Path) -> int:
+    """Bytes of a group and those below it that are pages of files."""
+    counts = dict(line.split() for line in _read(directory / "memory.stat").splitlines())
+    prefix = "total_" if "total_active_file" in counts else ""
+    return sum(int(counts.get(f"{prefix}{name}_file", 0)) for name in ("active", "inactive"))
 
 
 def cpu_quota(root: Path = Path("/")) -> int | None:

@@ -31,7 +31,7 @@ def gemm_curves(
     for dtype in DTYPES:
         itemsize = TORCH_DTYPE[dtype].itemsize
         pool = fill_random(torch.empty(pool_bytes // itemsize, dtype=TORCH_DTYPE[dtype], device=device))
-        columns = budget.gemm_columns
+        columns = budget.gemm_columns if device.type == "cpu" else budget.gpu_gemm_columns
         while 2 * columns**2 > pool.numel():
             columns //= 2
         points: list[GemmPoint] = []

@@ -16,6 +16,7 @@ def tiny_budget() -> Budget:
         working_set_bytes=4 * MIB,
         gemm_rows=(1, 8),
         gemm_columns=256,
+        gpu_gemm_columns=1024,
         every_thread_count=False,
         link_sizes_bytes=(64 * KIB, MIB),
         disk_file_bytes=4 * MIB,
