@@ -74,7 +74,7 @@ class Arena:
             self.close()
             raise UserError(
                 f"cannot pin {format_bytes(self.nbytes)} of host memory ({_one_line(error)}); "
-                "raise the limit on locked memory (ulimit -l) or plan with a smaller --cpu-mem"
+                "plan with a smaller --cpu-mem"
             ) from None
         self._registered_at = address
 

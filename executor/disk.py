@@ -46,7 +46,7 @@ class DiskStore:
         if not directory.is_dir():
             raise UserError(f"offload directory {directory} does not exist; create it or choose another")
         try:
-            _remove_stale(directory)
+            remove_stale(directory)
             self.directory, self._lock = _private_directory(directory)
         except OSError as error:
             raise UserError(
@@ -91,6 +91,10 @@ class DiskStore:
         self._removed = True
         os.close(self._lock)
         atexit.unregister(self.close)
+
+    def allocated_bytes(self) -> int:
+        """What the file system counts for all files."""
+        return sum(os.fstat(file.descriptor).st_blocks * 512 for file in self._files)
 
     def move(self, call: _Move, file: DiskFile, offset: int, tensor: torch.Tensor) -> None:
         """Read or write a range in chunks, one of them on the calling thread; returns when all are done."""
@@ -187,7 +191,8 @@ def _private_directory(parent: Path) -> tuple[Path, int]:
     return path, lock
 
 
-def _remove_stale(parent: Path) -> None:
+def remove_stale(parent: Path) -> None:
+    """Remove what killed processes left in an offload directory."""
     for path in parent.iterdir():
         if _OURS.fullmatch(path.name) and path.is_dir() and _is_abandoned(path):
             shutil.rmtree(path, ignore_errors=True)

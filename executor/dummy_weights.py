@@ -28,8 +28,8 @@ Kind = tuple[float, float, bool]
 def fill_dummy(batches: Sequence[Sequence[Destination]], dtype: torch.dtype, seed: int) -> None:
     """Fill every destination: matrices normal with variance 1 / fan-in, norms 1, biases 0.
 
-    With pre-norm layers the hidden states then grow with the root of the depth, so they stay finite. Destinations of
-    one batch are filled one after the other, different batches side by side.
+    With pre-norm layers hidden states then grow with the root of the depth, so they stay finite. Destinations
+    of one batch are filled one after the other, different batches side by side.
     """
     tiles = _all_tiles(batches, dtype, seed)
     workers = min(_MAX_WORKERS, len(os.sched_getaffinity(0)))
