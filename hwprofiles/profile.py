@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,12 +30,27 @@ class Rate:
             raise UserError(f"a spread must not be negative, found {self.spread}")
 
 
+def _check_positive(**values: float) -> None:
+    for name, value in values.items():
+        if value <= 0:
+            raise UserError(f"{name} must be more than zero, found {value}")
+
+
+def _check_points(**curves: Sized) -> None:
+    for name, points in curves.items():
+        if not len(points):
+            raise UserError(f"{name} needs at least one point, found none")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GemmPoint:
     """Matrix product of [rows, n] x [n, n]; decode has few rows, prefill many."""
 
     rows: int
     flops_per_s: Rate
+
+    def __post_init__(self) -> None:
+        _check_positive(rows=self.rows)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +60,9 @@ class AttentionPoint:
     threads: int
     bytes_per_s: Rate
 
+    def __post_init__(self) -> None:
+        _check_positive(threads=self.threads)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SizePoint:
@@ -52,6 +70,9 @@ class SizePoint:
 
     size_bytes: int
     bytes_per_s: Rate
+
+    def __post_init__(self) -> None:
+        _check_positive(size_bytes=self.size_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +82,9 @@ class DiskPoint:
     block_bytes: int
     threads: int
     bytes_per_s: Rate
+
+    def __post_init__(self) -> None:
+        _check_positive(block_bytes=self.block_bytes, threads=self.threads)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +97,14 @@ class Link:
     d2h_pageable: tuple[SizePoint, ...]
     both_bytes_per_s: Rate
     """Total of both directions at once, pinned."""
+
+    def __post_init__(self) -> None:
+        _check_points(
+            h2d_pinned=self.h2d_pinned,
+            d2h_pinned=self.d2h_pinned,
+            h2d_pageable=self.h2d_pageable,
+            d2h_pageable=self.d2h_pageable,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +119,10 @@ class Gpu:
     launch_overhead_s: Rate
     context_bytes: int
     link: Link
+
+    def __post_init__(self) -> None:
+        _check_positive(memory_bytes=self.memory_bytes)
+        _check_points(gemm=self.gemm, **{f"gemm.{dtype}": points for dtype, points in self.gemm.items()})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +146,21 @@ class Host:
     process_bytes: int
     """Resident memory of a process that has imported torch and transformers (and initialised CUDA)."""
 
+    def __post_init__(self) -> None:
+        _check_positive(
+            sockets=self.sockets,
+            physical_cores=self.physical_cores,
+            logical_cores=self.logical_cores,
+            numa_nodes=self.numa_nodes,
+            memory_bytes=self.memory_bytes,
+            process_bytes=self.process_bytes,
+        )
+        _check_points(gemm=self.gemm, **{f"gemm.{dtype}": points for dtype, points in self.gemm.items()})
+        _check_points(
+            attention=self.attention,
+            **{f"attention.{dtype}": curve for dtype, curve in self.attention.items()},
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disk:
@@ -122,6 +173,11 @@ class Disk:
     write: tuple[DiskPoint, ...]
     both_read_bytes_per_s: Rate
     both_write_bytes_per_s: Rate
+
+    def __post_init__(self) -> None:
+        _check_points(read=self.read, write=self.write)
+        if self.free_bytes < 0:
+            raise UserError(f"free_bytes must not be negative, found {self.free_bytes}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +201,9 @@ class Calibration:
     error_before: float
     """Median relative error of the predicted phase times, as a fraction."""
     error_after: float
+
+    def __post_init__(self) -> None:
+        _check_positive(num_runs=self.num_runs, **{f"factors.{name}": x for name, x in self.factors.items()})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

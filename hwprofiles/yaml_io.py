@@ -11,7 +11,49 @@ import yaml
 from hwprofiles.errors import UserError
 
 T = TypeVar("T")
-_CONVERTER = cattrs.Converter(forbid_extra_keys=True)
+
+
+def _exact_int(value: object, _: type) -> int:
+    """An int, or a float without a fraction such as 16.0e9."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    raise UserError(f"expected a whole number, found {value!r}")
+
+
+def _exact_float(value: object, _: type) -> float:
+    """A number; YAML takes 1e10 without a point for text, so text that is a number is one too."""
+    if isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    raise UserError(f"expected a number, found {value!r}")
+
+
+def _exact_bool(value: object, _: type) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise UserError(f"expected true or false, found {value!r}")
+
+
+def _exact_str(value: object, _: type) -> str:
+    if isinstance(value, str):
+        return value
+    raise UserError(f"expected text, found {value!r}")
+
+
+def _strict_converter() -> cattrs.Converter:
+    converter = cattrs.Converter(forbid_extra_keys=True)
+    converter.register_structure_hook(int, _exact_int)
+    converter.register_structure_hook(float, _exact_float)
+    converter.register_structure_hook(bool, _exact_bool)
+    converter.register_structure_hook(str, _exact_str)
+    return converter
+
+
+_CONVERTER = _strict_converter()
 _CONVERTER.register_structure_hook_func(lambda cls: cls is object, lambda value, _: value)  # JSON as it is
 
 

@@ -87,6 +87,46 @@ def test_a_bad_key_is_named(
     assert "bad.yaml" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("host", "logical_cores"), 1.5, "expected a whole number, found 1.5 .*logical_cores"),
+        (("host", "memory_bytes"), "16GB", "expected a whole number, found '16GB' .*memory_bytes"),
+        (("host", "memory_bytes"), -1, "memory_bytes must be more than zero, found -1"),
+        (("host", "memory_bytes"), True, "expected a whole number, found True"),
+        (("host", "cpu_model"), None, "expected text, found None .*cpu_model"),
+        (("host", "memory_bytes_per_s", "median"), "fast", "expected a number, found 'fast'"),
+        (("host", "gemm", "float32"), [], "gemm.float32 needs at least one point"),
+        (("gpus", 0, "emulated"), "no", "expected true or false, found 'no'"),
+        (("gpus", 0, "link", "h2d_pinned"), [], "h2d_pinned needs at least one point"),
+        (("gpus", 0, "gemm", "float16", 0, "rows"), 0, "rows must be more than zero"),
+        (("disk", "free_bytes"), -5, "free_bytes must not be negative"),
+    ],
+)
+def test_a_bad_value_is_named(
+    t4: HardwareProfile, tmp_path: Path, path: tuple[str | int, ...], value: object, message: str
+) -> None:
+    """Values of another kind are not bent into shape, and sizes make sense; the error says where."""
+    data = node = yaml.safe_load(t4.to_yaml())
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+    file = tmp_path / "bad.yaml"
+    file.write_text(yaml.safe_dump(data))
+    with pytest.raises(UserError, match=message):
+        load_profile(str(file))
+
+
+def test_numbers_as_people_write_them(t4: HardwareProfile, tmp_path: Path) -> None:
+    """16.0e9 is a whole number, and 1e10, which YAML takes for text, is a number."""
+    text = t4.to_yaml().replace("208000000000", "16.0e+9").replace("76800000000.0", "1e10")
+    path = tmp_path / "hw.yaml"
+    path.write_text(text)
+    profile = load_profile(str(path))
+    assert profile.host.memory_bytes == 16 * 10**9
+    assert profile.host.memory_bytes_per_s.median == 1e10
+
+
 @pytest.mark.parametrize("median", [0, -1.0, float("nan"), float("inf")])
 def test_a_rate_must_be_positive(t4: HardwareProfile, tmp_path: Path, median: float) -> None:
     """A rate no plan can be made with is refused when the file is read."""
