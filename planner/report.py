@@ -43,7 +43,7 @@ class TaskReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TierReport:
-    """A tier's ledger beside the measured peak; `host` stands for gpu and cpu where the gpu tier is emulated."""
+    """A tier's ledger beside the measured peak; `host` is gpu and cpu together, where the GPU is emulated."""
 
     tier: str
     ledger_bytes: int
@@ -80,9 +80,10 @@ class RunReport:
     memory: tuple[TierReport, ...]
     plan: Plan
 
-    def to_json(self) -> str:
-        """The text of report.json."""
-        return json.dumps(to_plain(self), indent=1)
+
+def report_json(report: RunReport) -> str:
+    """The text of report.json."""
+    return json.dumps(to_plain(report), indent=1)
 
 
 def load_report(path: Path) -> RunReport:
