@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, Cache, DynamicCache, PreTrainedModel
 
 from executor.batching import Block, make_blocks
+from executor.checkpoint import Checkpoint
 from executor.engine import Engine, EngineOptions
 from executor.requests import Request
 from executor.sampling import Sampler
@@ -18,6 +19,7 @@ from planner.model import ModelSpec, spec_from_config
 from planner.placement import CacheRows, Placement, TierRows
 from planner.plan import SCHEMA_VERSION, ModelRef, PhasePrediction, Plan, Prediction
 from planner.policy import Policy, Split, Tier
+from planner.schedule import Task
 from planner.workload import Workload
 
 SMALL = {"num_hidden_layers": 3, "vocab_size": 160, "hidden_size": 64, "num_attention_heads": 4}
@@ -159,12 +161,16 @@ def blocks_of(plan: Plan, requests: Sequence[Request]) -> list[Block]:
 
 
 def run_plan(
-    plan: Plan, directory: Path, requests: Sequence[Request], options: EngineOptions
+    plan: Plan,
+    directory: Path,
+    requests: Sequence[Request],
+    options: EngineOptions,
+    observe: Callable[[Task, torch.Tensor], None] | None = None,
 ) -> dict[str, tuple[int, ...]]:
-    """Tokens by custom_id, from the engine with the checkpoint's weights."""
-    from executor.checkpoint import Checkpoint
-
+    """Tokens by custom_id, from the engine with the checkpoint's weights; `observe` sees the logits."""
     engine = Engine(plan, options)
+    if observe:
+        engine.compute.observe_logits = observe  # type: ignore[method-assign]
     try:
         engine.load(Checkpoint(directory, plan.model.spec()))
         tokens = {}
@@ -181,13 +187,19 @@ def run_plan(
         engine.close()
 
 
-def reference_tokens(model: PreTrainedModel, requests: Sequence[Request]) -> dict[str, tuple[int, ...]]:
+def reference_tokens(
+    model: PreTrainedModel, requests: Sequence[Request], cache: type[Cache] = DynamicCache
+) -> dict[str, tuple[int, ...]]:
     """Tokens by custom_id, from transformers' own greedy generate, one prompt at a time."""
     tokens = {}
     for request in requests:
         ids = torch.tensor([request.prompt_ids])
         out = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=request.max_tokens, do_sample=False
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=request.max_tokens,
+            do_sample=False,
+            past_key_values=cache(config=model.config),  # type: ignore[call-arg]
         )
         tokens[request.custom_id] = tuple(out[0, ids.shape[1] :].tolist())
     return tokens

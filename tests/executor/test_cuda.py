@@ -1,0 +1,63 @@
+"""On a CUDA device: the same tokens over three real tiers, under random delays, within the gpu tier's limit."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from executor.engine import EngineOptions
+from tests.executor.test_parity import LENGTHS, PLACEMENTS
+from tests.executor.tiny import make_plan, random_model, random_prompts, reference_tokens, run_plan, save
+
+pytestmark = pytest.mark.gpu
+TIERS = ["all gpu", "gpu and cpu", "all disk", "three tiers", "three tiers, cpu attention"]
+
+
+@pytest.mark.parametrize("placement", TIERS)
+@pytest.mark.parametrize("family", ["opt", "llama", "mistral", "gemma2", "mixtral", "gpt_neox", "bloom"])
+def test_tokens_equal_transformers(family: str, placement: str, tmp_path: Path) -> None:
+    """Ragged prompts over real tiers: token by token the same as transformers on the CPU, in float32."""
+    if family == "bloom" and "attention" in placement:
+        pytest.skip("the family's attention is its own: the planner gives it no cpu rows")
+    model = random_model(family)
+    spec = save(model, tmp_path / "model")
+    plan = make_plan(spec, emulated=False, **PLACEMENTS[placement])  # type: ignore[arg-type]
+    requests = random_prompts(LENGTHS, 6)
+    options = EngineOptions(device=torch.device("cuda", 0), offload_dir=tmp_path)
+    assert run_plan(plan, tmp_path / "model", requests, options) == reference_tokens(model, requests)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("placement", TIERS[1:])
+def test_random_delays_change_nothing(placement: str, seed: int, tmp_path: Path) -> None:
+    """Streams and threads are held back at random: a missing event would show as other tokens."""
+    model = random_model("qwen3")
+    spec = save(model, tmp_path / "model")
+    plan = make_plan(spec, emulated=False, **PLACEMENTS[placement])  # type: ignore[arg-type]
+    requests = random_prompts(LENGTHS[:8], 5)
+    draw = random.Random(seed)
+    options = EngineOptions(
+        device=torch.device("cuda", 0),
+        offload_dir=tmp_path,
+        delay=lambda _: draw.choice((0.0, 0.0, 0.0, 0.001, 0.004)),
+    )
+    assert run_plan(plan, tmp_path / "model", requests, options) == reference_tokens(model, requests)
+
+
+@pytest.mark.parametrize("placement", TIERS)
+def test_four_bits_on_cuda_equal_four_bits_on_the_cpu(placement: str, tmp_path: Path) -> None:
+    """Quantised weights and cache: the same tokens as the emulated gpu tier gives."""
+    model = random_model("llama")
+    spec = save(model, tmp_path / "model")
+    requests = random_prompts(LENGTHS, 6)
+    chosen = PLACEMENTS[placement]
+    real = make_plan(spec, emulated=False, weight_bits=4, kv_bits=4, **chosen)  # type: ignore[arg-type]
+    emulated = make_plan(spec, weight_bits=4, kv_bits=4, **chosen)  # type: ignore[arg-type]
+    on_cuda = EngineOptions(device=torch.device("cuda", 0), offload_dir=tmp_path)
+    on_cpu = EngineOptions(device=torch.device("cpu"), offload_dir=tmp_path)
+    assert run_plan(real, tmp_path / "model", requests, on_cuda) == run_plan(
+        emulated, tmp_path / "model", requests, on_cpu
+    )
