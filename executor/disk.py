@@ -59,14 +59,15 @@ class DiskStore:
 
     def create(self, name: str, nbytes: int) -> DiskFile:
         """A new file of whole pages, its space reserved; its bytes are zeros. A full disk is a UserError."""
-        path = self.directory / name
-        size = align(nbytes)
+        path, size = self.directory / name, align(nbytes)
+        free = shutil.disk_usage(self.directory).free
         try:
+            if size > free:  # asking the file system would fill the disk for a moment
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             _reserve(path, size)
             descriptor = _open_direct(path)
         except OSError as error:
             path.unlink(missing_ok=True)
-            free = shutil.disk_usage(self.directory).free
             raise UserError(
                 f"offload directory {self.directory.parent} cannot take {format_bytes(size)} for {name} "
                 f"({error.strerror}, {format_bytes(free)} free); free some space, "
@@ -101,12 +102,12 @@ class DiskStore:
         whole = tensor.view(-1).numpy().data
         nbytes = len(whole)
         chunk = min(max(align(-(-nbytes // self._num_threads)), _MIN_CHUNK_BYTES), _MAX_CHUNK_BYTES)
+        futures: list[Future[None]] = []
         with self._flying():
-            futures = [
-                self._pool.submit(_move_chunk, call, file, offset + start, whole[start : start + chunk])
-                for start in range(chunk, nbytes, chunk)
-            ]
             try:
+                for start in range(chunk, nbytes, chunk):
+                    piece = whole[start : start + chunk]
+                    futures.append(self._pool.submit(_move_chunk, call, file, offset + start, piece))
                 _move_chunk(call, file, offset, whole[:chunk])
                 for future in futures:
                     future.result()

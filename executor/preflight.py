@@ -72,14 +72,10 @@ def _check_host(plan: Plan, in_memory: int) -> None:
     name = min(known, key=lambda name: known[name])
     if needed > known[name]:
         tiers = "cpu and emulated gpu tiers need" if plan.hardware.emulated else "cpu tier needs"
-        disk = (
-            f", {format_bytes(in_memory)} of it for an offload directory in memory (tmpfs)"
-            if in_memory
-            else ""
-        )
+        disk = f" ({format_bytes(in_memory)} of it for files on tmpfs)" if in_memory else ""
         raise UserError(
-            f"{tiers} {format_bytes(needed)} more host memory{disk}; {format_bytes(known[name])} is free ({name}): "
-            "close other programs or plan with a smaller --cpu-mem"
+            f"{tiers} {format_bytes(needed)} more host memory{disk}, {format_bytes(known[name])} is free "
+            f"({name}); close other programs or plan with a smaller --cpu-mem"
         )
 
 
@@ -97,8 +93,8 @@ def _check_gpu(ledger: Ledger, device: torch.device) -> None:
     needed = ledger.peak_bytes("gpu") - ledger.bytes_of("gpu", "device context")
     if needed > free:
         raise UserError(
-            f"gpu tier needs {format_bytes(needed)} beside the context, {device} has {format_bytes(free)} free "
-            f"of {format_bytes(total)}; close other programs on it or plan with a smaller --gpu-mem"
+            f"gpu tier needs {format_bytes(needed)} beside the context, {device} has {format_bytes(free)} "
+            f"free of {format_bytes(total)}; close other programs on it or plan with a smaller --gpu-mem"
         )
 
 
