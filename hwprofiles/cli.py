@@ -23,6 +23,9 @@ from hwprofiles.profile import HardwareProfile, load_profile
 from hwprofiles.tables import diff_table, list_table, profile_tables
 from hwprofiles.units import format_seconds, parse_bytes
 
+_BUSY_SHARE = 0.5
+"""Of the processors: a load above it is worth a note."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status: 0, 2 for a user's mistake, 130 when interrupted."""
@@ -88,6 +91,7 @@ def _measure(arguments: argparse.Namespace) -> int:
         cpu_cap_bytes=_size(arguments.cpu_mem),
         emulated_gpu_bytes=_size(arguments.emulate_gpu),
     )
+    _note_if_busy()
     start = time.monotonic()
     with _terminated_as_interrupted(), _progress_bar() as progress:
         profile = measure(request, progress)
@@ -114,6 +118,13 @@ def _show(arguments: argparse.Namespace) -> int:
 def _diff(arguments: argparse.Namespace) -> int:
     Console().print(diff_table(load_profile(arguments.a), load_profile(arguments.b)))
     return 0
+
+
+def _note_if_busy() -> None:
+    """Say so when other work will lower the figures."""
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load > _BUSY_SHARE * cores:
+        print(f"note: this host is busy (load {load:.1f} on {cores} processors)", file=sys.stderr)
 
 
 def _check_output(path: Path) -> None:

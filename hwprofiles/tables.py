@@ -83,6 +83,7 @@ def diff_table(a: HardwareProfile, b: HardwareProfile) -> Table:
         ours, theirs = left.get(key), right.get(key)
         ratio = f"{theirs.rate.median / ours.rate.median:.2f}" if ours and theirs else ""
         table.add_row(*key, _value(ours), _value(theirs), ratio)
+    table.columns[1].no_wrap = True
     for column in table.columns[2:]:
         column.justify = "right"
     return table
