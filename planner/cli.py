@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from rich.console import Console
 
@@ -29,7 +31,7 @@ from planner.workload import Workload
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status: 0, 2 for a user's mistake, 130 when interrupted."""
     arguments = _parser().parse_args(argv)
-    commands = {"estimate": _estimate}
+    commands = {"search": _search, "estimate": _estimate}
     return run_cli(lambda: commands[arguments.command](arguments))
 
 
@@ -111,6 +113,31 @@ def _add_problem(parser: argparse.ArgumentParser) -> None:
 def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, metavar="PLAN.YAML", help="write the plan to this file")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON and nothing else")
+
+
+def _search(arguments: argparse.Namespace) -> int:
+    from planner.search import Request, search  # noqa: PLC0415  the LP solver, which other commands do without
+
+    problem = _problem(arguments)
+    request = Request(
+        weight_bits=arguments.weight_bits,
+        kv_bits=arguments.kv_bits,
+        cpu_attention=arguments.cpu_attention,
+        max_latency_s=arguments.max_latency,
+    )
+    with _progress() as report:
+        plan = search(problem, request, report)
+    if plan is None:
+        raise UserError(f"nothing fits {problem.target.name}")
+    return _deliver(plan, arguments)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """Shows on stderr, where a person watches, what the search is at."""
+    console = Console(stderr=True)
+    with console.status("searching") as status:
+        yield status.update
 
 
 def _estimate(arguments: argparse.Namespace) -> int:

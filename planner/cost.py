@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from planner.layout import DTYPE_BYTES, align, kv_vector_bytes, quantised_bytes
+from planner.layout import DTYPE_BYTES, kv_vector_bytes, quantised_bytes
 from planner.machine import Rates
 from planner.model import LayerSpec, ModelSpec
 from planner.policy import Tier
@@ -73,7 +73,7 @@ class CostModel:
 
     def _activation_moves(self, held: Held[A], step: Step) -> list[Move[A]]:
         row = step.num_new * self.model.hidden_size * self.element_bytes
-        moved, on_disk = held.moved_rows * row, held.disk_rows * align(row)
+        moved, on_disk = held.moved_rows * row, held.disk_rows * row
         load, store, counts = TaskKind.LOAD_ACTIVATION, TaskKind.STORE_ACTIVATION, held.counts
         return [
             Move(kind=load, resource="disk_read", count=counts.disk_activations, num_bytes=on_disk),

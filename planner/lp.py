@@ -1,0 +1,222 @@
+"""LP: the best shares, and the best block size, for one discrete choice. The only module that imports pulp."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import pulp
+from numpy.typing import NDArray
+
+from planner.policy import TIERS, Tier
+from planner.relaxed import GB, Relaxed, Shares
+from planner.work import A
+
+_MS = 1e3
+_WORK_WEIGHT = 1e-3
+"""Of the work on all lanes in the objective: between equal times, the splits that move less are taken."""
+_TOLERANCE = 1e-5
+"""Of GB and ms per sequence, relative to the row's largest term where that is above 1."""
+_NAMES = (
+    *(f"{kind}_{tier}" for kind in ("weights", "cache", "activations") for tier in TIERS),
+    "attended",
+    "slot",
+    "inverse_batches",
+)
+_FIRST_TIME = len(_NAMES)
+Vector = NDArray[np.float64]
+CpuAttention = Literal["on", "off", "auto"]
+"""Of the cache off the GPU: attended by the CPU, loaded, or what is best."""
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A linear expression of the LP's variables; the last of its terms is the constant."""
+
+    terms: Vector
+
+    def __add__(self, other: Linear, /) -> Linear:
+        return Linear(self.terms + other.terms)
+
+    def __mul__(self, factor: float, /) -> Linear:
+        return Linear(self.terms * factor)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a solution must keep to."""
+
+    tier_bytes: Mapping[Tier, int]
+    max_batches: float
+    cpu_attention: CpuAttention
+    max_latency_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Solution:
+    """The best shares, checked."""
+
+    shares: Shares[float]
+    seconds_per_sequence: float
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why there is no solution, as the solver or the check of its answer says."""
+
+    reason: str
+    infeasible: bool = False
+
+
+@dataclass(slots=True)
+class _Rows:
+    """Constraints terms . (x, 1) <= 0 or = 0, the objective, and the bounds of x >= 0."""
+
+    size: int
+    at_most: list[Vector] = field(default_factory=list)
+    equal: list[Vector] = field(default_factory=list)
+    objective: Vector = field(default_factory=lambda: np.zeros(0))
+    upper: dict[int, float] = field(default_factory=dict)
+    lower: dict[int, float] = field(default_factory=dict)
+
+
+def solve(relaxed: Relaxed, limits: Limits) -> Solution | Failure:
+    """Minimise time per sequence over the splits, and over the number of gpu batches where it is not fixed."""
+    rows, num_times = _build(relaxed, limits)
+    answer = _run(rows)
+    if isinstance(answer, Failure):
+        return answer
+    broken = _broken(rows, answer)
+    if broken:
+        return Failure(f"the solver's answer breaks {broken}")
+    shares = _shares(answer)
+    seconds = seconds_per_sequence(relaxed, shares)
+    claimed = float(answer[_FIRST_TIME : _FIRST_TIME + num_times].sum()) / _MS + relaxed.fixed_seconds(shares)
+    if abs(claimed - seconds) > 1e-3 * seconds:
+        return Failure(f"the solver's time of {claimed:g} s is {seconds:g} s by the cost model")
+    return Solution(shares=shares, seconds_per_sequence=seconds)
+
+
+def seconds_per_sequence(relaxed: Relaxed, shares: Shares[float]) -> float:
+    """The objective by the formulas themselves."""
+    layers = sum(max(seconds for _, seconds in time.lanes) for time in relaxed.times(shares))
+    return layers + relaxed.fixed_seconds(shares)
+
+
+def _build(relaxed: Relaxed, limits: Limits) -> tuple[_Rows, int]:
+    num_times = len(relaxed.steps) * len(relaxed.kinds)
+    rows = _Rows(size=_FIRST_TIME + num_times)
+    unit = np.eye(rows.size + 1)
+    shares = _shares_of([Linear(unit[index]) for index in (*range(_FIRST_TIME), rows.size)])
+    _add_totals(rows, relaxed, shares, limits.cpu_attention)
+    _add_memory(rows, relaxed, limits, shares)
+    rows.objective = np.zeros(rows.size + 1)
+    for index, time in enumerate(relaxed.times(shares), start=_FIRST_TIME):
+        rows.objective += unit[index]
+        for _, seconds in time.lanes:
+            rows.at_most.append(seconds.terms * _MS - unit[index])
+            rows.objective += seconds.terms * (_MS * _WORK_WEIGHT)
+    fixed = relaxed.fixed_seconds(shares).terms * _MS
+    rows.objective += fixed
+    if limits.max_latency_s is not None:
+        total = fixed + unit[_FIRST_TIME:-1].sum(axis=0)
+        allowed = limits.max_latency_s * _MS / relaxed.choice.gpu_batch_size
+        rows.at_most.append(total - shares.inverse_batches.terms * allowed)
+    _add_bounds(rows, relaxed, limits)
+    return rows, num_times
+
+
+def _add_totals(rows: _Rows, relaxed: Relaxed, shares: Shares[Linear], cpu_attention: CpuAttention) -> None:
+    """Weights divide over the block; cache and activations are each sequence's own."""
+    weights = shares.inverse_batches * (relaxed.weight_gb / relaxed.choice.gpu_batch_size)
+    for by_tier, whole in (
+        (shares.weights, weights),
+        (shares.cache, shares.one * relaxed.cache_gb),
+        (shares.activations, shares.one * relaxed.activation_gb),
+    ):
+        rows.equal.append(sum((gb.terms for gb in by_tier.values()), -whole.terms))
+    far = sum((shares.cache[tier].terms for tier in relaxed.far_tiers), np.zeros(rows.size + 1))
+    rows.at_most.append(shares.attended.terms - far)
+    if cpu_attention == "on" and relaxed.compute_tier == "gpu":
+        rows.at_most.append(far - shares.attended.terms)
+
+
+def _add_memory(rows: _Rows, relaxed: Relaxed, limits: Limits, shares: Shares[Linear]) -> None:
+    for needed in relaxed.slots(shares):
+        rows.at_most.append(needed.terms - shares.slot.terms)
+    for use in relaxed.memory(shares):
+        limit_gb = limits.tier_bytes[use.tier] / GB
+        rows.at_most.append(use.used.terms - use.inverse_block.terms * limit_gb)
+
+
+def _add_bounds(rows: _Rows, relaxed: Relaxed, limits: Limits) -> None:
+    inverse = _NAMES.index("inverse_batches")
+    batches = relaxed.num_gpu_batches
+    rows.lower[inverse] = 1 / (batches or limits.max_batches)
+    rows.upper[inverse] = 1 / (batches or 1)
+    if limits.cpu_attention == "off" or relaxed.compute_tier == "cpu":
+        rows.upper[_NAMES.index("attended")] = 0.0
+    for tier in TIERS:
+        if tier != relaxed.compute_tier and not relaxed.moves_activations:
+            rows.upper[_NAMES.index(f"activations_{tier}")] = 0.0
+        if tier == "gpu" and relaxed.compute_tier == "cpu":
+            for kind in ("weights", "cache", "activations"):
+                rows.upper[_NAMES.index(f"{kind}_{tier}")] = 0.0
+
+
+def _run(rows: _Rows) -> Vector | Failure:
+    """Hand the rows to HiGHS."""
+    problem = pulp.LpProblem("shares", pulp.LpMinimize)
+    variables = [
+        pulp.LpVariable(f"x{index}", rows.lower.get(index, 0.0), rows.upper.get(index))
+        for index in range(rows.size)
+    ]
+    problem.setObjective(_expression(variables, rows.objective))
+    for sense, constraints in ((pulp.LpConstraintLE, rows.at_most), (pulp.LpConstraintEQ, rows.equal)):
+        for terms in constraints:
+            problem.addConstraint(pulp.LpConstraint(_expression(variables, terms), sense, rhs=-terms[-1]))
+    status = problem.solve(pulp.HiGHS(msg=False))
+    if status == pulp.LpStatusOptimal:
+        return np.array([variable.value() for variable in variables])
+    return Failure(f"the solver ends with {pulp.LpStatus[status]!r}", status == pulp.LpStatusInfeasible)
+
+
+def _expression(variables: list[pulp.LpVariable], terms: Vector) -> pulp.LpAffineExpression:
+    used = np.flatnonzero(terms[:-1])
+    return pulp.LpAffineExpression([(variables[index], float(terms[index])) for index in used])
+
+
+def _broken(rows: _Rows, answer: Vector) -> str | None:
+    """The first constraint that the answer does not keep."""
+    point = np.append(answer, 1.0)
+    for name, constraints, sign in (("an upper limit", rows.at_most, 0.0), ("a sum", rows.equal, -1.0)):
+        for index, terms in enumerate(constraints):
+            excess = float(terms @ point)
+            scale = max(1.0, float(np.abs(terms * point).max()))
+            if max(excess, sign * excess) > _TOLERANCE * scale:
+                return f"{name} (row {index}) by {excess:g}"
+    if any(answer[i] > upper + _TOLERANCE for i, upper in rows.upper.items()) or answer.min() < -_TOLERANCE:
+        return "a bound"
+    return None
+
+
+def _shares(answer: Vector) -> Shares[float]:
+    return _shares_of([*(max(0.0, float(x)) for x in answer[:_FIRST_TIME]), 1.0])
+
+
+def _shares_of(values: list[A]) -> Shares[A]:
+    """Shares from the values of `_NAMES` and of the number 1."""
+    by_name = dict(zip((*_NAMES, "one"), values, strict=True))
+    kinds = {
+        kind: {tier: by_name[f"{kind}_{tier}"] for tier in TIERS}
+        for kind in ("weights", "cache", "activations")
+    }
+    return Shares(
+        **kinds,
+        attended=by_name["attended"],
+        slot=by_name["slot"],
+        inverse_batches=by_name["inverse_batches"],
+        one=by_name["one"],
+    )

@@ -1,0 +1,306 @@
+"""The relaxed problem: shares of bytes instead of whole tensors and rows; its times and its memory are linear.
+
+Everything is per sequence of the block (the Charnes-Cooper transformation): dividing a block's bytes and seconds by its
+size makes the block size a variable, 1/N, and time per sequence the objective. Unlike cost.py's formulas, the ledger's
+are partly products of a share and 1/N; those are linear only where the number of gpu batches is fixed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Generic
+
+from planner.cost import CostModel
+from planner.layout import DTYPE_BYTES, layer_slabs
+from planner.ledger import ACTIVATION_SLOTS, WEIGHT_STAGING, Entry, make_ledger
+from planner.model import LayerSpec, ModelSpec
+from planner.placement import CacheRows, Placement, TierRows
+from planner.plan import PHASES, Phase
+from planner.policy import TIERS, Bits, Policy, Split, Tier
+from planner.problem import Problem
+from planner.schedule import TaskKind
+from planner.work import A, Choice, Counts, Held, Step, steps_of
+
+GB = 1e9
+_HOMES = ("weights", "cache", "activations")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shares(Generic[A]):
+    """What the LP decides, in GB per sequence by tier, as numbers or as expressions."""
+
+    weights: dict[Tier, A]
+    cache: dict[Tier, A]
+    activations: dict[Tier, A]
+    attended: A
+    """Cache off the compute tier that the CPU attends to."""
+    slot: A
+    """One cache slot."""
+    inverse_batches: A
+    """1 / number of gpu batches."""
+    one: A
+    """The number 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerTime(Generic[A]):
+    """The lanes of all layers of one kind in one step, in seconds per sequence."""
+
+    step: Step
+    lanes: tuple[tuple[str, A], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryUse(Generic[A]):
+    """GB per sequence on a tier in a phase, and the share of the limit (1 / N) it must stay under."""
+
+    tier: Tier
+    phase: Phase
+    used: A
+    inverse_block: A
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerKind:
+    """Layers that cost the same."""
+
+    layer: LayerSpec
+    nbytes: int
+    """A whole layer's slab."""
+    count: int
+
+
+def layer_kinds(model: ModelSpec, bits: Bits) -> tuple[LayerKind, ...]:
+    """The kinds of a model's layers, in order of appearance; a sliding window makes no difference."""
+    objects = Counter(id(layer) for layer in model.layers)
+    alike: dict[tuple[int, ...], LayerKind] = {}
+    for layer in {id(layer): layer for layer in model.layers}.values():
+        nbytes = layer_slabs(layer, "g" * len(layer.tensors), bits, DTYPE_BYTES[model.dtype])["gpu"].nbytes
+        key = (nbytes, layer.linear_flops_per_token, layer.expert_numel, layer.experts_per_token)
+        count = objects[id(layer)] + (alike[key].count if key in alike else 0)
+        alike[key] = LayerKind(layer=layer, nbytes=nbytes, count=count)
+    return tuple(alike.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relaxed:
+    """Times and memory of one discrete choice; `num_gpu_batches` is None while it is still sought."""
+
+    problem: Problem
+    choice: Choice
+    moves_activations: bool
+    """Activations may leave the compute tier, for which slots are kept."""
+    num_gpu_batches: int | None
+    max_decode_groups: int
+
+    @cached_property
+    def cost(self) -> CostModel:
+        """The formulas."""
+        return self.problem.cost_model(self.choice)
+
+    @cached_property
+    def compute_tier(self) -> Tier:
+        """Where compute runs."""
+        return self.problem.target.compute_tier
+
+    @cached_property
+    def far_tiers(self) -> tuple[Tier, ...]:
+        """Tiers whose bytes must be moved to compute."""
+        return ("cpu", "disk") if self.compute_tier == "gpu" else ("disk",)
+
+    @cached_property
+    def kinds(self) -> tuple[LayerKind, ...]:
+        """The model's layers by what they cost."""
+        return layer_kinds(self.problem.model, self.choice.weight_bits)
+
+    @cached_property
+    def weight_gb(self) -> float:
+        """All layers."""
+        return sum(kind.nbytes * kind.count for kind in self.kinds) / GB
+
+    @cached_property
+    def largest_share(self) -> float:
+        """The largest layer's share of all layers' bytes."""
+        return max(kind.nbytes for kind in self.kinds) / GB / self.weight_gb
+
+    @cached_property
+    def steps(self) -> list[Step]:
+        """Prefill and the groups of decode passes."""
+        return steps_of(self.problem.workload, self.max_decode_groups)
+
+    @cached_property
+    def cache_gb(self) -> float:
+        """One sequence's cache in all layers, at its longest."""
+        return self.cost.token_bytes * self.problem.workload.max_len * self.problem.model.num_layers / GB
+
+    @cached_property
+    def activation_gb(self) -> float:
+        """One sequence's hidden states."""
+        workload, model = self.problem.workload, self.problem.model
+        return workload.prompt_len * model.hidden_size * self.cost.element_bytes / GB
+
+    def times(self, shares: Shares[A]) -> Iterator[LayerTime[A]]:
+        """Each step's lanes, summed over the layers of a kind; the largest lane is the time."""
+        for step in self.steps:
+            for kind in self.kinds:
+                held = self._held(shares, kind)
+                moves, compute = self.cost.moves(held, step), self.cost.compute(kind.layer, held, step)
+                speeds = self._speeds(kind, step)
+                lanes = self.cost.lanes(moves, compute, speeds)
+                if self.num_gpu_batches is not None:
+                    chain = self.cost.chain(moves, compute, speeds, self.num_gpu_batches)
+                    lanes.append((self.compute_tier, chain))
+                times = kind.count * step.num_steps
+                yield LayerTime(
+                    step=step, lanes=tuple((resource, seconds * times) for resource, seconds in lanes)
+                )
+
+    def fixed_seconds(self, shares: Shares[A]) -> A:
+        """What overlaps with nothing, per sequence: the ends of each pass, and the first load of weights."""
+        ends = sum(self.cost.ends(step).seconds * step.num_steps for step in self.steps)
+        first, kind = self.steps[0], self.kinds[0]
+        held, speeds = self._held(shares, kind), self._speeds(kind, first)
+        total = shares.one * (ends / self.choice.gpu_batch_size)
+        for move in self.cost.moves(held, first):
+            if move.kind == TaskKind.LOAD_WEIGHT:
+                total = total + self.cost.seconds(move, speeds)
+        return total
+
+    def _speeds(self, kind: LayerKind, step: Step) -> dict[tuple[str, str], float]:
+        """Speeds at the size of whole layers and gpu batches."""
+        ones = dict.fromkeys(TIERS, 1.0)
+        even = Shares(
+            weights=ones, cache=ones, activations=ones, attended=0.0, slot=0.0, inverse_batches=1.0, one=1.0
+        )
+        return self.cost.speeds(self.cost.moves(self._held(even, kind), step))
+
+    def _held(self, shares: Shares[A], kind: LayerKind) -> Held[A]:
+        batches = shares.one * (1 / self.choice.gpu_batch_size)
+        weights = {tier: gb * (1 / self.weight_gb) for tier, gb in shares.weights.items()}
+        cache = {tier: gb * (1 / self.cache_gb) for tier, gb in shares.cache.items()}
+        hidden = {tier: gb * (1 / self.activation_gb) for tier, gb in shares.activations.items()}
+        attended = shares.attended * (1 / self.cache_gb)
+        stored, moved = self._far(cache), self._far(hidden)
+        streamed = stored + attended * -1.0
+        nothing, nbytes, token = shares.one * 0.0, kind.nbytes, self.cost.token_bytes
+        return Held(
+            passes=shares.inverse_batches * (1 / self.choice.gpu_batch_size),
+            batches=batches,
+            cpu_weight_bytes=weights["cpu"] * nbytes if self.compute_tier == "gpu" else nothing,
+            disk_weight_bytes=weights["disk"] * nbytes,
+            near_rows=shares.one + attended * -1.0,
+            attended_rows=attended,
+            streamed_token_bytes=streamed * token,
+            attended_token_bytes=attended * token,
+            disk_token_bytes=cache["disk"] * token,
+            moved_rows=moved,
+            disk_rows=hidden["disk"],
+            counts=Counts(
+                link_weights=self._far(weights),
+                disk_weights=weights["disk"],
+                stored_cache=stored * (1 / self.choice.gpu_batch_size),
+                streamed_cache=streamed * (1 / self.choice.gpu_batch_size),
+                attended_cache=attended * (1 / self.choice.gpu_batch_size),
+                disk_cache=cache["disk"] * (1 / self.choice.gpu_batch_size),
+                moved_activations=moved * (1 / self.choice.gpu_batch_size),
+                disk_activations=hidden["disk"] * (1 / self.choice.gpu_batch_size),
+            ),
+        )
+
+    def _far(self, by_tier: dict[Tier, A]) -> A:
+        total = by_tier[self.far_tiers[0]]
+        for tier in self.far_tiers[1:]:
+            total = total + by_tier[tier]
+        return total
+
+    def slots(self, shares: Shares[A]) -> Iterator[A]:
+        """What a cache slot must hold, in GB per sequence: rows to store in prefill, rows to load in decode."""
+        workload = self.problem.workload
+        if self.num_gpu_batches is None:  # as if every row were off the compute tier
+            yield shares.inverse_batches * (self.cache_gb / self.problem.model.num_layers)
+            return
+        per_layer = 1 / (self.problem.model.num_layers * self.num_gpu_batches)
+        stored = self._far(shares.cache) * per_layer
+        yield stored * (workload.prompt_len / workload.max_len)
+        yield stored + shares.attended * -per_layer
+
+    def memory(self, shares: Shares[A]) -> Iterator[MemoryUse[A]]:
+        """What each tier holds in each phase."""
+        inverse_block = shares.inverse_batches * (1 / self.choice.gpu_batch_size)
+        for tier in TIERS:
+            homes = shares.weights[tier] + shares.cache[tier] + shares.activations[tier]
+            if tier == self.compute_tier:
+                homes = homes + self._slots_used(shares)
+            if tier == "cpu":
+                homes = homes + self._staging(shares)
+            for phase in PHASES:
+                fixed, per_sequence = self._other_gb(tier, phase)
+                used = homes + inverse_block * fixed + shares.one * per_sequence
+                yield MemoryUse(tier=tier, phase=phase, used=used, inverse_block=inverse_block)
+
+    def _slots_used(self, shares: Shares[A]) -> A:
+        used = self._far(shares.weights) * (self.choice.weight_slots * self.largest_share)
+        used = used + shares.slot * self.choice.cache_slots
+        hidden = ACTIVATION_SLOTS * self.activation_gb if self.moves_activations else 0.0
+        return used + shares.inverse_batches * hidden
+
+    def _staging(self, shares: Shares[A]) -> A:
+        """Host buffers of what passes between disk and the GPU; those of rows need the number of gpu batches."""
+        used = shares.one * 0.0
+        if self.compute_tier == "gpu":
+            used = shares.weights["disk"] * (WEIGHT_STAGING * self.largest_share)
+        if self.num_gpu_batches is not None:
+            used = used + shares.activations["disk"] * (ACTIVATION_SLOTS / self.num_gpu_batches)
+            if self.compute_tier == "gpu":
+                slots = self.choice.cache_slots / (self.problem.model.num_layers * self.num_gpu_batches)
+                used = used + shares.cache["disk"] * slots
+        return used
+
+    @cached_property
+    def _others(self) -> tuple[Entry, ...]:
+        """The ledger's entries that no split changes: of one gpu batch with all at home on the compute tier.
+
+        They do not depend on how many layers there are either, so one of each kind will do.
+        """
+        model = replace(self.problem.model, layers=tuple(kind.layer for kind in self.kinds))
+        batch, tier = self.choice.gpu_batch_size, self.compute_tier
+        near = Split(gpu=float(tier == "gpu"), cpu=float(tier == "cpu"), disk=0.0)
+        policy = Policy(
+            gpu_batch_size=batch,
+            num_gpu_batches=1,
+            weights=near,
+            cache=near,
+            activations=near,
+            weight_bits=self.choice.weight_bits,
+            kv_bits=self.choice.kv_bits,
+            prefill_rows=self.choice.prefill_rows,
+            weight_slots=self.choice.weight_slots,
+            cache_slots=self.choice.cache_slots,
+        )
+        on_gpu, on_cpu = (batch, 0) if tier == "gpu" else (0, batch)
+        placement = Placement(
+            weight_tiers=tuple(tier[0] * len(layer.tensors) for layer in model.layers),
+            cache_rows=(CacheRows(gpu=on_gpu, cpu=on_cpu, cpu_attend=0, disk=0, disk_attend=0),),
+            activation_rows=(TierRows(gpu=on_gpu, cpu=on_cpu, disk=0),),
+            weights=near,
+            cache=near,
+            activations=near,
+        )
+        ledger = make_ledger(model, self.problem.workload, policy, placement, self.problem.target)
+        return tuple(entry for entry in ledger.entries if entry.purpose not in _HOMES)
+
+    def _other_gb(self, tier: Tier, phase: Phase) -> tuple[float, float]:
+        """(GB of a block whatever its size, GB for each of its sequences)."""
+        fixed = per_sequence = 0.0
+        for entry in self._others:
+            nbytes = entry.prefill_bytes if phase == "prefill" else entry.decode_bytes
+            if entry.tier != tier:
+                continue
+            if entry.purpose == "layer arguments":
+                per_sequence += nbytes / self.choice.gpu_batch_size / GB
+            else:
+                fixed += nbytes / GB
+        return fixed, per_sequence
