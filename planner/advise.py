@@ -50,12 +50,12 @@ def _advice(changes: list[str]) -> str:
 def fitting_changes(problem: Problem, policy: Policy) -> Iterator[str]:
     """Each kind of change that makes the policy fit, as the flags to give."""
     yield from _smaller_blocks(problem, policy, "")
-    fitted = []
+    fitted: list[str] = []
     for flags, change in _BITS:
         changed = change(policy)
         if changed == policy or any(bits in flags for bits in fitted):
             continue
-        if fits(problem, changed):
+        if problem.fits(changed):
             fitted.append(flags)
             yield flags
     if not fitted and (policy.weight_bits, policy.kv_bits) != (4, 4):
@@ -65,12 +65,12 @@ def fitting_changes(problem: Problem, policy: Policy) -> Iterator[str]:
 
 def _smaller_blocks(problem: Problem, policy: Policy, prefix: str) -> Iterator[str]:
     batches = largest(
-        policy.num_gpu_batches - 1, lambda count: fits(problem, replace(policy, num_gpu_batches=count))
+        policy.num_gpu_batches - 1, lambda count: problem.fits(replace(policy, num_gpu_batches=count))
     )
     if batches:
         block = batches * policy.gpu_batch_size
         yield f"{prefix}--num-gpu-batches {batches} (block of {block})"
-    batch = largest(policy.gpu_batch_size - 1, lambda size: fits(problem, with_batch(policy, size)))
+    batch = largest(policy.gpu_batch_size - 1, lambda size: problem.fits(with_batch(policy, size)))
     if batch:
         yield f"{prefix}--gpu-batch-size {batch} (block of {batch * policy.num_gpu_batches})"
 
@@ -78,12 +78,6 @@ def _smaller_blocks(problem: Problem, policy: Policy, prefix: str) -> Iterator[s
 def with_batch(policy: Policy, size: int) -> Policy:
     """The policy with another gpu batch size."""
     return replace(policy, gpu_batch_size=size, prefill_rows=min(policy.prefill_rows, size))
-
-
-def fits(problem: Problem, policy: Policy) -> bool:
-    """Whether the placed policy stays within every tier's limit."""
-    plan = problem.plan(policy)
-    return not plan.ledger.shortfalls(plan.hardware)
 
 
 def largest(most: int, good: Callable[[int], bool]) -> int:

@@ -116,7 +116,8 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 
 def _search(arguments: argparse.Namespace) -> int:
-    from planner.search import Request, search  # noqa: PLC0415  the LP solver, which other commands do without
+    from planner.candidate import Request  # noqa: PLC0415  the LP solver, which other commands do without
+    from planner.search import search  # noqa: PLC0415
 
     problem = _problem(arguments)
     request = Request(

@@ -1,4 +1,4 @@
-"""LP: the best shares, and the best block size, for one discrete choice. The only module that imports pulp."""
+"""LP: the best shares, and the best block size, for a discrete choice. The only module that imports pulp."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class _Rows:
 
 
 def solve(relaxed: Relaxed, limits: Limits) -> Solution | Failure:
-    """Minimise time per sequence over the splits, and over the number of gpu batches where it is not fixed."""
+    """Minimise time per sequence over the splits, and over the gpu batches where they are not fixed."""
     rows, num_times = _build(relaxed, limits)
     answer = _run(rows)
     if isinstance(answer, Failure):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,6 +17,8 @@ _IO_SHARE = 4
 """One core in this many is left to copies and disk threads while the CPU attends."""
 _WORTH_A_THREAD = 1.03
 """More disk threads are used only where they bring 3% or more."""
+OVERHEAD = "overhead"
+"""Calibrates launching kernels and handing over tasks, as a resource's factor does its rate."""
 T = TypeVar("T")
 
 
@@ -31,20 +33,22 @@ class Caps:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A rate by size (of a copy, of a disk block) or by GEMM rows; points in rising order."""
+    """A rate by size (of a copy, of what a disk has in flight) or by GEMM rows; points in rising order."""
 
     points: tuple[tuple[float, float], ...]
+    below: float = 1.0
+    """Under the first point the rate goes with this power of x: 1 is a fixed time, 0 a fixed rate."""
 
     def at(self, x: float) -> float:
-        """The rate at x: straight between points in log scales, flat above them, in proportion to x below."""
+        """The rate at x: straight between points in log scales, flat above them."""
         first, last = self.points[0], self.points[-1]
         if x <= first[0]:
-            return first[1] * max(x, 1.0) / first[0]
+            return first[1] * float((max(x, 1.0) / first[0]) ** self.below)
         if x >= last[0]:
             return last[1]
         for (x0, y0), (x1, y1) in zip(self.points, self.points[1:], strict=False):
             if x <= x1:
-                return y0 * (y1 / y0) ** (math.log(x / x0) / math.log(x1 / x0))
+                return y0 * float((y1 / y0) ** (math.log(x / x0) / math.log(x1 / x0)))
         raise AssertionError("points are in rising order")
 
     @property
@@ -115,12 +119,12 @@ def make_rates(profile: HardwareProfile, dtype: Dtype) -> Rates:
     on_cpu = gpu is None or gpu.emulated
     gemm = _of_dtype(gpu.gemm if gpu else host.gemm, dtype, profile.name, "GEMM")
     attention = _of_dtype(host.attention, dtype, profile.name, "CPU attention")
-    threads, attended = _attention_threads(
-        [(p.threads, p.bytes_per_s.median) for p in attention], host.logical_cores
-    )
+    threads, attended = _attention_threads(attention, host.logical_cores)
     memory = (gpu.memory_bytes_per_s if gpu else host.memory_bytes_per_s).median
     io_threads = _io_threads(profile)
     h2d, d2h, both = _link(gpu)
+    factors = profile.calibration.factors if profile.calibration else {}
+    overhead = factors.get(OVERHEAD, 1.0)
     return Rates(
         on_cpu=on_cpu,
         gemm=Curve(tuple(sorted((float(p.rows), p.flops_per_s.median) for p in gemm))),
@@ -135,11 +139,11 @@ def make_rates(profile: HardwareProfile, dtype: Dtype) -> Rates:
         disk_write=_disk_curve(profile.disk.write if profile.disk else (), io_threads),
         disk_parallel=_disk_parallel(profile),
         parallel=_parallel(profile, attention),
-        launch_overhead_s=gpu.launch_overhead_s.median if gpu else 0.0,
-        task_overhead_s=host.task_overhead_s.median,
+        launch_overhead_s=gpu.launch_overhead_s.median * overhead if gpu else 0.0,
+        task_overhead_s=host.task_overhead_s.median * overhead,
         io_threads=io_threads,
         attention_threads=threads,
-        factors=profile.calibration.factors if profile.calibration else {},
+        factors=factors,
     )
 
 
@@ -155,11 +159,12 @@ def _of_dtype(table: Mapping[Dtype, Sequence[T]], dtype: Dtype, name: str, what:
     return points
 
 
-def _attention_threads(points: Iterable[tuple[int, float]], cores: int) -> tuple[int, float]:
+def _attention_threads(points: Sequence[AttentionPoint], cores: int) -> tuple[int, float]:
     """The fastest thread count that leaves some cores to I/O, and its rate."""
-    ordered = sorted(points)
-    allowed = [point for point in ordered if point[0] <= cores - cores // _IO_SHARE] or ordered[:1]
-    return max(allowed, key=lambda point: point[1])
+    most = max(cores - cores // _IO_SHARE, min(point.threads for point in points))
+    allowed = [point for point in points if point.threads <= most]
+    best = max(allowed, key=lambda point: (point.bytes_per_s.median, -point.threads))
+    return best.threads, best.bytes_per_s.median
 
 
 def _io_threads(profile: HardwareProfile) -> int:
@@ -175,12 +180,20 @@ def _io_threads(profile: HardwareProfile) -> int:
 
 
 def _disk_curve(points: Sequence[DiskPoint], threads: int) -> Curve:
-    """Rate by bytes in flight (block x threads), measured at `threads` or the nearest count there is."""
+    """Rate by bytes in flight: small blocks from one thread up to `threads`, then larger blocks.
+
+    Below the smallest block nothing is measured; half-way between a fixed time and a fixed rate is assumed.
+    """
     if not points:
         return Curve(((1.0, 1.0),))
-    nearest = min({p.threads for p in points}, key=lambda count: (abs(count - threads), count))
-    mine = {float(p.block_bytes * p.threads): p.bytes_per_s.median for p in points if p.threads == nearest}
-    return Curve(tuple(sorted(mine.items())))
+    most = max((p.threads for p in points if p.threads <= threads), default=min(p.threads for p in points))
+    smallest = min(p.block_bytes for p in points)
+    best: dict[float, float] = {}
+    for point in points:
+        if point.threads == most or (point.threads < most and point.block_bytes == smallest):
+            in_flight = float(point.block_bytes * point.threads)
+            best[in_flight] = max(best.get(in_flight, 0.0), point.bytes_per_s.median)
+    return Curve(tuple(sorted(best.items())), below=0.5)
 
 
 def _link(gpu: Gpu | None) -> tuple[Curve, Curve, float]:
@@ -207,7 +220,7 @@ def _disk_parallel(profile: HardwareProfile) -> float:
 def _parallel(profile: HardwareProfile, attention: Sequence[AttentionPoint]) -> float:
     """The shares of its own full rate that each part keeps while all are at work, added.
 
-    Work that shares cores or memory fully adds up to 1, work that does not disturb each other to the number of parts.
+    Parts that share cores or memory fully add up to 1, parts that do not disturb each other to their number.
     """
     together = profile.concurrent
     if together is None:

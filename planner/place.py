@@ -1,7 +1,8 @@
 """Place: a policy's fractions realised as whole tensors and whole sequences, spread evenly.
 
-What does not come out even is carried to the next layer or gpu batch, so that the whole is within one tensor, or one
-sequence, of the request. The faster tiers get at most what was requested; the slowest one used takes the rest.
+What does not come out even is carried to the next layer or gpu batch, so that the whole is within one tensor,
+or one sequence, of the request. The faster tiers get at most what was requested; the slowest one used takes
+the rest.
 """
 
 from __future__ import annotations

@@ -8,15 +8,13 @@ from dataclasses import dataclass, field
 
 from planner.cost import CostModel
 from planner.layout import activations_resident, is_resident, is_streamed, token_stride
-from planner.ledger import Sizes, Target
+from planner.ledger import Sizes
 from planner.machine import Rates
-from planner.model import LayerSpec, ModelSpec
-from planner.placement import CACHE_GROUPS, CacheGroup, Placement, group_tier
+from planner.model import LayerSpec
+from planner.placement import CACHE_GROUPS, CacheGroup, group_tier
 from planner.plan import Phase, PhasePrediction, Prediction, TaskPrediction
-from planner.policy import Policy
 from planner.schedule import TaskKind
 from planner.work import Choice, Compute, Counts, Held, Move, Step, steps_of
-from planner.workload import Workload
 
 ATTEND = "attend"
 """The CPU's part of a compute task, as it stands in predictions and reports beside the kinds of tasks."""
@@ -24,22 +22,20 @@ NOT_RUN = "none"
 """The binding resource of a phase without passes: a single generated token leaves no decode."""
 
 
-def price(
-    model: ModelSpec, workload: Workload, policy: Policy, placement: Placement, target: Target, rates: Rates
-) -> Prediction:
+def price(sizes: Sizes, rates: Rates) -> Prediction:
     """The prediction for one full block."""
-    sizes = Sizes(model, workload, policy, placement, target.compute_tier)
+    policy, workload = sizes.policy, sizes.workload
     cost = CostModel(
-        model=model,
+        model=sizes.model,
         workload=workload,
         choice=Choice.of(policy),
-        compute_tier=target.compute_tier,
+        compute_tier=sizes.compute_tier,
         rates=rates,
     )
-    layers = _held_by_layer(sizes)
+    layers = _layer_groups(sizes)
     phases: dict[Phase, _PhaseSum] = {"prefill": _PhaseSum(), "decode": _PhaseSum()}
     for step in steps_of(workload):
-        _add_step(phases[step.phase], cost, layers, step, policy.num_gpu_batches)
+        _add_step(phases[step.phase], cost, layers, step)
     prefill, decode = (phases[phase].prediction(rates.factor(phase)) for phase in ("prefill", "decode"))
     tokens = policy.block_size * workload.gen_len
     return Prediction(
@@ -100,15 +96,20 @@ class _PhaseSum:
             )
 
 
-Layers = list[tuple[LayerSpec, Held[float], int]]
-"""(layer, what it holds, how many layers are like it)."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _LayerGroup:
+    """Layers that are alike in shape and in placement."""
+
+    layer: LayerSpec
+    held: Held[float]
+    count: int
 
 
-def _add_step(total: _PhaseSum, cost: CostModel, layers: Layers, step: Step, num_gpu_batches: int) -> None:
-    for layer, held, num_layers in layers:
-        _add_layer(total, cost, layer, held, step, num_layers * step.num_steps, num_gpu_batches)
-    ends, tier = cost.ends(step), cost.compute_tier
-    times = step.num_steps * num_gpu_batches
+def _add_step(total: _PhaseSum, cost: CostModel, layers: list[_LayerGroup], step: Step) -> None:
+    for group in layers:
+        _add_layers(total, cost, group, step)
+    ends, tier, held = cost.ends(step), cost.compute_tier, layers[0].held
+    times = step.num_steps * int(held.batches)
     total.seconds += ends.seconds * times
     total.lanes[tier] += ends.seconds * times
     total.add(
@@ -117,29 +118,21 @@ def _add_step(total: _PhaseSum, cost: CostModel, layers: Layers, step: Step, num
         times,
         _TaskSum(2, ends.num_bytes, ends.flops, ends.seconds),
     )
-    layer, held, _ = layers[0]
     moves = cost.moves(held, step)
     speeds = cost.speeds(moves)
     if step.phase == "prefill":  # nothing runs before the first layer has come
         loads = [move for move in moves if move.kind == TaskKind.LOAD_WEIGHT]
         total.seconds += sum(cost.seconds(move, speeds) for move in loads)
     stores = [move for move in moves if move.kind == TaskKind.STORE_CACHE]
-    total.seconds += sum(cost.seconds(move, speeds) for move in stores) / num_gpu_batches
+    total.seconds += sum(cost.seconds(move, speeds) for move in stores) / held.batches
 
 
-def _add_layer(
-    total: _PhaseSum,
-    cost: CostModel,
-    layer: LayerSpec,
-    held: Held[float],
-    step: Step,
-    times: int,
-    num_gpu_batches: int,
-) -> None:
-    moves, compute = cost.moves(held, step), cost.compute(layer, held, step)
+def _add_layers(total: _PhaseSum, cost: CostModel, group: _LayerGroup, step: Step) -> None:
+    held, times = group.held, group.count * step.num_steps
+    moves, compute = cost.moves(held, step), cost.compute(group.layer, held, step)
     speeds = cost.speeds(moves)
     lanes = cost.lanes(moves, compute, speeds)
-    lanes.append((cost.compute_tier, cost.chain(moves, compute, speeds, num_gpu_batches)))
+    lanes.append((cost.compute_tier, cost.chain(moves, compute, speeds, int(held.batches))))
     total.seconds += times * max(seconds for _, seconds in lanes)
     largest: defaultdict[str, float] = defaultdict(float)
     for resource, seconds in lanes:
@@ -150,8 +143,8 @@ def _add_layer(
     for move in moves:
         total.add(move.kind.value, move.resource, times, _moved(cost, move, speeds))
     total.add(TaskKind.COMPUTE.value, cost.compute_tier, times, _computed(compute))
-    attended = _TaskSum(compute.attend_count, compute.attend_bytes, 0.0, compute.attend_s)
-    total.add(ATTEND, "cpu", times, attended)
+    read = held.attended_token_bytes * step.context
+    total.add(ATTEND, "cpu", times, _TaskSum(compute.attend_count, read, 0.0, compute.attend_s))
 
 
 def _moved(cost: CostModel, move: Move[float], speeds: dict[tuple[str, str], float]) -> _TaskSum:
@@ -163,11 +156,12 @@ def _computed(compute: Compute[float]) -> _TaskSum:
     return _TaskSum(compute.count, compute.num_bytes, compute.flops, seconds)
 
 
-def _held_by_layer(sizes: Sizes) -> Layers:
-    """One entry for the layers that are alike in shape and in placement."""
-    keys = list(zip(sizes.model.layers, sizes.placement.weight_tiers, strict=True))
-    first = {key: len(keys) - 1 - j for j, key in enumerate(reversed(keys))}
-    return [(key[0], _held(sizes, first[key]), count) for key, count in Counter(keys).items()]
+def _layer_groups(sizes: Sizes) -> list[_LayerGroup]:
+    keys = [(id(slabs), id(layer)) for slabs, layer in zip(sizes.slabs, sizes.model.layers, strict=True)]
+    return [
+        _LayerGroup(layer=sizes.model.layers[j], held=_held(sizes, j), count=count)
+        for j, count in ((keys.index(key), count) for key, count in Counter(keys).items())
+    ]
 
 
 def _held(sizes: Sizes, j: int) -> Held[float]:
@@ -211,7 +205,7 @@ def _held(sizes: Sizes, j: int) -> Held[float]:
 
 @dataclass(frozen=True, slots=True)
 class _CachePart:
-    """Some cache groups of a block: gpu batches that have such rows, rows, bytes of one token of one layer."""
+    """Some cache groups of a block: gpu batches with such rows, rows, bytes of one token of one layer."""
 
     batches: float
     rows: float

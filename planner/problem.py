@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from hwprofiles.errors import UserError
 from hwprofiles.profile import HardwareProfile
 from planner.cost import CostModel
-from planner.ledger import Target, make_ledger
+from planner.ledger import Ledger, Sizes, Target, make_ledger
 from planner.machine import Caps, Rates, make_rates, make_target
 from planner.model import ModelSpec
 from planner.place import place
+from planner.placement import Placement
 from planner.plan import SCHEMA_VERSION, ModelRef, Plan
 from planner.policy import Policy
 from planner.pricing import price
@@ -46,9 +47,19 @@ class Problem:
         tokens = _CPU_PREFILL_TOKENS if self.rates.on_cpu else _GPU_PREFILL_TOKENS
         return max(1, min(gpu_batch_size, tokens // self.workload.prompt_len))
 
+    def place(self, policy: Policy) -> tuple[Placement, Ledger]:
+        """The policy placed and added up."""
+        placement = place(self.model, policy, self.target.compute_tier)
+        return placement, make_ledger(self.model, self.workload, policy, placement, self.target)
+
+    def fits(self, policy: Policy) -> bool:
+        """Whether the placed policy stays within every tier's limit."""
+        return not self.place(policy)[1].shortfalls(self.target)
+
     def plan(self, policy: Policy) -> Plan:
         """The policy placed, added up and priced; whether it fits is the caller's question."""
-        placement = place(self.model, policy, self.target.compute_tier)
+        placement, ledger = self.place(policy)
+        sizes = Sizes(self.model, self.workload, policy, placement, self.target.compute_tier)
         return Plan(
             schema_version=SCHEMA_VERSION,
             model=ModelRef(name=self.model.name, dtype=self.model.dtype, config=self.model.config),
@@ -56,8 +67,8 @@ class Problem:
             hardware=self.target,
             policy=policy,
             placement=placement,
-            ledger=make_ledger(self.model, self.workload, policy, placement, self.target),
-            prediction=price(self.model, self.workload, policy, placement, self.target, self.rates),
+            ledger=ledger,
+            prediction=price(sizes, self.rates),
         )
 
 

@@ -1,8 +1,9 @@
-"""The relaxed problem: shares of bytes instead of whole tensors and rows; its times and its memory are linear.
+"""The relaxed problem: shares of bytes instead of whole tensors and rows; its time and its memory are linear.
 
-Everything is per sequence of the block (the Charnes-Cooper transformation): dividing a block's bytes and seconds by its
-size makes the block size a variable, 1/N, and time per sequence the objective. Unlike cost.py's formulas, the ledger's
-are partly products of a share and 1/N; those are linear only where the number of gpu batches is fixed.
+Everything is per sequence of the block (the Charnes-Cooper transformation): dividing a block's bytes and
+seconds by its size makes the block size a variable, 1/N, and time per sequence the objective. Unlike the
+formulas of cost.py, the ledger's are partly products of a share and 1/N; those are linear only where the number
+of gpu batches is fixed.
 """
 
 from __future__ import annotations
@@ -217,7 +218,7 @@ class Relaxed:
         return total
 
     def slots(self, shares: Shares[A]) -> Iterator[A]:
-        """What a cache slot must hold, in GB per sequence: rows to store in prefill, rows to load in decode."""
+        """What a cache slot must hold, in GB per sequence: rows to store (prefill) or to load (decode)."""
         workload = self.problem.workload
         if self.num_gpu_batches is None:  # as if every row were off the compute tier
             yield shares.inverse_batches * (self.cache_gb / self.problem.model.num_layers)
@@ -248,7 +249,7 @@ class Relaxed:
         return used + shares.inverse_batches * hidden
 
     def _staging(self, shares: Shares[A]) -> A:
-        """Host buffers of what passes between disk and the GPU; those of rows need the number of gpu batches."""
+        """Host buffers of what passes between disk and the GPU; those of rows, once the batches are fixed."""
         used = shares.one * 0.0
         if self.compute_tier == "gpu":
             used = shares.weights["disk"] * (WEIGHT_STAGING * self.largest_share)

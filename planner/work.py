@@ -1,4 +1,4 @@
-"""Work: the amounts that cost formulas take and give; each may be a number or a linear expression of an LP."""
+"""Work: the amounts that cost formulas take and give; each a number or a linear expression of an LP."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Counts(Generic[A]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held(Generic[A]):
-    """What one layer holds for a block and moves in a pass; `_token_bytes` are K and V of one token of the rows."""
+    """What one layer holds for a block and moves in a pass; `_token_bytes` are of one token of the rows."""
 
     passes: A
     """1, in the unit of the other amounts."""

@@ -1,0 +1,73 @@
+"""Candidate: a discrete choice with what the LP promises of it; the search's currency."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from hwprofiles.errors import UserError
+from planner.lp import CpuAttention, Limits
+from planner.policy import TIERS, Bits, Tier
+from planner.problem import Problem
+from planner.work import Choice
+
+MAX_BLOCK = 4096
+"""Sequences of a block, where the number of prompts sets no bound."""
+BitsChoice = Literal["16", "4", "auto"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What the user leaves open."""
+
+    weight_bits: BitsChoice = "16"
+    kv_bits: BitsChoice = "16"
+    cpu_attention: CpuAttention = "auto"
+    max_latency_s: float | None = None
+    """Of one block, prefill and decode."""
+
+    def __post_init__(self) -> None:
+        if self.max_latency_s is not None and not (
+            math.isfinite(self.max_latency_s) and self.max_latency_s > 0
+        ):
+            raise UserError(
+                f"max latency is {self.max_latency_s:g} s; it must be positive: set --max-latency"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A discrete choice and the best that the LP finds for it; its number of gpu batches is not whole."""
+
+    choice: Choice
+    moves_activations: bool
+    seconds_per_sequence: float
+    num_gpu_batches: float
+
+
+def bits_of(wanted: BitsChoice) -> tuple[Bits, ...]:
+    """The bits to try."""
+    options: dict[BitsChoice, tuple[Bits, ...]] = {"16": (16,), "4": (4,), "auto": (16, 4)}
+    return options[wanted]
+
+
+def tier_limits(problem: Problem) -> dict[Tier, int]:
+    """Each tier's limit in bytes."""
+    return {tier: problem.target.limit_bytes(tier) for tier in TIERS}
+
+
+def limits_of(problem: Problem, request: Request, choice: Choice, tier_bytes: Mapping[Tier, int]) -> Limits:
+    """What the LP must keep to."""
+    return Limits(
+        tier_bytes=dict(tier_bytes),
+        max_batches=max(1.0, most_sequences(problem) / choice.gpu_batch_size),
+        cpu_attention=request.cpu_attention if problem.model.cpu_attention else "off",
+        max_latency_s=request.max_latency_s,
+    )
+
+
+def most_sequences(problem: Problem) -> int:
+    """The largest block worth considering."""
+    return min(problem.workload.num_prompts or MAX_BLOCK, MAX_BLOCK)

@@ -1,0 +1,189 @@
+"""Cost of computing: the time of projections, MLP, attention, dequantising, and the model's ends.
+
+The half of cost.py that is about arithmetic; the other half is about copies. docs/cost-model.md explains it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from planner.layout import DTYPE_BYTES, kv_vector_bytes
+from planner.machine import Rates
+from planner.model import LayerSpec, ModelSpec
+from planner.policy import Tier
+from planner.work import A, Choice, Compute, Held, Step
+
+OPS_PER_LAYER = 12
+"""Kernels of a dense layer: two norms, four projections, attention, three of the MLP, two sums."""
+OPS_PER_EXPERT = 4
+"""Kernels of one expert: two products, the activation, the weighted sum."""
+OPS_OF_ENDS = 4
+"""Embedding and positions, final norm, head."""
+EAGER_PASSES = 6
+"""Reads and writes of attention scores that are not fused: product, mask (2), softmax (2), product."""
+DEQUANTISE_BYTES = 27
+"""Bytes read and written for a value by the plain steps of executor/quantize.py, its result left out:
+nibble (2), to float32 (5), scale (8), shift (8), read for the result (4)."""
+QUANTISE_BYTES = 60
+"""Likewise, the source left out: to float32 (4), extremes (8), five steps in float32 (40), codes (8)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some compute: seconds at the profile's rates, FLOP, bytes of memory, and seconds of launching."""
+
+    seconds: float
+    flops: float = 0.0
+    num_bytes: float = 0.0
+    launch_s: float = 0.0
+
+    def __mul__(self, times: float) -> Piece:
+        return Piece(self.seconds * times, self.flops * times, self.num_bytes * times, self.launch_s * times)
+
+
+NOTHING = Piece(0.0)
+
+
+def total(parts: Iterable[Piece]) -> Piece:
+    """The sum of pieces that follow one another."""
+    pieces = list(parts)
+    return Piece(
+        sum(piece.seconds for piece in pieces),
+        sum(piece.flops for piece in pieces),
+        sum(piece.num_bytes for piece in pieces),
+        sum(piece.launch_s for piece in pieces),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComputeCost:
+    """The formulas for one model and choice on one machine."""
+
+    model: ModelSpec
+    choice: Choice
+    compute_tier: Tier
+    rates: Rates
+
+    def layer(self, layer: LayerSpec, held: Held[A], step: Step) -> Compute[A]:
+        """The compute tasks of one pass of one layer."""
+        linear, unpacking, row = self._linear(layer, step), self._dequantise(layer), self._attention(step)
+        is_decode = step.phase == "decode"
+        attended = held.attended_rows * float(is_decode)
+        near = held.near_rows + held.attended_rows * float(not is_decode)
+        num_attends = held.counts.attended_cache * float(is_decode)
+        far = self._cpu_attention(step)
+        return Compute(
+            count=held.batches,
+            linear_s=held.batches * self.seconds(linear) + held.passes * self.seconds(unpacking),
+            near_s=near * self.seconds(row),
+            attend_s=attended * (far.seconds * self.rates.factor("cpu"))
+            + num_attends * self.rates.task_overhead_s,
+            attend_count=num_attends,
+            flops=held.batches * linear.flops + near * row.flops,
+            num_bytes=held.batches * linear.num_bytes
+            + held.passes * unpacking.num_bytes
+            + near * row.num_bytes,
+            attend_bytes=attended * far.num_bytes,
+        )
+
+    def seconds(self, piece: Piece) -> float:
+        """Calibrated."""
+        return piece.seconds * self.rates.factor(self.compute_tier) + piece.launch_s
+
+    def ends(self, step: Step) -> Piece:
+        """Embedding and head of one gpu batch; only a sequence's last token goes through the head."""
+        batch, model, rates = self.choice.gpu_batch_size, self.model, self.rates
+        head = self._product(batch, 2.0 * batch * model.head_numel, model.head_numel)
+        touched = 2.0 * batch * step.num_new * model.hidden_size * self._element_bytes
+        started = 2 * rates.task_overhead_s if rates.on_cpu else 0.0
+        launches = OPS_OF_ENDS * rates.launch_overhead_s + started
+        return total([head, self._in_memory(touched), Piece(0.0, launch_s=launches)])
+
+    @property
+    def _element_bytes(self) -> int:
+        return DTYPE_BYTES[self.model.dtype]
+
+    def _linear(self, layer: LayerSpec, step: Step) -> Piece:
+        """Everything but attention, for one gpu batch; prefill goes through it in chunks of prefill_rows."""
+        batch, rates = self.choice.gpu_batch_size, self.rates
+        chunks = math.ceil(batch / self.choice.prefill_rows) if step.phase == "prefill" else 1
+        tokens = batch * step.num_new / chunks
+        hit = experts_hit(layer, tokens)
+        launches = Piece(0.0, launch_s=(OPS_PER_LAYER + OPS_PER_EXPERT * hit) * rates.launch_overhead_s)
+        started = Piece(0.0, launch_s=rates.task_overhead_s if rates.on_cpu else 0.0)
+        products = total(self._products(layer, tokens, hit))
+        return total([total([products, self._elementwise(layer, tokens), launches]) * chunks, started])
+
+    def _products(self, layer: LayerSpec, tokens: float, hit: float) -> Iterable[Piece]:
+        """The matrices all tokens go through, and the experts that are hit, each with its share of tokens."""
+        expert_flops = 2.0 * layer.expert_numel * layer.experts_per_token / max(1, layer.num_experts)
+        dense_flops = tokens * (layer.linear_flops_per_token - expert_flops)
+        yield self._product(tokens, dense_flops, layer.numel - layer.expert_numel)
+        if layer.num_experts:
+            used = layer.expert_numel * hit / layer.num_experts
+            yield self._product(tokens * layer.experts_per_token / hit, tokens * expert_flops, used)
+
+    def _product(self, rows: float, flops: float, numel: float) -> Piece:
+        """Matrix products of `rows` rows: bound by FLOP or by reading the matrices."""
+        read = numel * self._element_bytes
+        seconds = max(flops / self.rates.gemm.at(rows), read / self.rates.memory_bytes_per_s)
+        return Piece(seconds, flops, read)
+
+    def _in_memory(self, touched: float) -> Piece:
+        """Work that only reads and writes memory."""
+        return Piece(touched / self.rates.memory_bytes_per_s, 0.0, touched)
+
+    def _elementwise(self, layer: LayerSpec, tokens: float) -> Piece:
+        """Two norms and two sums over the hidden states, the activation function over the MLP's width."""
+        width = layer.intermediate_size * (3 if layer.gated else 2) * max(1, layer.experts_per_token)
+        return self._in_memory(tokens * (10 * self.model.hidden_size + width) * self._element_bytes)
+
+    def _dequantise(self, layer: LayerSpec) -> Piece:
+        """Unpacking a layer's 4-bit weights, once a pass."""
+        if self.choice.weight_bits == 16:
+            return NOTHING
+        numel = sum(tensor.numel for tensor in layer.tensors if tensor.quantizable)
+        return self._in_memory(numel * (DEQUANTISE_BYTES + self._element_bytes))
+
+    def _attention(self, step: Step) -> Piece:
+        """One sequence's attention on the compute device; half of the pairs where the mask is causal."""
+        model, rates = self.model, self.rates
+        pairs = step.num_new * step.context * (0.5 if step.phase == "prefill" else 1.0)
+        flops = 4.0 * pairs * model.num_heads * model.head_dim
+        read = self._kv_bytes(step.context)
+        attention = Piece(max(flops / rates.gemm.best, read / rates.attention_bytes_per_s), flops, read)
+        scores = 0.0 if model.cpu_attention else EAGER_PASSES * model.num_heads * self._element_bytes * pairs
+        return total([attention, self._in_memory(scores + self._converted_bytes(step))])
+
+    def _cpu_attention(self, step: Step) -> Piece:
+        """One sequence's decode attention on the CPU."""
+        read, converted = self._kv_bytes(step.context), self._converted_bytes(step)
+        seconds = read / self.rates.cpu_attention_bytes_per_s + converted / self.rates.cpu_memory_bytes_per_s
+        return Piece(seconds, 0.0, read + converted)
+
+    def _kv_bytes(self, num_tokens: float) -> float:
+        """K and V of one sequence in the model's dtype."""
+        return 2.0 * num_tokens * self.model.kv_dim * self._element_bytes
+
+    def _converted_bytes(self, step: Step) -> float:
+        """Memory traffic of one sequence's K and V in and out of 4 bits: new packed, cached unpacked."""
+        if self.choice.kv_bits == 16:
+            return 0.0
+        element, values = self._element_bytes, 2.0 * self.model.kv_dim
+        packed = step.num_new * (QUANTISE_BYTES + element)
+        return values * (packed + step.num_cached * (DEQUANTISE_BYTES + element))
+
+
+def experts_hit(layer: LayerSpec, tokens: float) -> float:
+    """Distinct experts that `tokens` tokens choose, k of E at random, expected: E(1 - (1 - k/E)^tokens)."""
+    if not layer.num_experts:
+        return 0.0
+    missed = 1 - layer.experts_per_token / layer.num_experts
+    return layer.num_experts * float(1 - missed**tokens)
+
+
+def token_bytes(model: ModelSpec, choice: Choice) -> int:
+    """K and V of one token of one sequence in one layer, in the cache's bits."""
+    return 2 * kv_vector_bytes(model, choice.kv_bits, DTYPE_BYTES[model.dtype])
