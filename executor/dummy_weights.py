@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import torch
 
 from executor.arena import Arena
 from executor.load_checkpoint import Destination
 from executor.quantize import quantise
+from executor.workers import num_workers, share_out
 from hwprofiles.units import MIB
 from planner.layout import GROUP_SIZE, PAGE_BYTES, quantised_bytes
 from planner.model import TensorSpec
@@ -19,7 +19,7 @@ from planner.model import TensorSpec
 _BLOCK_NUMEL = 2**20 + GROUP_SIZE
 """Not a power of two, so that the rows of a matrix do not repeat in step."""
 _PUT_BYTES = 4 * MIB
-_MAX_WORKERS = 4
+_MAX_THREADS = 4
 
 Kind = tuple[float, float, bool]
 """Mean, standard deviation, whether quantised."""
@@ -32,28 +32,22 @@ def fill_dummy(batches: Sequence[Sequence[Destination]], dtype: torch.dtype, see
     of one batch are filled one after the other, different batches side by side.
     """
     tiles = _all_tiles(batches, dtype, seed)
-    workers = min(_MAX_WORKERS, len(os.sched_getaffinity(0)))
-    size = _PUT_BYTES + 2 * PAGE_BYTES
-    arena = Arena(workers * size, torch.device("cpu"), register=False)
-    bounces = [arena.take(size) for _ in range(workers)]
+    threads, size = num_workers(_MAX_THREADS), _PUT_BYTES + 2 * PAGE_BYTES
+    arena = Arena(threads * size, torch.device("cpu"), register=False)
+    bounces = [arena.take(size) for _ in range(threads)]
 
-    def fill(batch: Sequence[Destination]) -> None:
+    def fill(batch: Sequence[Destination], stopping: Event) -> None:
         bounce = bounces.pop()
-        try:
-            for destination in batch:
+        for destination in batch:
+            if not stopping.is_set():
                 _lay(destination, tiles[_kind(destination)], dtype, bounce)
-        finally:
-            bounces.append(bounce)
+        bounces.append(bounce)
 
-    with ThreadPoolExecutor(workers, thread_name_prefix="dummy") as pool:
-        try:
-            for _ in pool.map(fill, batches):
-                pass
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    bounces.clear()
-    arena.close()
+    try:
+        share_out(fill, batches, threads=threads)
+    finally:
+        bounces.clear()
+        arena.close()
 
 
 def _all_tiles(
@@ -62,10 +56,14 @@ def _all_tiles(
     """What each kind of parameter is laid with."""
     normal = torch.randn(_BLOCK_NUMEL, generator=torch.Generator().manual_seed(seed))
     tiles: dict[Kind, tuple[torch.Tensor, ...]] = {}
-    for kind in sorted({_kind(destination) for batch in batches for destination in batch}):
+
+    def make(kind: Kind, _: Event) -> None:
         mean, deviation, quantised = kind
         values = (normal * deviation + mean).to(dtype)
         tiles[kind] = _packed_tiles(values) if quantised else (_tile(values),)
+
+    kinds = {_kind(destination) for batch in batches for destination in batch}
+    share_out(make, sorted(kinds), threads=1)
     return tiles
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from threading import Event, Lock
 
 import torch
 
@@ -15,16 +13,16 @@ from executor.arena import Arena
 from executor.checkpoint import Checkpoint
 from executor.homes import Home
 from executor.quantize import quantise_groups
+from executor.workers import num_workers, share_out
 from hwprofiles.errors import UserError
 from hwprofiles.units import MIB
 from planner.layout import GROUP_BYTES, GROUP_SIZE, PAGE_BYTES
 from planner.model import TensorSpec
 
-_MAX_WORKERS = 2
-"""One reads while the other converts."""
-_PIECE_BYTES = 8 * MIB
+_MAX_THREADS = 8
+_PIECE_BYTES = 2 * MIB
 _BUFFERS = 3
-"""Of each worker: what is read, what it becomes, what passes through on the way to the disk."""
+"""Of each thread: what is read, what it becomes, what passes through on the way to the disk."""
 
 Progress = Callable[[int], None]
 
@@ -48,45 +46,30 @@ def load_checkpoint(
 
     `progress` is told, under a lock, the bytes that came home, counted in the model's dtype.
     """
-    workers = min(_MAX_WORKERS, len(os.sched_getaffinity(0)), max(1, len(batches)))
-    arena = Arena(workers * (_BUFFERS * _PIECE_BYTES + 2 * PAGE_BYTES), torch.device("cpu"), register=False)
-    idle = [_Loader(checkpoint, dtype, arena) for _ in range(workers)]
-    lock, stop = threading.Lock(), threading.Event()
+    threads = num_workers(_MAX_THREADS)
+    arena = Arena(threads * (_BUFFERS * _PIECE_BYTES + 2 * PAGE_BYTES), torch.device("cpu"), register=False)
+    idle = [_Loader(checkpoint, dtype, arena) for _ in range(threads)]
+    lock = Lock()
 
-    def advance(count: int) -> None:
-        if stop.is_set():
-            raise _Stopped
-        with lock:
-            progress(count * dtype.itemsize)
-
-    def load(batch: Sequence[Destination]) -> None:
+    def load(batch: Sequence[Destination], stopping: Event) -> None:
         loader = idle.pop()
-        try:
-            for destination in batch:
-                loader.load(destination, advance)
-        finally:
-            idle.append(loader)
+        for destination in batch:
+            for count in loader.load(destination):
+                if stopping.is_set():
+                    return
+                with lock:
+                    progress(count * dtype.itemsize)
+        idle.append(loader)
 
     try:
-        with ThreadPoolExecutor(workers, thread_name_prefix="load") as pool:
-            try:
-                for _ in pool.map(load, batches):
-                    pass
-            except BaseException:
-                stop.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        share_out(load, batches, threads=threads)
     finally:
         idle.clear()
         arena.close()
 
 
-class _Stopped(Exception):
-    """Another worker failed, or the user interrupted."""
-
-
 class _Loader:
-    """One worker's buffers."""
+    """One thread's buffers."""
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, arena: Arena) -> None:
         self._checkpoint, self._dtype = checkpoint, dtype
@@ -94,8 +77,8 @@ class _Loader:
         self._converted = arena.take(_PIECE_BYTES)
         self._bounce = arena.take(_PIECE_BYTES + 2 * PAGE_BYTES)
 
-    def load(self, destination: Destination, advance: Progress) -> None:
-        """One parameter, piece by piece."""
+    def load(self, destination: Destination) -> Iterator[int]:
+        """One parameter, piece by piece; yields the number of values of each piece that is home."""
         name, numel, item = destination.name, destination.tensor.numel, self._dtype.itemsize
         stored = self._checkpoint.dtype(name)
         room = _PIECE_BYTES // max(stored.itemsize, item) // GROUP_SIZE * GROUP_SIZE
@@ -110,7 +93,7 @@ class _Loader:
                     self._put_quantised(destination, start, piece.view(stored))
                 elif memory is None:
                     destination.home.put(offset, self._convert(name, piece.view(stored)), self._bounce)
-                advance(count)
+                yield count
 
     def _convert(self, name: str, values: torch.Tensor) -> torch.Tensor:
         """The bytes of values in the model's dtype."""

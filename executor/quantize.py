@@ -16,7 +16,7 @@ from planner.layout import GROUP_SIZE, quantised_bytes
 _HALF = GROUP_SIZE // 2
 _LEVELS = 15
 _FLOAT16_MAX = 65504.0
-_CPU_SLICE = 2**18
+_CPU_SLICE = 2**17
 """Values at a time: float32 temporaries that stay in the processor's cache."""
 _DEVICE_SLICE = 2**21
 
@@ -85,9 +85,7 @@ def _quantise_slice(
     constants[..., 1:] = low.clamp(-_FLOAT16_MAX, _FLOAT16_MAX)
     scale, low = constants[..., :1].to(torch.float32), constants[..., 1:].to(torch.float32)
     codes = (values - low).div_(torch.where(scale == 0, 1.0, scale)).round_().clamp_(0, _LEVELS)
-    codes = codes.nan_to_num_(0).to(torch.uint8)
-    torch.bitwise_or(codes[..., :_HALF], codes[..., _HALF:] << 4, out=codes[..., :_HALF])
-    packed.copy_(codes[..., :_HALF])
+    packed.copy_(torch.add(codes[..., :_HALF], codes[..., _HALF:], alpha=_LEVELS + 1))  # exact up to 255
 
 
 def _dequantise_slice(packed: torch.Tensor, constants: torch.Tensor, groups: torch.Tensor) -> None:
