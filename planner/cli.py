@@ -27,12 +27,25 @@ from planner.problem import Problem, make_problem
 from planner.render import plan_view
 from planner.workload import Workload
 
+_SIZE_FLAGS = ("--gpu-mem", "--cpu-mem", "--disk")
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status: 0, 2 for a user's mistake, 130 when interrupted."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_args(_joined(sys.argv[1:] if argv is None else argv))
     commands = {"search": _search, "estimate": _estimate}
     return run_cli(lambda: commands[arguments.command](arguments))
+
+
+def _joined(argv: list[str]) -> list[str]:
+    """Negative sizes as one word with their flag, so that they are not taken for flags themselves."""
+    joined: list[str] = []
+    for word in argv:
+        if joined and joined[-1] in _SIZE_FLAGS and word[:1] == "-" and word[1:2].isdecimal():
+            joined[-1] = f"{joined[-1]}={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -118,6 +131,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 def _search(arguments: argparse.Namespace) -> int:
     from planner.candidate import Request  # noqa: PLC0415  the LP solver, which other commands do without
     from planner.search import search  # noqa: PLC0415
+    from planner.shortage import explain_shortage  # noqa: PLC0415
 
     problem = _problem(arguments)
     request = Request(
@@ -129,7 +143,7 @@ def _search(arguments: argparse.Namespace) -> int:
     with _progress() as report:
         plan = search(problem, request, report)
     if plan is None:
-        raise UserError(f"nothing fits {problem.target.name}")
+        raise UserError(explain_shortage(problem, request))
     return _deliver(plan, arguments)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,14 +12,15 @@ import pulp
 from numpy.typing import NDArray
 
 from planner.policy import TIERS, Tier
-from planner.relaxed import GB, Relaxed, Shares
+from planner.relaxed import Relaxed, Shares
 from planner.work import A
 
-_MS = 1e3
 _WORK_WEIGHT = 1e-3
 """Of the work on all lanes in the objective: between equal times, the splits that move less are taken."""
+_AGREEMENT = 1e-3
+"""Of the time, between the solver's objective and the cost model."""
 _TOLERANCE = 1e-5
-"""Of GB and ms per sequence, relative to the row's largest term where that is above 1."""
+"""Of a row's largest term, or of 1 where that is larger."""
 _NAMES = (
     *(f"{kind}_{tier}" for kind in ("weights", "cache", "activations") for tier in TIERS),
     "attended",
@@ -26,6 +28,7 @@ _NAMES = (
     "inverse_batches",
 )
 _FIRST_TIME = len(_NAMES)
+_COST_OF_MORE: dict[Tier, float] = {"gpu": 100.0, "cpu": 10.0, "disk": 1.0}
 Vector = NDArray[np.float64]
 CpuAttention = Literal["on", "off", "auto"]
 """Of the cache off the GPU: attended by the CPU, loaded, or what is best."""
@@ -84,71 +87,87 @@ class _Rows:
 
 def solve(relaxed: Relaxed, limits: Limits) -> Solution | Failure:
     """Minimise time per sequence over the splits, and over the gpu batches where they are not fixed."""
-    rows, num_times = _build(relaxed, limits)
-    answer = _run(rows)
+    rows, times = _build(relaxed, limits)
+    answer = _checked(rows)
     if isinstance(answer, Failure):
         return answer
-    broken = _broken(rows, answer)
-    if broken:
-        return Failure(f"the solver's answer breaks {broken}")
     shares = _shares(answer)
-    seconds = seconds_per_sequence(relaxed, shares)
-    claimed = float(answer[_FIRST_TIME : _FIRST_TIME + num_times].sum()) / _MS + relaxed.fixed_seconds(shares)
-    if abs(claimed - seconds) > 1e-3 * seconds:
+    seconds = relaxed.seconds(shares)
+    claimed = float(answer[times].sum()) * relaxed.unit_s + relaxed.fixed_seconds(shares)
+    if abs(claimed - seconds) > _AGREEMENT * seconds:
         return Failure(f"the solver's time of {claimed:g} s is {seconds:g} s by the cost model")
     return Solution(shares=shares, seconds_per_sequence=seconds)
 
 
-def seconds_per_sequence(relaxed: Relaxed, shares: Shares[float]) -> float:
-    """The objective by the formulas themselves."""
-    layers = sum(max(seconds for _, seconds in time.lanes) for time in relaxed.times(shares))
-    return layers + relaxed.fixed_seconds(shares)
+def shortage(relaxed: Relaxed, limits: Limits, growing: Sequence[Tier]) -> dict[Tier, int] | Failure:
+    """Bytes by which the limits of `growing` tiers must rise for there to be a solution.
+
+    The least on the fastest tier first.
+    """
+    rows, _ = _build(relaxed, limits, growing)
+    rows.objective = np.zeros(rows.size + 1)
+    extra = range(rows.size - len(growing), rows.size)
+    rows.objective[list(extra)] = [_COST_OF_MORE[tier] for tier in growing]
+    answer = _checked(rows)
+    if isinstance(answer, Failure):
+        return answer
+    block = relaxed.choice.gpu_batch_size / float(answer[_NAMES.index("inverse_batches")])
+    grown = {tier: float(answer[index]) * block for tier, index in zip(growing, extra, strict=True)}
+    return {tier: math.ceil(more * relaxed.unit_bytes) for tier, more in grown.items() if more > _TOLERANCE}
 
 
-def _build(relaxed: Relaxed, limits: Limits) -> tuple[_Rows, int]:
-    num_times = len(relaxed.steps) * len(relaxed.kinds)
-    rows = _Rows(size=_FIRST_TIME + num_times)
+def _build(relaxed: Relaxed, limits: Limits, growing: Sequence[Tier] = ()) -> tuple[_Rows, slice]:
+    """The rows, and which variables are times: after the shares, before what growing tiers get more."""
+    times = slice(_FIRST_TIME, _FIRST_TIME + len(relaxed.steps) * len(relaxed.kinds))
+    rows = _Rows(size=times.stop + len(growing))
     unit = np.eye(rows.size + 1)
     shares = _shares_of([Linear(unit[index]) for index in (*range(_FIRST_TIME), rows.size)])
+    more = {tier: unit[index] for index, tier in enumerate(growing, start=times.stop)}
     _add_totals(rows, relaxed, shares, limits.cpu_attention)
-    _add_memory(rows, relaxed, limits, shares)
-    rows.objective = np.zeros(rows.size + 1)
-    for index, time in enumerate(relaxed.times(shares), start=_FIRST_TIME):
-        rows.objective += unit[index]
+    _add_memory(rows, relaxed, limits, shares, more)
+    _add_times(rows, relaxed, limits, shares, unit[times])
+    _add_bounds(rows, relaxed, limits)
+    return rows, times
+
+
+def _add_times(rows: _Rows, relaxed: Relaxed, limits: Limits, shares: Shares[Linear], times: Vector) -> None:
+    """Every lane of every step takes at most the step's time; the objective is their sum."""
+    rows.objective = times.sum(axis=0)
+    for time, variable in zip(relaxed.times(shares), times, strict=True):
         for _, seconds in time.lanes:
-            rows.at_most.append(seconds.terms * _MS - unit[index])
-            rows.objective += seconds.terms * (_MS * _WORK_WEIGHT)
-    fixed = relaxed.fixed_seconds(shares).terms * _MS
+            rows.at_most.append(seconds.terms / relaxed.unit_s - variable)
+            rows.objective += seconds.terms * (_WORK_WEIGHT / relaxed.unit_s)
+    fixed = relaxed.fixed_seconds(shares).terms / relaxed.unit_s
     rows.objective += fixed
     if limits.max_latency_s is not None:
-        total = fixed + unit[_FIRST_TIME:-1].sum(axis=0)
-        allowed = limits.max_latency_s * _MS / relaxed.choice.gpu_batch_size
-        rows.at_most.append(total - shares.inverse_batches.terms * allowed)
-    _add_bounds(rows, relaxed, limits)
-    return rows, num_times
+        allowed = limits.max_latency_s / relaxed.unit_s / relaxed.choice.gpu_batch_size
+        rows.at_most.append(times.sum(axis=0) + fixed - shares.inverse_batches.terms * allowed)
 
 
 def _add_totals(rows: _Rows, relaxed: Relaxed, shares: Shares[Linear], cpu_attention: CpuAttention) -> None:
     """Weights divide over the block; cache and activations are each sequence's own."""
-    weights = shares.inverse_batches * (relaxed.weight_gb / relaxed.choice.gpu_batch_size)
+    weights = shares.inverse_batches * (relaxed.weight_units / relaxed.choice.gpu_batch_size)
     for by_tier, whole in (
         (shares.weights, weights),
-        (shares.cache, shares.one * relaxed.cache_gb),
-        (shares.activations, shares.one * relaxed.activation_gb),
+        (shares.cache, shares.one * relaxed.cache_units),
+        (shares.activations, shares.one * relaxed.activation_units),
     ):
-        rows.equal.append(sum((gb.terms for gb in by_tier.values()), -whole.terms))
+        rows.equal.append(sum((part.terms for part in by_tier.values()), -whole.terms))
     far = sum((shares.cache[tier].terms for tier in relaxed.far_tiers), np.zeros(rows.size + 1))
     rows.at_most.append(shares.attended.terms - far)
     if cpu_attention == "on" and relaxed.compute_tier == "gpu":
         rows.at_most.append(far - shares.attended.terms)
 
 
-def _add_memory(rows: _Rows, relaxed: Relaxed, limits: Limits, shares: Shares[Linear]) -> None:
+def _add_memory(
+    rows: _Rows, relaxed: Relaxed, limits: Limits, shares: Shares[Linear], more: Mapping[Tier, Vector]
+) -> None:
     for needed in relaxed.slots(shares):
         rows.at_most.append(needed.terms - shares.slot.terms)
     for use in relaxed.memory(shares):
-        limit_gb = limits.tier_bytes[use.tier] / GB
-        rows.at_most.append(use.used.terms - use.inverse_block.terms * limit_gb)
+        limit = limits.tier_bytes[use.tier] / relaxed.unit_bytes
+        excess = use.used.terms - use.inverse_block.terms * limit
+        rows.at_most.append(excess - more[use.tier] if use.tier in more else excess)
 
 
 def _add_bounds(rows: _Rows, relaxed: Relaxed, limits: Limits) -> None:
@@ -164,6 +183,13 @@ def _add_bounds(rows: _Rows, relaxed: Relaxed, limits: Limits) -> None:
         if tier == "gpu" and relaxed.compute_tier == "cpu":
             for kind in ("weights", "cache", "activations"):
                 rows.upper[_NAMES.index(f"{kind}_{tier}")] = 0.0
+
+
+def _checked(rows: _Rows) -> Vector | Failure:
+    """The solver's answer, if it keeps every row and bound."""
+    answer = _run(rows)
+    broken = None if isinstance(answer, Failure) else _broken(rows, answer)
+    return answer if broken is None else Failure(f"the solver's answer breaks {broken}")
 
 
 def _run(rows: _Rows) -> Vector | Failure:

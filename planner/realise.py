@@ -15,7 +15,7 @@ from planner.relaxed import Relaxed, Shares
 from planner.work import Choice
 
 _FINE_GROUPS = 8
-_NUM_REPAIRS = 4
+_NUM_REPAIRS = 6
 _NO_SHARE = 1e-5
 """Of some bytes: what the solver's rounding may leave on a tier."""
 
@@ -64,7 +64,7 @@ def place_within(problem: Problem, request: Request, candidate: Candidate, count
         max_decode_groups=_FINE_GROUPS,
     )
     allowed = tier_limits(problem)
-    for _ in range(_NUM_REPAIRS):
+    for attempt in range(1, _NUM_REPAIRS + 1):
         solution = solve(relaxed, limits_of(problem, request, candidate.choice, allowed))
         if isinstance(solution, Failure):
             return None
@@ -74,7 +74,7 @@ def place_within(problem: Problem, request: Request, candidate: Candidate, count
             plan = problem.plan(policy)
             return plan if _is_quick_enough(plan, request) else None
         for tier, excess in short.items():
-            allowed[tier] = max(0, allowed[tier] - excess)
+            allowed[tier] = max(0, allowed[tier] - attempt * excess)
     return None
 
 
@@ -85,7 +85,7 @@ def _is_quick_enough(plan: Plan, request: Request) -> bool:
 
 def policy_of(problem: Problem, choice: Choice, count: int, shares: Shares[float]) -> Policy:
     """The policy that an LP's solution stands for."""
-    far = sum(gb for tier, gb in shares.cache.items() if tier != problem.target.compute_tier)
+    far = sum(amount for tier, amount in shares.cache.items() if tier != problem.target.compute_tier)
     attended = shares.attended / far if far > 0 else 0.0
     return Policy(
         gpu_batch_size=choice.gpu_batch_size,
@@ -104,7 +104,7 @@ def policy_of(problem: Problem, choice: Choice, count: int, shares: Shares[float
     )
 
 
-def _split(gb: dict[Tier, float]) -> Split:
-    total = sum(gb.values())
-    kept = {tier: amount if amount > total * _NO_SHARE else 0.0 for tier, amount in gb.items()}
+def _split(amounts: dict[Tier, float]) -> Split:
+    total = sum(amounts.values())
+    kept = {tier: amount if amount > total * _NO_SHARE else 0.0 for tier, amount in amounts.items()}
     return Split(**{tier: amount / sum(kept.values()) for tier, amount in kept.items()})

@@ -8,6 +8,7 @@ of gpu batches is fixed.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -25,13 +26,12 @@ from planner.problem import Problem
 from planner.schedule import TaskKind
 from planner.work import A, Choice, Counts, Held, Step, steps_of
 
-GB = 1e9
 _HOMES = ("weights", "cache", "activations")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shares(Generic[A]):
-    """What the LP decides, in GB per sequence by tier, as numbers or as expressions."""
+    """What the LP decides, in `Relaxed.unit_bytes` per sequence by tier, as numbers or as expressions."""
 
     weights: dict[Tier, A]
     cache: dict[Tier, A]
@@ -56,7 +56,7 @@ class LayerTime(Generic[A]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryUse(Generic[A]):
-    """GB per sequence on a tier in a phase, and the share of the limit (1 / N) it must stay under."""
+    """What a sequence has on a tier in a phase, and the share of the limit (1 / N) it must stay under."""
 
     tier: Tier
     phase: Phase
@@ -118,14 +118,44 @@ class Relaxed:
         return layer_kinds(self.problem.model, self.choice.weight_bits)
 
     @cached_property
-    def weight_gb(self) -> float:
+    def unit_bytes(self) -> float:
+        """The power of ten nearest to what one sequence takes, so that the LP's numbers are near 1."""
+        weights = sum(kind.nbytes * kind.count for kind in self.kinds) / self.choice.gpu_batch_size
+        return float(10 ** round(math.log10(weights + self._cache_bytes)))
+
+    @cached_property
+    def unit_s(self) -> float:
+        """The power of ten nearest to a sequence's time with all at home on the compute tier."""
+        near = {tier: float(tier == self.compute_tier) for tier in TIERS}
+        shares = Shares(
+            weights={tier: share * self.weight_units for tier, share in near.items()},
+            cache={tier: share * self.cache_units for tier, share in near.items()},
+            activations={tier: share * self.activation_units for tier, share in near.items()},
+            attended=0.0,
+            slot=0.0,
+            inverse_batches=1.0,
+            one=1.0,
+        )
+        return float(10 ** round(math.log10(self.seconds(shares))))
+
+    def seconds(self, shares: Shares[float]) -> float:
+        """Time per sequence by the formulas themselves."""
+        layers = sum(max(seconds for _, seconds in time.lanes) for time in self.times(shares))
+        return layers + self.fixed_seconds(shares)
+
+    @cached_property
+    def weight_units(self) -> float:
         """All layers."""
-        return sum(kind.nbytes * kind.count for kind in self.kinds) / GB
+        return sum(kind.nbytes * kind.count for kind in self.kinds) / self.unit_bytes
+
+    @cached_property
+    def _cache_bytes(self) -> int:
+        return self.cost.token_bytes * self.problem.workload.max_len * self.problem.model.num_layers
 
     @cached_property
     def largest_share(self) -> float:
         """The largest layer's share of all layers' bytes."""
-        return max(kind.nbytes for kind in self.kinds) / GB / self.weight_gb
+        return max(kind.nbytes for kind in self.kinds) / self.unit_bytes / self.weight_units
 
     @cached_property
     def steps(self) -> list[Step]:
@@ -133,15 +163,15 @@ class Relaxed:
         return steps_of(self.problem.workload, self.max_decode_groups)
 
     @cached_property
-    def cache_gb(self) -> float:
+    def cache_units(self) -> float:
         """One sequence's cache in all layers, at its longest."""
-        return self.cost.token_bytes * self.problem.workload.max_len * self.problem.model.num_layers / GB
+        return self._cache_bytes / self.unit_bytes
 
     @cached_property
-    def activation_gb(self) -> float:
+    def activation_units(self) -> float:
         """One sequence's hidden states."""
         workload, model = self.problem.workload, self.problem.model
-        return workload.prompt_len * model.hidden_size * self.cost.element_bytes / GB
+        return workload.prompt_len * model.hidden_size * self.cost.element_bytes / self.unit_bytes
 
     def times(self, shares: Shares[A]) -> Iterator[LayerTime[A]]:
         """Each step's lanes, summed over the layers of a kind; the largest lane is the time."""
@@ -180,10 +210,10 @@ class Relaxed:
 
     def _held(self, shares: Shares[A], kind: LayerKind) -> Held[A]:
         batches = shares.one * (1 / self.choice.gpu_batch_size)
-        weights = {tier: gb * (1 / self.weight_gb) for tier, gb in shares.weights.items()}
-        cache = {tier: gb * (1 / self.cache_gb) for tier, gb in shares.cache.items()}
-        hidden = {tier: gb * (1 / self.activation_gb) for tier, gb in shares.activations.items()}
-        attended = shares.attended * (1 / self.cache_gb)
+        weights = {tier: amount * (1 / self.weight_units) for tier, amount in shares.weights.items()}
+        cache = {tier: amount * (1 / self.cache_units) for tier, amount in shares.cache.items()}
+        hidden = {tier: amount * (1 / self.activation_units) for tier, amount in shares.activations.items()}
+        attended = shares.attended * (1 / self.cache_units)
         stored, moved = self._far(cache), self._far(hidden)
         streamed = stored + attended * -1.0
         nothing, nbytes, token = shares.one * 0.0, kind.nbytes, self.cost.token_bytes
@@ -218,10 +248,10 @@ class Relaxed:
         return total
 
     def slots(self, shares: Shares[A]) -> Iterator[A]:
-        """What a cache slot must hold, in GB per sequence: rows to store (prefill) or to load (decode)."""
+        """What a cache slot must hold, per sequence: rows to store (prefill) or to load (decode)."""
         workload = self.problem.workload
         if self.num_gpu_batches is None:  # as if every row were off the compute tier
-            yield shares.inverse_batches * (self.cache_gb / self.problem.model.num_layers)
+            yield shares.inverse_batches * (self.cache_units / self.problem.model.num_layers)
             return
         per_layer = 1 / (self.problem.model.num_layers * self.num_gpu_batches)
         stored = self._far(shares.cache) * per_layer
@@ -238,14 +268,14 @@ class Relaxed:
             if tier == "cpu":
                 homes = homes + self._staging(shares)
             for phase in PHASES:
-                fixed, per_sequence = self._other_gb(tier, phase)
+                fixed, per_sequence = self._other_units(tier, phase)
                 used = homes + inverse_block * fixed + shares.one * per_sequence
                 yield MemoryUse(tier=tier, phase=phase, used=used, inverse_block=inverse_block)
 
     def _slots_used(self, shares: Shares[A]) -> A:
         used = self._far(shares.weights) * (self.choice.weight_slots * self.largest_share)
         used = used + shares.slot * self.choice.cache_slots
-        hidden = ACTIVATION_SLOTS * self.activation_gb if self.moves_activations else 0.0
+        hidden = ACTIVATION_SLOTS * self.activation_units if self.moves_activations else 0.0
         return used + shares.inverse_batches * hidden
 
     def _staging(self, shares: Shares[A]) -> A:
@@ -293,15 +323,15 @@ class Relaxed:
         ledger = make_ledger(model, self.problem.workload, policy, placement, self.problem.target)
         return tuple(entry for entry in ledger.entries if entry.purpose not in _HOMES)
 
-    def _other_gb(self, tier: Tier, phase: Phase) -> tuple[float, float]:
-        """(GB of a block whatever its size, GB for each of its sequences)."""
+    def _other_units(self, tier: Tier, phase: Phase) -> tuple[float, float]:
+        """(what a block takes whatever its size, what each of its sequences takes)."""
         fixed = per_sequence = 0.0
         for entry in self._others:
             nbytes = entry.prefill_bytes if phase == "prefill" else entry.decode_bytes
             if entry.tier != tier:
                 continue
             if entry.purpose == "layer arguments":
-                per_sequence += nbytes / self.choice.gpu_batch_size / GB
+                per_sequence += nbytes / self.choice.gpu_batch_size / self.unit_bytes
             else:
-                fixed += nbytes / GB
+                fixed += nbytes / self.unit_bytes
         return fixed, per_sequence
