@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import errno
 import fcntl
+import mmap
 import os
 import re
 import secrets
@@ -65,7 +66,7 @@ class DiskStore:
             if size > free:  # asking the file system would fill the disk for a moment
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             _reserve(path, size)
-            descriptor = _open_direct(path)
+            descriptor = _open_direct(path, size)
         except OSError as error:
             path.unlink(missing_ok=True)
             raise UserError(
@@ -223,11 +224,17 @@ def _reserve(path: Path, size: int) -> None:
         os.close(descriptor)
 
 
-def _open_direct(path: Path) -> int:
+def _open_direct(path: Path, size: int) -> int:
     """Open past the page cache where the file system takes it, else through it."""
     try:
-        return os.open(path, os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC)
+        try:
+            os.preadv(descriptor, [mmap.mmap(-1, min(PAGE_BYTES, size))] if size else [], 0)
+        except OSError:
+            os.close(descriptor)
+            raise
     except OSError as error:
-        if error.errno != errno.EINVAL:
+        if error.errno != errno.EINVAL:  # some refuse when opened, some when read
             raise
         return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    return descriptor

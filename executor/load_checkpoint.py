@@ -19,7 +19,8 @@ from hwprofiles.units import MIB
 from planner.layout import GROUP_BYTES, GROUP_SIZE, PAGE_BYTES
 from planner.model import TensorSpec
 
-_MAX_THREADS = 8
+_MIN_THREADS, _MAX_THREADS = 4, 8
+"""More than the cores where those are few: reading waits for the disk."""
 _PIECE_BYTES = 2 * MIB
 _BUFFERS = 3
 """Of each thread: what is read, what it becomes, what passes through on the way to the disk."""
@@ -46,7 +47,7 @@ def load_checkpoint(
 
     `progress` is told, under a lock, the bytes that came home, counted in the model's dtype.
     """
-    threads = num_workers(_MAX_THREADS)
+    threads = max(_MIN_THREADS, num_workers(_MAX_THREADS))
     arena = Arena(threads * (_BUFFERS * _PIECE_BYTES + 2 * PAGE_BYTES), torch.device("cpu"), register=False)
     idle = [_Loader(checkpoint, dtype, arena) for _ in range(threads)]
     lock = Lock()

@@ -91,8 +91,11 @@ def test_unaligned_is_our_bug(store: DiskStore) -> None:
         file.read(16384, host_bytes(4096))
 
 
-def test_without_direct_io_any_alignment_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the file system refuses O_DIRECT, the page cache takes any offset and size."""
+@pytest.mark.parametrize("refused", ["open", "preadv"])
+def test_without_direct_io_any_alignment_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    """Where the file system refuses O_DIRECT, at once or when read, any offset and size will do."""
     opened = os.open
 
     def no_direct(path: str | Path, flags: int, mode: int = 0o777) -> int:
@@ -100,9 +103,13 @@ def test_without_direct_io_any_alignment_works(tmp_path: Path, monkeypatch: pyte
             raise OSError(22, "Invalid argument")
         return opened(path, flags, mode)
 
-    monkeypatch.setattr(os, "open", no_direct)
+    def no_read(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        raise OSError(22, "Invalid argument")
+
     store = DiskStore(tmp_path, threads=1)
-    file = store.create("data", 8192)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, refused, no_direct if refused == "open" else no_read)
+        file = store.create("data", 8192)
     assert not file.direct
     data, back = random_bytes(100), host_bytes(100)
     file.write(33, data)
