@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -24,7 +25,7 @@ from planner.model import load_model
 from planner.plan import Plan
 from planner.policy import Bits, Policy, Split
 from planner.problem import Problem, make_problem
-from planner.render import plan_view
+from planner.render import four_bit_note, plan_view
 from planner.workload import Workload
 
 _SIZE_FLAGS = ("--gpu-mem", "--cpu-mem", "--disk")
@@ -142,9 +143,14 @@ def _search(arguments: argparse.Namespace) -> int:
     )
     with _progress() as report:
         plan = search(problem, request, report)
-    if plan is None:
-        raise UserError(explain_shortage(problem, request))
-    return _deliver(plan, arguments)
+        if plan is None:
+            raise UserError(explain_shortage(problem, request))
+        notes = []
+        if not arguments.json and (request.weight_bits, request.kv_bits) == ("16", "16"):
+            report("what 4 bits would bring")
+            four_bit = search(problem, replace(request, weight_bits="4", kv_bits="4"), num_finalists=1)
+            notes.append(four_bit_note(plan, four_bit))
+    return _deliver(plan, arguments, *notes)
 
 
 @contextmanager
@@ -210,14 +216,14 @@ def _split(name: str, gpu: float, cpu: float) -> Split:
     return Split(gpu=gpu / 100, cpu=cpu / 100, disk=max(0.0, 1 - (gpu + cpu) / 100))
 
 
-def _deliver(plan: Plan, arguments: argparse.Namespace) -> int:
+def _deliver(plan: Plan, arguments: argparse.Namespace, *notes: str) -> int:
     if arguments.output:
         write_atomically(arguments.output, plan.to_yaml())
     if arguments.json:
         print(json.dumps(to_plain(plan), indent=1))
         return 0
     console = Console()
-    console.print(plan_view(plan))
+    console.print(plan_view(plan, *notes))
     if arguments.output:
         console.print(f"plan written to {arguments.output}")
     return 0

@@ -125,10 +125,12 @@ class Sizes:
         self.compute_tier = compute_tier
         self.element_bytes = DTYPE_BYTES[model.dtype]
         self.vector_bytes = kv_vector_bytes(model, policy.kv_bits, self.element_bytes)
-        self.slabs = [
-            layer_slabs(layer, letters, policy.weight_bits, self.element_bytes)
-            for layer, letters in zip(model.layers, placement.weight_tiers, strict=True)
-        ]
+        keys = [(id(layer), letters) for layer, letters in zip(model.layers, placement.weight_tiers, strict=True)]
+        kinds = dict(zip(keys, model.layers, strict=True))  # alike ones once: hashing a LayerSpec takes long
+        slabs = {
+            key: layer_slabs(layer, key[1], policy.weight_bits, self.element_bytes) for key, layer in kinds.items()
+        }
+        self.slabs = [slabs[key] for key in keys]
 
     def ends(self) -> int:
         """Embeddings, final norm and head, each tensor aligned, on the compute tier."""
@@ -205,6 +207,13 @@ class Sizes:
         ]
         return max(min(count, max(1, ATTENTION_CHUNK_BYTES // row)) * row for count in counts) if counts else 0
 
+    def attention_staging(self) -> int:
+        """Queries and results of the rows that the CPU attends in a gpu batch, on the host."""
+        if self.compute_tier != "gpu":
+            return 0
+        rows = max(r.cpu_attend + r.disk_attend for r in self.placement.cache_rows)
+        return 2 * rows * self.model.num_heads * self.model.head_dim * self.element_bytes
+
     def activations(self, tier: Tier) -> int:
         """Homes of the hidden states of a block on a tier."""
         return sum(self.activation_rows(dict(rows.counts())[tier]) for rows in self.placement.activation_rows)
@@ -240,6 +249,7 @@ def _buffers(sizes: Sizes) -> Iterator[Entry]:
     yield _arena(tier, "activation slots", ACTIVATION_SLOTS * sizes.activation_slot())
     yield _arena("cpu", "weight staging", WEIGHT_STAGING * sizes.weight_staging())
     yield _arena("cpu", "cache staging", policy.cache_slots * sizes.cache_staging())
+    yield _arena("cpu", "attention staging", sizes.attention_staging())
     yield _arena("cpu", "activation staging", ACTIVATION_SLOTS * sizes.activation_staging())
 
 
@@ -281,7 +291,8 @@ def _argument_bytes(model: ModelSpec, num_new: int, num_total: int, sizes: Sizes
 def workspace_bytes(model: ModelSpec, rows: int, num_new: int, num_total: int, element_bytes: int) -> int:
     """Bytes of what one layer allocates and frees while it computes [rows, num_new] tokens; an upper bound."""
     tokens = rows * num_new
-    return max(_layer_workspace(model, layer, rows, tokens, num_total, element_bytes) for layer in set(model.layers))
+    kinds = {id(layer): layer for layer in model.layers}.values()
+    return max(_layer_workspace(model, layer, rows, tokens, num_total, element_bytes) for layer in kinds)
 
 
 def _layer_workspace(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from planner.layout import DTYPE_BYTES, tensor_bytes
-from planner.model import LayerSpec, ModelSpec
+from planner.model import ModelSpec
 from planner.placement import TIER_LETTER, CacheRows, Placement, TierRows
 from planner.policy import TIERS, Policy, Split, Tier
 
@@ -21,10 +21,10 @@ _ROUNDING = 1e-6
 
 def place(model: ModelSpec, policy: Policy, compute_tier: Tier) -> Placement:
     """The placement nearest to the policy's splits."""
-    letters = _place_weights(model, policy)
+    sizes = _layer_sizes(model, policy)
+    letters = _place_weights(sizes, policy.weights)
     cache = _place_rows(policy.cache, policy.gpu_batch_size, policy.num_gpu_batches)
     hidden = _place_rows(policy.activations, policy.gpu_batch_size, policy.num_gpu_batches)
-    sizes = [_layer_bytes(model, policy, layer) for layer in model.layers]
     return Placement(
         weight_tiers=letters,
         cache_rows=tuple(_attend(cache, policy.cpu_attention if compute_tier == "gpu" else 0.0)),
@@ -35,21 +35,27 @@ def place(model: ModelSpec, policy: Policy, compute_tier: Tier) -> Placement:
     )
 
 
-def _layer_bytes(model: ModelSpec, policy: Policy, layer: LayerSpec) -> list[int]:
-    return [tensor_bytes(tensor, policy.weight_bits, DTYPE_BYTES[model.dtype]) for tensor in layer.tensors]
+def _layer_sizes(model: ModelSpec, policy: Policy) -> list[list[int]]:
+    """Bytes of each layer's tensors; layers of one kind share a list."""
+    element = DTYPE_BYTES[model.dtype]
+    by_kind = {
+        id(layer): [tensor_bytes(tensor, policy.weight_bits, element) for tensor in layer.tensors]
+        for layer in {id(layer): layer for layer in model.layers}.values()
+    }
+    return [by_kind[id(layer)] for layer in model.layers]
 
 
-def _place_weights(model: ModelSpec, policy: Policy) -> tuple[str, ...]:
+def _place_weights(sizes: Sequence[Sequence[int]], split: Split) -> tuple[str, ...]:
     """One letter a tensor: each layer's largest tensors first, to the fastest tier whose request has room."""
     carry = dict.fromkeys(TIERS, 0.0)
-    shares, rest = dict(policy.weights.items()), _slowest(policy.weights)
+    shares, rest = dict(split.items()), _slowest(split)
     placed = []
-    for layer in model.layers:
-        nbytes = _layer_bytes(model, policy, layer)
+    for nbytes in sizes:
+        total = sum(nbytes)
         for tier in TIERS:
-            carry[tier] += shares[tier] * sum(nbytes)
+            carry[tier] += shares[tier] * total
         letters = [""] * len(nbytes)
-        for index in sorted(range(len(nbytes)), key=lambda i: -nbytes[i]):
+        for index in sorted(range(len(nbytes)), key=nbytes.__getitem__, reverse=True):
             tier = _tier_with_room(carry, nbytes[index] * (1 - _ROUNDING), rest)
             carry[tier] -= nbytes[index]
             letters[index] = _LETTER[tier]

@@ -14,7 +14,7 @@ from planner.problem import Problem
 from planner.relaxed import Relaxed, Shares
 from planner.work import Choice
 
-_FINE_GROUPS = 8
+_FINE_GROUPS = 4
 _NUM_REPAIRS = 6
 _NO_SHARE = 1e-5
 """Of some bytes: what the solver's rounding may leave on a tier."""
@@ -74,7 +74,7 @@ def place_within(problem: Problem, request: Request, candidate: Candidate, count
             plan = problem.plan(policy)
             return plan if _is_quick_enough(plan, request) else None
         for tier, excess in short.items():
-            allowed[tier] = max(0, allowed[tier] - attempt * excess)
+            allowed[tier] = max(0, allowed[tier] - 2 * attempt * excess)
     return None
 
 

@@ -2,8 +2,8 @@
 
 Everything is per sequence of the block (the Charnes-Cooper transformation): dividing a block's bytes and
 seconds by its size makes the block size a variable, 1/N, and time per sequence the objective. Unlike the
-formulas of cost.py, the ledger's are partly products of a share and 1/N; those are linear only where the number
-of gpu batches is fixed.
+formulas of cost.py, the ledger's are partly products of a share and 1/N; those are linear only where the
+number of gpu batches is fixed.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class Relaxed:
 
     @cached_property
     def unit_s(self) -> float:
-        """The power of ten nearest to a sequence's time with all at home on the compute tier."""
+        """The power of ten nearest to a sequence's prefill with all at home on the compute tier."""
         near = {tier: float(tier == self.compute_tier) for tier in TIERS}
         shares = Shares(
             weights={tier: share * self.weight_units for tier, share in near.items()},
@@ -136,7 +136,8 @@ class Relaxed:
             inverse_batches=1.0,
             one=1.0,
         )
-        return float(10 ** round(math.log10(self.seconds(shares))))
+        prefill = next(self.times(shares))
+        return float(10 ** round(math.log10(max(seconds for _, seconds in prefill.lanes))))
 
     def seconds(self, shares: Shares[float]) -> float:
         """Time per sequence by the formulas themselves."""

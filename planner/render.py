@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from rich.console import Group, RenderableType
 from rich.table import Table
 
 from hwprofiles.units import format_bytes, format_seconds
-from planner.plan import PHASES, Plan, PhasePrediction
+from planner.plan import PHASES, PhasePrediction, Plan
 from planner.policy import TIERS, Split
 
 
-def plan_view(plan: Plan) -> RenderableType:
-    """Policy, splits, memory and prediction."""
-    return Group(_policy_table(plan), _memory_table(plan), _prediction_table(plan), *_notes(plan))
+def plan_view(plan: Plan, *notes: str) -> RenderableType:
+    """Policy, splits, memory and prediction, then one line of throughput and the notes."""
+    rate = plan.prediction.throughput_tokens_per_s
+    summary = f"[bold]Throughput {rate:,.2f} generated tokens/s[/bold] over prefill and decode"
+    return Group(_policy_table(plan), _memory_table(plan), _prediction_table(plan), summary, *notes)
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -83,12 +83,15 @@ def _prediction_table(plan: Plan) -> Table:
 
 def busy_shares(predicted: PhasePrediction) -> str:
     """How much of the phase each resource is at work."""
-    shares = sorted(
-        ((seconds / predicted.seconds, resource) for resource, seconds in predicted.busy_s.items()),
-        reverse=True,
-    )
+    busy = ((seconds / predicted.seconds, resource) for resource, seconds in predicted.busy_s.items())
+    shares = sorted(busy, reverse=True)
     return ", ".join(f"{resource} {100 * share:.0f}%" for share, resource in shares)
 
 
-def _notes(plan: Plan) -> Iterator[str]:
-    yield f"[bold]Throughput {plan.prediction.throughput_tokens_per_s:.2f} generated tokens/s[/bold] (prefill and decode)"
+def four_bit_note(plan: Plan, four_bit: Plan | None) -> str:
+    """What 4-bit weights and cache would bring beside a lossless plan."""
+    if four_bit is None:
+        return "4-bit weights and cache: no plan fits"
+    rate = four_bit.prediction.throughput_tokens_per_s
+    ratio = rate / plan.prediction.throughput_tokens_per_s
+    return f"With --weight-bits 4 --kv-bits 4 (lossy): {rate:,.2f} tokens/s, {ratio:.2f} times as many"

@@ -21,15 +21,20 @@ _NEIGHBOURS = (0.625, 0.75, 0.875, 1.125, 1.25, 1.5)
 _EVEN_BLOCKS = 8
 """Gpu batches that divide the prompts into up to this many are tried."""
 _COARSE_GROUPS = 3
-_NUM_FINALISTS = 4
+_NUM_FINALISTS = 3
 _WORTH_IT = 0.005
 """A disk, attention on the CPU or a larger block must bring this much; less is within the model's error."""
 
 Reporter = Callable[[str], None]
 
 
-def search(problem: Problem, request: Request, report: Reporter = lambda _: None) -> Plan | None:
-    """The plan with the highest throughput that fits, or None."""
+def search(
+    problem: Problem,
+    request: Request,
+    report: Reporter = lambda _: None,
+    num_finalists: int = _NUM_FINALISTS,
+) -> Plan | None:
+    """The plan with the highest throughput that fits, or None; `num_finalists` candidates are placed."""
     candidates: list[Candidate] = []
     for weight_bits, kv_bits in product(bits_of(request.weight_bits), bits_of(request.kv_bits)):
         report(f"{weight_bits}-bit weights, {kv_bits}-bit cache: walking gpu batch sizes")
@@ -37,7 +42,7 @@ def search(problem: Problem, request: Request, report: Reporter = lambda _: None
     candidates.sort(key=lambda candidate: _promise(problem, candidate))
     plans: list[Plan] = []
     for rank, candidate in enumerate(candidates):
-        if rank >= _NUM_FINALISTS and plans:
+        if rank >= num_finalists and plans:
             break
         report(f"placing gpu batches of {candidate.choice.gpu_batch_size}")
         plans += realise(problem, request, candidate)
