@@ -38,10 +38,12 @@ def fill_dummy(batches: Sequence[Sequence[Destination]], dtype: torch.dtype, see
 
     def fill(batch: Sequence[Destination], stopping: Event) -> None:
         bounce = bounces.pop()
-        for destination in batch:
-            if not stopping.is_set():
-                _lay(destination, tiles[_kind(destination)], dtype, bounce)
-        bounces.append(bounce)
+        try:
+            for destination in batch:
+                if not stopping.is_set():
+                    _lay(destination, tiles[_kind(destination)], dtype, bounce)
+        finally:
+            bounces.append(bounce)
 
     try:
         share_out(fill, batches, threads=threads)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 from threading import Event, Lock
 
 import torch
@@ -54,13 +55,14 @@ def load_checkpoint(
 
     def load(batch: Sequence[Destination], stopping: Event) -> None:
         loader = idle.pop()
-        for destination in batch:
-            for count in loader.load(destination):
+        try:
+            for count in chain.from_iterable(map(loader.load, batch)):
                 if stopping.is_set():
                     return
                 with lock:
                     progress(count * dtype.itemsize)
-        idle.append(loader)
+        finally:
+            idle.append(loader)
 
     try:
         share_out(load, batches, threads=threads)
