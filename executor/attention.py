@@ -11,6 +11,7 @@ from torch.nn import functional
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache, DynamicLayer
 
+from executor.arena import Arena
 from executor.cache import KvView
 from hwprofiles.errors import UserError
 from planner.layout import ATTENTION_CHUNK_BYTES
@@ -40,6 +41,8 @@ class Step:
     parts: list[Part]
     pads: torch.Tensor | None
     """[chunk rows] left padding, on the compute device; None where nothing is padded."""
+    host_pads: torch.Tensor | None
+    """The same on the host."""
     attend_s: float = 0.0
     attend_bytes: int = 0
     """K and V that the CPU attended to, and how long it took."""
@@ -59,7 +62,8 @@ class RowAttention:
     One engine at a time may be registered in a process: layers find the function by name.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, exchange: Exchange) -> None:
+        self.exchange = exchange
         self.step: Step | None = None
         AttentionInterface.register(ATTENTION_NAME, self)
 
@@ -93,21 +97,64 @@ class RowAttention:
         return result.transpose(1, 2).contiguous(), None
 
     def _attend_step(self, query: torch.Tensor, step: Step, how: Math) -> torch.Tensor:
-        """Decode: device rows are queued first, so that a GPU works on them while the CPU does its own."""
+        """Decode: the CPU's queries leave first, then the device's rows are queued, then the CPU does its own."""
         result = torch.empty_like(query)
         total = step.past + query.shape[2]
-        for part, rows, row in sorted(step.overlapping(), key=lambda found: found[0].on_cpu):
-            pads = None if step.pads is None else step.pads[rows]
+        parts = list(step.overlapping())
+        sent = self.exchange.send([query[rows] for part, rows, _ in parts if part.on_cpu])
+        for part, rows, row in parts:
             if not part.on_cpu:
+                pads = None if step.pads is None else step.pads[rows]
                 result[rows] = attend_rows(query[rows], part.view, row, total, pads, how)
-                continue
-            host_query = query[rows].cpu()
-            began = time.perf_counter()
-            attended = attend_rows(host_query, part.view, row, total, None if pads is None else pads.cpu(), how)
-            step.attend_s += time.perf_counter() - began
+        began = self.exchange.wait()
+        for (part, rows, row), (host_query, host_result) in zip([p for p in parts if p[0].on_cpu], sent, strict=True):
+            pads = None if step.host_pads is None else step.host_pads[rows]
+            host_result.copy_(attend_rows(host_query, part.view, row, total, pads, how))
+            result[rows].copy_(host_result, non_blocking=True)
             step.attend_bytes += 2 * total * part.view.vector_bytes * host_query.shape[0]
-            result[rows] = attended.to(query.device)
+        if sent:
+            step.attend_s += time.perf_counter() - began
         return result
+
+
+class Exchange:
+    """Registered host memory through which queries leave for the CPU and results come back.
+
+    `nbytes` holds the queries and results of all rows that the CPU attends in a gpu batch (Sizes.attention_staging).
+    What a layer leaves here is read before the next layer's queries can have arrived: both are on one stream.
+    """
+
+    def __init__(self, nbytes: int, device: torch.device) -> None:
+        self._on_stream = device.type == "cuda"
+        self._arena = Arena(nbytes, torch.device("cpu"), register=self._on_stream)
+        self._event = torch.cuda.Event() if self._on_stream else None
+
+    def send(self, queries: list[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Start copying queries to the host; (query there, room for its result) for each."""
+        if not self._on_stream:
+            return [(query, torch.empty_like(query)) for query in queries]
+        sent, used = [], 0
+        for query in queries:
+            pair = []
+            for _ in range(2):
+                piece = self._arena.tensor[used : used + query.nbytes]
+                pair.append(piece.view(query.dtype).view(query.shape))
+                used += query.nbytes
+            pair[0].copy_(query, non_blocking=True)
+            sent.append((pair[0], pair[1]))
+        if self._event is not None and sent:
+            self._event.record()
+        return sent
+
+    def wait(self) -> float:
+        """Block until what was sent has arrived; the time then."""
+        if self._event is not None:
+            self._event.synchronize()
+        return time.perf_counter()
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._arena.close()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

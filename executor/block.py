@@ -25,6 +25,8 @@ class BatchState:
     activation_rows: TierRows
     pads: torch.Tensor | None
     """[rows] left padding on the compute device; None where nothing is padded."""
+    host_pads: torch.Tensor | None
+    """The same on the host."""
     chunks: tuple[tuple[int, int], ...]
     """(first row, rows) of each prefill chunk."""
     arguments: list[tuple[Arguments, ...]] = field(default_factory=list)
@@ -59,13 +61,15 @@ def batch_states(block: Block, samplers: list[Sampler], sizes: Sizes, device: to
     states = []
     for k, (batch, sampler) in enumerate(zip(block.gpu_batches, samplers, strict=True)):
         rows, step = len(batch.requests), sizes.policy.prefill_rows
+        pads = torch.tensor(batch.pad_lens) if any(batch.pad_lens) else None
         states.append(
             BatchState(
                 batch=batch,
                 sampler=sampler,
                 cache_rows=CacheRows(**_clip(sizes.placement.cache_rows[k], CACHE_GROUPS, rows)),
                 activation_rows=TierRows(**_clip(sizes.placement.activation_rows[k], TIERS, rows)),
-                pads=torch.tensor(batch.pad_lens, device=device) if any(batch.pad_lens) else None,
+                pads=None if pads is None else pads.to(device),
+                host_pads=pads,
                 chunks=tuple((first, min(step, rows - first)) for first in range(0, rows, step)),
             )
         )

@@ -41,9 +41,8 @@ class KvView:
         if self.quantised:
             packed = torch.empty(*both.shape[:3], self.vector_bytes, dtype=torch.uint8, device=both.device)
             quantise(both, packed)
-            target.copy_(packed)
-        else:
-            target.copy_(both)
+            both = packed
+        target.copy_(both, non_blocking=True)
 
     def read(self, start: int, stop: int, row: int, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
         """K and V [rows, heads, tokens, head_dim] of tokens [start, stop): views where unquantised."""

@@ -18,7 +18,7 @@ from executor.layer_compute import LayerCompute
 from executor.measure import Measurements
 from executor.progress import Reporter, SilentReporter
 from executor.sampling import Sampler
-from executor.transfer import Delay, Handle, Lanes
+from executor.transfer import Delay, Handle, Lanes, copy_bytes
 from executor.weight_slots import WeightSlots
 from executor.weights import WeightHomes
 from planner.layout import is_streamed
@@ -26,10 +26,6 @@ from planner.ledger import Sizes
 from planner.plan import Plan
 from planner.placement import group_tier
 from planner.schedule import Task, TaskKind, shape_of, tasks
-
-LOOKAHEAD = 64
-"""Compute tasks that may be queued before the oldest is done."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
@@ -74,6 +70,7 @@ class Engine:
         self.activations = ActivationHomes(self.sizes, compute_device=device, store=self.store)
         self._closers.append(self.activations.close)
         self.compute = LayerCompute(self.sizes, device, self.weights, self.caches, self.activations)
+        self._closers.append(self.compute.close)
 
     def load(self, checkpoint: Checkpoint, progress: Callable[[int], None] = lambda _: None) -> None:
         """The checkpoint's weights into their homes, tensor by tensor; `progress` is told the bytes."""
@@ -89,7 +86,8 @@ class Engine:
         """Generate for a block until every row of every sampler is finished."""
         run = _BlockRun(self, block, list(samplers), reporter or SilentReporter())
         try:
-            run.play()
+            with torch.inference_mode():
+                run.play()
         except BaseException as error:
             run.lanes.failure.note(error)  # what is queued is not worth waiting for
             raise
@@ -112,10 +110,9 @@ class _BlockRun:
         self.lanes = Lanes(device, overlap=engine.options.overlap, delay=engine.options.delay)
         self.tails: dict[int, list[Handle]] = {}
         self.unfinished = [True] * len(self.states)
-        self.computing: list[Handle] = []
 
     def play(self) -> None:
-        """The loop: every task of the schedule into its lane."""
+        """The loop: every task of the schedule into its lane; the compute tasks are done here."""
         measurements, num_layers = self.engine.measurements, len(self.sizes.slabs)
         measurements.start_block(self.engine.options.device, self.lanes.forget)
         self.engine.compute.start_block()
@@ -123,10 +120,8 @@ class _BlockRun:
         for task in tasks(shape_of(self.sizes), gen_len, self.active):
             handle = self.lanes.submit(task, self.body(task))
             measurements.add(handle)
-            if task.kind is TaskKind.COMPUTE:
-                if task.j == num_layers:
-                    self.tails.setdefault(task.i, []).append(handle)
-                self._bound_lookahead(handle)
+            if task.kind is TaskKind.COMPUTE and task.j == num_layers:
+                self.tails.setdefault(task.i, []).append(handle)
         for i in sorted(self.tails):
             self._accept(i)
         self.lanes.failure.check()
@@ -151,13 +146,6 @@ class _BlockRun:
             self.reporter.advance("decode", state.sampler.finished.count(False))
             self.unfinished[k] = state.sampler.accept(state.sampled.pop(i).tolist())
             self.engine.measurements.token_done(handle, state.num_rows * state.num_new(i))
-
-    def _bound_lookahead(self, handle: Handle) -> None:
-        self.computing.append(handle)
-        if len(self.computing) > LOOKAHEAD:
-            oldest = self.computing.pop(0)
-            oldest.wait()
-            self.lanes.failure.check()
 
     def body(self, task: Task) -> Callable[[], int]:
         """What the task does, in its lane."""
@@ -184,7 +172,7 @@ class _BlockRun:
         total = 0
         for source, target in self._cache_copies(task):
             if task.resource in ("h2d", "d2h"):
-                target.copy_(source, non_blocking=True)
+                copy_bytes(target, source)
             total += source.numel()
         return total
 

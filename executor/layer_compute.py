@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from executor.activations import ActivationHomes
-from executor.attention import ATTENTION_NAME, Part, RowAttention, Step, TierCache
+from executor.attention import ATTENTION_NAME, Exchange, Part, RowAttention, Step, TierCache
 from executor.block import BatchState
 from executor.cache import CacheHomes, KvView
 from executor.template import LayerTemplates
@@ -30,7 +30,8 @@ class LayerCompute:
     ) -> None:
         self.sizes, self.device = sizes, device
         self.weights, self.caches, self.activations = weights, caches, activations
-        self.attention = RowAttention()
+        self.exchange = Exchange(sizes.attention_staging(), device)
+        self.attention = RowAttention(self.exchange)
         self.templates = LayerTemplates(sizes.model, device, ATTENTION_NAME)
         self.cache = TierCache(self.attention, gather=not sizes.model.cpu_attention)
         self._bound: tuple[int, int] | None = None
@@ -42,6 +43,10 @@ class LayerCompute:
     def start_block(self) -> None:
         """Slots hold other layers now."""
         self._bound = None
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self.exchange.close()
 
     def run(self, task: Task, state: BatchState) -> tuple[int, float]:
         """Do the task; (bytes, seconds) of the attention that the CPU did within it."""
@@ -63,7 +68,7 @@ class LayerCompute:
         state.arguments.clear()
         for first, count in state.chunks_of(task.i):
             pads = None if state.pads is None else state.pads[first : first + count]
-            self.attention.step = Step(first, count, past, [], pads)
+            self.attention.step = Step(first, count, past, [], pads, None)
             positions = torch.arange(past, past + num_new, device=self.device)[None].expand(count, -1)
             mask = None
             if pads is not None:
@@ -87,7 +92,8 @@ class LayerCompute:
         for (first, count), arguments in zip(state.chunks_of(task.i), state.arguments, strict=True):
             rows = slice(first, first + count)
             pads = None if state.pads is None else state.pads[rows]
-            step = self.attention.step = Step(first, count, past, parts, pads)
+            host_pads = None if state.host_pads is None else state.host_pads[rows]
+            step = self.attention.step = Step(first, count, past, parts, pads, host_pads)
             output = self.templates.run_layer(task.j, working[rows], arguments[task.j])
             if is_last and state.last_hidden is not None:
                 state.last_hidden[rows] = output[:, -1]

@@ -2,6 +2,10 @@
 
 A lane waits for a task's dependencies in both directions: a stream waits for other streams' events on the device, a
 thread waits for events on the host. Nothing waits for the whole device.
+
+Compute is issued by the caller's own thread, and so are copies on a stream whose dependencies are all issued: threads
+that hand Python's lock to each other cost more than a kernel's launch. A thread serves a stream only while something
+that the disk has yet to bring stands before it.
 """
 
 from __future__ import annotations
@@ -15,12 +19,25 @@ from dataclasses import dataclass, field
 
 import torch
 
-from planner.schedule import Resource, Task
+from planner.schedule import Resource, Task, TaskKind
 
 Body = Callable[[], int]
 """Does a task; returns the bytes it moved."""
 Delay = Callable[[Task], float]
 """Seconds to hold a task back: for tests, which look for missing dependencies."""
+
+
+PIECE_BYTES = 16 * 2**20
+"""Copies are cut to this size: large enough for the link's full rate, and a short copy of another stream (a query, a
+result) waits for one piece instead of a whole layer."""
+
+
+def copy_bytes(target: torch.Tensor, source: torch.Tensor) -> int:
+    """Copy flat uint8 tensors of one size, in pieces, without waiting; the bytes copied."""
+    for start in range(0, source.numel(), PIECE_BYTES):
+        piece = slice(start, start + PIECE_BYTES)
+        target[piece].copy_(source[piece], non_blocking=True)
+    return source.numel()
 
 
 @dataclass(slots=True)
@@ -71,22 +88,32 @@ class Failure:
 
 
 class Lane:
-    """One resource's tasks, first in first out, on a thread of its own."""
+    """One resource's tasks, first in first out: at once where nothing is pending, else on a thread of its own."""
 
     def __init__(self, stream: torch.cuda.Stream | None, failure: Failure, delay: Delay | None) -> None:
         self.stream, self.failure, self.delay = stream, failure, delay
         self._queue: queue.SimpleQueue[tuple[Handle, list[Handle], Body] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
+        self._last: Handle | None = None
 
     def put(self, handle: Handle, deps: list[Handle], body: Body) -> None:
-        """Queue a task behind those it depends on."""
+        """Do a task, or queue it behind those it depends on."""
+        idle = self._last is None or self._last.issued.is_set()
+        self._last = handle
+        if self.stream is not None and idle and all(dep.issued.is_set() for dep in deps):
+            run_task(handle, deps, body, self.stream, self.delay)
+            handle.issued.set()
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, daemon=True)
+            self._thread.start()
         self._queue.put((handle, deps, body))
 
     def close(self) -> None:
         """Finish what is queued and end the thread."""
-        self._queue.put(None)
-        self._thread.join()
+        if self._thread is not None:
+            self._queue.put(None)
+            self._thread.join()
 
     def _work(self) -> None:
         with torch.inference_mode():
@@ -109,7 +136,7 @@ def run_task(
         if stream is None:
             dep.wait()
         else:
-            dep.issued.wait()
+            dep.issued.wait()  # from here on its event, if it has one, is recorded
             if dep.device_event is not None:
                 stream.wait_event(dep.device_event)
     if delay is not None:
@@ -154,14 +181,15 @@ class Lanes:
         deps = [self._handles[dep] for dep in task.deps if dep in self._handles]
         self._handles[task.id] = handle
         stream = self._streams.get(task.resource)
-        if not self.overlap:
-            run_task(handle, deps, body, stream, self.delay)
-            handle.issued.set()
-            handle.wait()
+        if self.overlap and task.kind is not TaskKind.COMPUTE:
+            if task.resource not in self._lanes:
+                self._lanes[task.resource] = Lane(stream, self.failure, self.delay)
+            self._lanes[task.resource].put(handle, deps, body)
             return handle
-        if task.resource not in self._lanes:
-            self._lanes[task.resource] = Lane(stream, self.failure, self.delay)
-        self._lanes[task.resource].put(handle, deps, body)
+        run_task(handle, deps, body, stream, self.delay)
+        handle.issued.set()
+        if not self.overlap:
+            handle.wait()
         return handle
 
     def forget(self, handle: Handle) -> None:

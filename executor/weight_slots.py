@@ -6,6 +6,7 @@ import torch
 
 from executor.arena import Arena
 from executor.quantize import dequantise
+from executor.transfer import copy_bytes
 from executor.weights import WeightHomes, tensor_views
 from planner.layout import align
 from planner.ledger import WEIGHT_STAGING, Sizes
@@ -34,13 +35,13 @@ class WeightSlots:
         return nbytes
 
     def copy_to_slot(self, j: int, slots: Slots) -> int:
-        """Layer j's cpu slab and its staged disk slab into the slot: one copy each."""
+        """Layer j's cpu slab and its staged disk slab into the slot."""
         slabs, slot = self.sizes.slabs[j], self._slots[slots.weight]
         split, total = slabs["cpu"].nbytes, self.sizes.streamed(j)
         if split:
-            slot[:split].copy_(self.homes.slab(j, "cpu"), non_blocking=True)
+            copy_bytes(slot[:split], self.homes.slab(j, "cpu"))
         if total > split:
-            slot[split:total].copy_(self._staging[slots.staging][: total - split], non_blocking=True)
+            copy_bytes(slot[split:total], self._staging[slots.staging][: total - split])
         return total
 
     def tensors(self, j: int, slots: Slots) -> dict[str, torch.Tensor]:

@@ -43,10 +43,18 @@ def load_everything() -> None:
 
 
 def use_gpu(index: int) -> None:
-    """Create the context and the workspaces of one GPU."""
-    x = torch.rand(_SIZE, _SIZE, device=f"cuda:{index}", dtype=torch.float16)
-    torch.nn.functional.linear(x, x)
+    """Create one GPU's context, and run what layers run: libraries load their kernels when first called."""
+    device = torch.device("cuda", index)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        weight = torch.rand(4 * _SIZE, _SIZE, device=device, dtype=dtype)
+        for rows in (1, 32, 4096):
+            x = torch.nn.functional.layer_norm(torch.rand(rows, _SIZE, device=device, dtype=dtype), (_SIZE,))
+            torch.nn.functional.gelu(torch.nn.functional.linear(x, weight)).float().softmax(-1).argmax(-1)
+        heads = torch.rand(2, 4, 128, 64, device=device, dtype=dtype)
+        torch.nn.functional.scaled_dot_product_attention(heads, heads, heads, is_causal=True)
+        torch.nn.functional.scaled_dot_product_attention(heads[:, :, :1], heads, heads)
     torch.cuda.synchronize(index)
+    torch.cuda.empty_cache()
 
 
 def main() -> None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from executor.engine import EngineOptions
-from tests.executor.test_parity import LENGTHS, PLACEMENTS
+from planner.schedule import TaskKind
+from tests.executor.test_parity import LENGTHS, PLACEMENTS, forget_edges
 from tests.executor.tiny import make_plan, random_model, random_prompts, reference_tokens, run_plan, save
 
 pytestmark = pytest.mark.gpu
@@ -45,6 +46,31 @@ def test_random_delays_change_nothing(placement: str, seed: int, tmp_path: Path)
         delay=lambda _: draw.choice((0.0, 0.0, 0.0, 0.001, 0.004)),
     )
     assert run_plan(plan, tmp_path / "model", requests, options) == reference_tokens(model, requests)
+
+
+@pytest.mark.parametrize(
+    ("kind", "needs"),
+    [
+        (TaskKind.COMPUTE, TaskKind.LOAD_WEIGHT),
+        (TaskKind.LOAD_WEIGHT, TaskKind.COMPUTE),
+        (TaskKind.STORE_ACTIVATION, TaskKind.COMPUTE),
+        (TaskKind.STORE_CACHE, TaskKind.COMPUTE),
+    ],
+)
+def test_delays_show_a_missing_event(
+    kind: TaskKind, needs: TaskKind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test above can fail: without the event from a late `needs` the tokens are other ones."""
+    model = random_model("opt")
+    spec = save(model, tmp_path / "model")
+    activations = (0, 4, 0) if kind is TaskKind.STORE_ACTIVATION else (4, 0, 0)
+    plan = make_plan(spec, emulated=False, weights="c", cache=(0, 4, 0, 0, 0), activations=activations)
+    requests = random_prompts(LENGTHS[:8], 5)
+    forget_edges(kind, needs, monkeypatch)
+    options = EngineOptions(
+        device=torch.device("cuda", 0), offload_dir=tmp_path, delay=lambda task: 0.02 * (task.kind is needs)
+    )
+    assert run_plan(plan, tmp_path / "model", requests, options) != reference_tokens(model, requests)
 
 
 @pytest.mark.parametrize("placement", TIERS)
