@@ -26,6 +26,7 @@ from planner.plan import Plan
 from planner.policy import Bits, Policy, Split
 from planner.problem import Problem, make_problem
 from planner.render import four_bit_note, plan_view
+from planner.report import load_report
 from planner.workload import Workload
 
 _SIZE_FLAGS = ("--gpu-mem", "--cpu-mem", "--disk")
@@ -34,7 +35,7 @@ _SIZE_FLAGS = ("--gpu-mem", "--cpu-mem", "--disk")
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status: 0, 2 for a user's mistake, 130 when interrupted."""
     arguments = _parser().parse_args(_joined(sys.argv[1:] if argv is None else argv))
-    commands = {"search": _search, "estimate": _estimate}
+    commands = {"search": _search, "estimate": _estimate, "calibrate": _calibrate}
     return run_cli(lambda: commands[arguments.command](arguments))
 
 
@@ -95,6 +96,13 @@ def _parser() -> argparse.ArgumentParser:
         "--num-gpu-batches", type=int, required=True, metavar="N", help="gpu batches of a block"
     )
     _add_output(given)
+    learn = commands.add_parser("calibrate", help="fit a profile's rates to the reports of runs")
+    learn.add_argument("--hw", required=True, metavar="NAME-OR-PATH", help="hardware profile")
+    learn.add_argument("reports", nargs="+", type=Path, metavar="REPORT", help="report.json of a run")
+    learn.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="HW.YAML", help="calibrated profile to write"
+    )
+    learn.add_argument("--force", action="store_true", help="take reports of another host too")
     return parser
 
 
@@ -178,6 +186,19 @@ def _estimate(arguments: argparse.Namespace) -> int:
         attention_threads=problem.rates.attention_threads,
     )
     return _deliver(estimate(problem, policy), arguments)
+
+
+def _calibrate(arguments: argparse.Namespace) -> int:
+    from planner.calibrate import calibrate  # noqa: PLC0415  scipy, which other commands do without
+    from planner.render_calibration import calibration_view  # noqa: PLC0415
+
+    reports = [load_report(path) for path in arguments.reports]
+    outcome = calibrate(load_profile(arguments.hw), reports, force=arguments.force)
+    write_atomically(arguments.output, outcome.profile.to_yaml())
+    console = Console()
+    console.print(calibration_view(outcome))
+    console.print(f"calibrated profile written to {arguments.output}")
+    return 0
 
 
 def _problem(arguments: argparse.Namespace) -> Problem:

@@ -9,12 +9,12 @@ constraint for each.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from planner.cost_compute import ComputeCost, Piece, token_bytes
 from planner.layout import DTYPE_BYTES
-from planner.machine import Rates
+from planner.machine import CONTENTION, Rates
 from planner.model import LayerSpec, ModelSpec
 from planner.policy import Tier
 from planner.schedule import TaskKind
@@ -141,24 +141,28 @@ class CostModel:
         for move in moves:
             busy[move.resource] = busy[move.resource] + self.seconds(move, speeds)
             moved[move.resource] = moved[move.resource] + move.num_bytes
-        near, attended = compute.linear_s + compute.near_s, compute.linear_s + compute.attend_s
-        lanes = [(self.compute_tier, near), *busy.items()]
-        lanes.append(("disk_read", (busy["disk_read"] + busy["disk_write"]) * (1 / self.rates.disk_parallel)))
+        lanes = [(self.compute_tier, compute.linear_s + compute.near_s), *busy.items()]
         if self.compute_tier == "gpu":
-            lanes.append(("cpu", attended))
-            lanes.append(
-                (
-                    "h2d",
-                    (moved["h2d"] + moved["d2h"]) * (self.rates.factor("h2d") / self.rates.both_bytes_per_s),
-                )
-            )
-        lanes.append(("cpu_mem", self._host_memory_s(moved, compute)))
-        if math.isfinite(self.rates.parallel):
-            shared = near + compute.attend_s if self.rates.on_cpu else compute.attend_s
+            lanes.append(("cpu", compute.linear_s + compute.attend_s))
+        return [*lanes, *self._shared_lanes(busy, moved, compute)]
+
+    def _shared_lanes(
+        self, busy: Mapping[str, A], moved: Mapping[str, A], compute: Compute[A]
+    ) -> Iterator[tuple[str, A]]:
+        """What lanes cannot all do at once: both directions of a link or disk, host memory, the cores."""
+        rates = self.rates
+        yield "disk_read", (busy["disk_read"] + busy["disk_write"]) * (1 / rates.disk_parallel)
+        if self.compute_tier == "gpu":
+            yield "h2d", (moved["h2d"] + moved["d2h"]) * (rates.factor("h2d") / rates.both_bytes_per_s)
+        yield "cpu_mem", self._host_memory_s(moved, compute)
+        if math.isfinite(rates.parallel):
+            shared = compute.attend_s
+            if rates.on_cpu:
+                shared = shared + compute.linear_s + compute.near_s
             for seconds in busy.values():
                 shared = shared + seconds
-            lanes.append(("cpu" if self.rates.on_cpu else "cpu_mem", shared * (1 / self.rates.parallel)))
-        return lanes
+            resource = "cpu" if rates.on_cpu else "cpu_mem"
+            yield resource, shared * (rates.factor(CONTENTION) / rates.parallel)
 
     def _host_memory_s(self, moved: Mapping[str, A], compute: Compute[A]) -> A:
         """Host memory's time: an emulated GPU's memory and copies' far ends are in it too."""

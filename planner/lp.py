@@ -12,7 +12,8 @@ import pulp
 from numpy.typing import NDArray
 
 from planner.policy import TIERS, Tier
-from planner.relaxed import Relaxed, Shares
+from planner.relaxed import Relaxed
+from planner.shares import Shares
 from planner.work import A
 
 _WORK_WEIGHT = 1e-3

@@ -19,6 +19,8 @@ _WORTH_A_THREAD = 1.03
 """More disk threads are used only where they bring 3% or more."""
 OVERHEAD = "overhead"
 """Calibrates launching kernels and handing over tasks, as a resource's factor does its rate."""
+CONTENTION = "contention"
+"""Calibrates the work that shares cores or memory."""
 T = TypeVar("T")
 
 

@@ -11,7 +11,8 @@ from planner.lp import Failure, solve
 from planner.plan import Plan
 from planner.policy import Policy, Split, Tier
 from planner.problem import Problem
-from planner.relaxed import Relaxed, Shares
+from planner.relaxed import Relaxed
+from planner.shares import Shares
 from planner.work import Choice
 
 _FINE_GROUPS = 4

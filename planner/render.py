@@ -17,7 +17,8 @@ def plan_view(plan: Plan, *notes: str) -> RenderableType:
     return Group(_policy_table(plan), _memory_table(plan), _prediction_table(plan), summary, *notes)
 
 
-def _table(title: str, *columns: str) -> Table:
+def make_table(title: str, *columns: str) -> Table:
+    """A table whose first column names and whose others are numbers."""
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column(columns[0])
     for column in columns[1:]:
@@ -28,7 +29,7 @@ def _table(title: str, *columns: str) -> Table:
 def _policy_table(plan: Plan) -> Table:
     policy, placement = plan.policy, plan.placement
     title = f"{plan.model.name} ({plan.model.dtype}) on {plan.hardware.name}: {describe_policy(plan)}"
-    table = _table(title, "percent on gpu / cpu / disk", "requested", "realised")
+    table = make_table(title, "percent on gpu / cpu / disk", "requested", "realised")
     for name, requested, realised in (
         (f"weights, {policy.weight_bits} bit", policy.weights, placement.weights),
         (f"cache, {policy.kv_bits} bit", policy.cache, placement.cache),
@@ -56,7 +57,7 @@ def _percents(split: Split) -> str:
 
 def _memory_table(plan: Plan) -> Table:
     tiers = [tier for tier in TIERS if plan.ledger.peak_bytes(tier) or plan.hardware.limit_bytes(tier)]
-    table = _table("Memory", "purpose", *tiers)
+    table = make_table("Memory", "purpose", *tiers)
     for purpose in dict.fromkeys(entry.purpose for entry in plan.ledger.entries):
         held = [plan.ledger.bytes_of(tier, purpose) for tier in tiers]
         table.add_row(purpose, *(format_bytes(nbytes) if nbytes else "" for nbytes in held))
@@ -69,7 +70,7 @@ def _memory_table(plan: Plan) -> Table:
 def _prediction_table(plan: Plan) -> Table:
     prediction, block = plan.prediction, plan.policy.block_size
     tokens = {"prefill": block * plan.workload.prompt_len, "decode": block * (plan.workload.gen_len - 1)}
-    table = _table("Predicted for one block", "phase", "time", "tokens/s", "bound by", "busy")
+    table = make_table("Predicted for one block", "phase", "time", "tokens/s", "bound by", "busy")
     for phase, predicted in zip(PHASES, (prediction.prefill, prediction.decode), strict=True):
         if not predicted.seconds:
             table.add_row(phase, "not run", "", "", "")

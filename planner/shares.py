@@ -1,0 +1,70 @@
+"""Shares: what the LP decides, and what it asks of time and memory, as numbers or as linear expressions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Generic
+
+from planner.layout import DTYPE_BYTES, layer_slabs
+from planner.model import LayerSpec, ModelSpec
+from planner.plan import Phase
+from planner.policy import Bits, Tier
+from planner.work import A, Step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shares(Generic[A]):
+    """What the LP decides, in `Relaxed.unit_bytes` per sequence by tier, as numbers or as expressions."""
+
+    weights: dict[Tier, A]
+    cache: dict[Tier, A]
+    activations: dict[Tier, A]
+    attended: A
+    """Cache off the compute tier that the CPU attends to."""
+    slot: A
+    """One cache slot."""
+    inverse_batches: A
+    """1 / number of gpu batches."""
+    one: A
+    """The number 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerTime(Generic[A]):
+    """The lanes of all layers of one kind in one step, in seconds per sequence."""
+
+    step: Step
+    lanes: tuple[tuple[str, A], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryUse(Generic[A]):
+    """What a sequence has on a tier in a phase, and the share of the limit (1 / N) it must stay under."""
+
+    tier: Tier
+    phase: Phase
+    used: A
+    inverse_block: A
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerKind:
+    """Layers that cost the same."""
+
+    layer: LayerSpec
+    nbytes: int
+    """A whole layer's slab."""
+    count: int
+
+
+def layer_kinds(model: ModelSpec, bits: Bits) -> tuple[LayerKind, ...]:
+    """The kinds of a model's layers, in order of appearance; a sliding window makes no difference."""
+    objects = Counter(id(layer) for layer in model.layers)
+    alike: dict[tuple[int, ...], LayerKind] = {}
+    for layer in {id(layer): layer for layer in model.layers}.values():
+        nbytes = layer_slabs(layer, "g" * len(layer.tensors), bits, DTYPE_BYTES[model.dtype])["gpu"].nbytes
+        key = (nbytes, layer.linear_flops_per_token, layer.expert_numel, layer.experts_per_token)
+        count = objects[id(layer)] + (alike[key].count if key in alike else 0)
+        alike[key] = LayerKind(layer=layer, nbytes=nbytes, count=count)
+    return tuple(alike.values())
