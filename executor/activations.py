@@ -50,12 +50,18 @@ class ActivationHomes:
         tier = self.sizes.compute_tier
         return self._shaped(self._arenas[tier].tensor[self._offset(k, tier) :], rows.total, num_tokens)
 
-    def parts(self, k: int, slot: int, rows: TierRows, num_tokens: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def parts(
+        self, k: int, slot: int, rows: TierRows, num_tokens: int
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """(rows of the slot, their home or the disk rows' staging), for every tier that holds some."""
         working, first, found = self.working(k, slot, rows, num_tokens), 0, []
         for tier, count in rows.counts():
             if count:
-                data = self._staging[slot] if tier == "disk" else self._arenas[tier].tensor[self._offset(k, tier) :]
+                data = (
+                    self._staging[slot]
+                    if tier == "disk"
+                    else self._arenas[tier].tensor[self._offset(k, tier) :]
+                )
                 found.append((working[first : first + count], self._shaped(data, count, num_tokens)))
             first += count
         return found

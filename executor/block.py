@@ -56,7 +56,9 @@ class BatchState:
         return self.chunks if i == 0 else ((0, self.num_rows),)
 
 
-def batch_states(block: Block, samplers: list[Sampler], sizes: Sizes, device: torch.device) -> list[BatchState]:
+def batch_states(
+    block: Block, samplers: list[Sampler], sizes: Sizes, device: torch.device
+) -> list[BatchState]:
     """The state of each gpu batch of a block; rows beyond a batch's own are cut from the slowest tier up."""
     states = []
     for k, (batch, sampler) in enumerate(zip(block.gpu_batches, samplers, strict=True)):

@@ -1,4 +1,4 @@
-"""KV homes and slots: rows over tiers, laid out [token, K or V, row, vector] so that the first t tokens are one copy."""
+"""KV homes and slots: rows over tiers, laid out [token, K or V, row, vector]; the first t tokens are one copy."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from executor.arena import Arena
 from executor.disk import DiskFile, DiskStore
 from executor.quantize import dequantise, quantise
-from planner.layout import cache_slot_offsets, group_bytes, group_tier, token_stride
+from planner.layout import cache_slot_offsets, group_bytes, token_stride
 from planner.ledger import Sizes
-from planner.placement import CacheGroup, CacheRows
+from planner.placement import CacheGroup, CacheRows, group_tier
 from planner.policy import Tier
 
 

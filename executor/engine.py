@@ -23,9 +23,10 @@ from executor.weight_slots import WeightSlots
 from executor.weights import WeightHomes
 from planner.layout import is_streamed
 from planner.ledger import Sizes
-from planner.plan import Plan
 from planner.placement import group_tier
+from planner.plan import Plan
 from planner.schedule import Task, TaskKind, shape_of, tasks
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
@@ -75,12 +76,16 @@ class Engine:
     def load(self, checkpoint: Checkpoint, progress: Callable[[int], None] = lambda _: None) -> None:
         """The checkpoint's weights into their homes, tensor by tensor; `progress` is told the bytes."""
         self.homes.load(checkpoint, progress)
-        self.compute.bind_ends(self.homes)
+        self._ready()
 
     def load_dummy(self, seed: int = 0) -> None:
         """Random weights of the right shapes instead of a checkpoint's."""
         self.homes.load_dummy(seed)
+        self._ready()
+
+    def _ready(self) -> None:
         self.compute.bind_ends(self.homes)
+        self.compute.warm_up()
 
     def generate(self, block: Block, samplers: Sequence[Sampler], reporter: Reporter | None = None) -> None:
         """Generate for a block until every row of every sampler is finished."""
@@ -130,9 +135,7 @@ class _BlockRun:
     def active(self, i: int) -> Sequence[int]:
         """The gpu batches that token i is generated for, as far as the tokens before i - 1 tell."""
         self._accept(i - 2)
-        return [
-            k for k, state in enumerate(self.states) if self.unfinished[k] and i < state.batch.gen_len
-        ]
+        return [k for k, state in enumerate(self.states) if self.unfinished[k] and i < state.batch.gen_len]
 
     def _accept(self, i: int) -> None:
         """Wait for token i's ids of every gpu batch and hand them to the samplers."""
@@ -156,7 +159,7 @@ class _BlockRun:
                 return lambda: self.engine.weights.copy_to_slot(task.j, task.slots)
             case TaskKind.COMPUTE, _:
                 return lambda: self._compute(task)
-            case (TaskKind.LOAD_CACHE | TaskKind.STORE_CACHE), _:
+            case ((TaskKind.LOAD_CACHE | TaskKind.STORE_CACHE), _):
                 return lambda: self._move_cache(task)
             case _:
                 return lambda: self._move_activation(task)
@@ -204,7 +207,11 @@ class _BlockRun:
     def _move_activation(self, task: Task) -> int:
         """A gpu batch's hidden states between an activation slot, the host buffer of disk rows, and the homes."""
         state, activations = self.states[task.k], self.engine.activations
-        rows, num_new, loading = state.activation_rows, state.num_new(task.i), task.kind is TaskKind.LOAD_ACTIVATION
+        rows, num_new, loading = (
+            state.activation_rows,
+            state.num_new(task.i),
+            task.kind is TaskKind.LOAD_ACTIVATION,
+        )
         slot, total = task.slots.activation, 0
         on_disk_lane = task.resource in ("disk_read", "disk_write")
         if on_disk_lane and loading:

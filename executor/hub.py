@@ -20,11 +20,15 @@ def resolve_model(name_or_dir: str) -> Path:
     if directory.is_dir():
         return directory
     if not _HUB_ID.fullmatch(name_or_dir) or directory.is_absolute():
-        raise UserError(f"--model-path {name_or_dir}: no such directory, and not a hub id such as facebook/opt-1.3b")
+        raise UserError(
+            f"--model-path {name_or_dir}: no such directory, and not a hub id such as facebook/opt-1.3b"
+        )
     try:
         return Path(snapshot_download(name_or_dir, allow_patterns=list(_FILES)))
     except RepositoryNotFoundError:
-        raise UserError(f"--model-path {name_or_dir}: the hub has no such model (or it is private: log in)") from None
+        raise UserError(
+            f"--model-path {name_or_dir}: the hub has no such model (or it is private: log in)"
+        ) from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise UserError(
             f"--model-path {name_or_dir}: no such directory, and the hub cannot be reached ({type(error).__name__}); "

@@ -93,7 +93,7 @@ class Measurements:
     def _finished_at(self, handle: Handle) -> float:
         """On the host's clock."""
         if self._base is not None and handle.device_event is not None:
-            return self._began + self._base.elapsed_time(handle.device_event) / 1e3
+            return self._began + float(self._base.elapsed_time(handle.device_event)) / 1e3
         return handle.stop_s
 
 

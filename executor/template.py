@@ -44,8 +44,9 @@ class _Recorder(nn.Module):
         object.__setattr__(self, "_owner", owner)
         object.__setattr__(self, "_layer", layer)
 
-    def __getattr__(self, name: str) -> object:
-        return getattr(object.__getattribute__(self, "_layer"), name)
+    def __getattr__(self, name: str) -> torch.Tensor | nn.Module:
+        found: torch.Tensor | nn.Module = getattr(object.__getattribute__(self, "_layer"), name)
+        return found
 
     def forward(self, hidden: torch.Tensor, *positional: object, **arguments: object) -> object:
         return object.__getattribute__(self, "_owner").record(self, hidden, positional, arguments)
@@ -63,8 +64,7 @@ class LayerTemplates:
     """
 
     def __init__(self, spec: ModelSpec, device: torch.device, attention: str) -> None:
-        config = AutoConfig.for_model(**_config_arguments(spec))
-        config._attn_implementation_internal = None
+        config = AutoConfig.for_model(str(spec.config["model_type"]), **_config_arguments(spec))
         implementation = attention if spec.cpu_attention else "eager"
         with torch.device("meta"), no_init_weights():
             model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, spec.dtype))
@@ -93,7 +93,9 @@ class LayerTemplates:
         self.model.tie_weights()
         missing = [name for name, parameter in self.model.named_parameters() if parameter.is_meta]
         if missing:
-            raise UserError(f"{self.spec.name}: no weights for {', '.join(missing[:3])}; is the model description right?")
+            raise UserError(
+                f"{self.spec.name}: no weights for {', '.join(missing[:3])}; is the model description right?"
+            )
 
     def bind_layer(self, j: int, tensors: Mapping[str, torch.Tensor]) -> None:
         """Point layer j's parameters at these tensors, by name within the layer."""
@@ -114,7 +116,9 @@ class LayerTemplates:
         extra: Arguments = {"position_ids": positions} if self._takes_positions else {}
         self._heard, self._tail_input = [], None
         try:
-            self.model(input_ids=input_ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra)
+            self.model(
+                input_ids=input_ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra
+            )
         except _Prelude:
             heard, self._heard = self._heard, []
             return Recorded(heard[0][0], tuple(arguments for _, arguments in heard))
@@ -151,7 +155,14 @@ TUPLE_FAMILIES = frozenset({"bloom", "falcon"})
 
 
 def _config_arguments(spec: ModelSpec) -> dict[str, object]:
-    dropped = ("architectures", "torch_dtype", "dtype", "transformers_version", "quantization_config")
+    dropped = (
+        "model_type",
+        "architectures",
+        "torch_dtype",
+        "dtype",
+        "transformers_version",
+        "quantization_config",
+    )
     return {key: value for key, value in spec.config.items() if key not in dropped}
 
 

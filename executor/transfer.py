@@ -65,7 +65,7 @@ class Handle:
     def seconds(self) -> float:
         """Measured on the device where the task ran on a stream."""
         if self.start_event is not None and self.device_event is not None:
-            return self.start_event.elapsed_time(self.device_event) / 1e3
+            return float(self.start_event.elapsed_time(self.device_event)) / 1e3
         return self.stop_s - self.start_s
 
 

@@ -49,7 +49,8 @@ class Verdict:
 def reference_model(model_dir: Path, dtype: str, device: torch.device) -> PreTrainedModel:
     """The unmodified model, whole, on the compute device; this needs memory for all of it."""
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model_dir, dtype=getattr(torch, dtype))
-    return model.to(device).eval()  # type: ignore[arg-type]  # transformers' annotation of `to` is too narrow
+    torch.nn.Module.to(model, device)
+    return model.eval()
 
 
 def compare(

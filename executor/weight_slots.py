@@ -19,7 +19,11 @@ class WeightSlots:
     def __init__(self, sizes: Sizes, homes: WeightHomes, *, compute_device: torch.device) -> None:
         self.sizes, self.homes = sizes, homes
         self.dtype: torch.dtype = getattr(torch, sizes.model.dtype)
-        count, slot_bytes, staging_bytes = sizes.policy.weight_slots, sizes.weight_slot(), sizes.weight_staging()
+        count, slot_bytes, staging_bytes = (
+            sizes.policy.weight_slots,
+            sizes.weight_slot(),
+            sizes.weight_staging(),
+        )
         register = compute_device.type == "cuda"
         self._slot_arena = Arena(count * slot_bytes, compute_device, register=False)
         self._staging_arena = Arena(WEIGHT_STAGING * staging_bytes, torch.device("cpu"), register=register)

@@ -19,7 +19,6 @@ from planner.layout import (
     align,
     cache_slot_offsets,
     group_bytes,
-    is_resident,
     kv_vector_bytes,
     layer_slabs,
 )

@@ -76,7 +76,9 @@ class Placement:
     def __post_init__(self) -> None:
         for j, letters in enumerate(self.weight_tiers):
             if set(letters) - set(TIER_LETTER):
-                raise UserError(f"weight_tiers of layer {j} is {letters!r}; only the letters g, c and d are known")
+                raise UserError(
+                    f"weight_tiers of layer {j} is {letters!r}; only the letters g, c and d are known"
+                )
         if len(self.cache_rows) != len(self.activation_rows):
             raise UserError(
                 f"cache_rows has {len(self.cache_rows)} gpu batches, activation_rows {len(self.activation_rows)}"

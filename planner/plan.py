@@ -1,4 +1,4 @@
-"""Plan: model, workload, hardware, policy, placement, ledger and prediction. The contract of plan.yaml; see docs/plan.md."""
+"""Plan: model, workload, hardware, policy, placement, ledger, prediction. plan.yaml's contract; see docs/plan.md."""
 
 from __future__ import annotations
 

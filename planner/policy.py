@@ -27,7 +27,9 @@ class Split:
     def __post_init__(self) -> None:
         for tier, share in self.items():
             if not (math.isfinite(share) and -_TOLERANCE <= share <= 1 + _TOLERANCE):
-                raise UserError(f"the share on {tier} is {share:g}; shares lie between 0 and 1 (0 and 100 percent)")
+                raise UserError(
+                    f"the share on {tier} is {share:g}; shares lie between 0 and 1 (0 and 100 percent)"
+                )
         total = self.gpu + self.cpu + self.disk
         if abs(total - 1) > 1e-4:
             raise UserError(f"a split's shares sum to {total:g} instead of 1 (100 percent)")
@@ -68,7 +70,14 @@ class Policy:
     stages: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("gpu_batch_size", "num_gpu_batches", "prefill_rows", "io_threads", "attention_threads", "stages"):
+        for name in (
+            "gpu_batch_size",
+            "num_gpu_batches",
+            "prefill_rows",
+            "io_threads",
+            "attention_threads",
+            "stages",
+        ):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("weight_slots", "cache_slots"):

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, NamedTuple
 
-from planner.ledger import ACTIVATION_SLOTS, WEIGHT_STAGING, Sizes
 from planner.layout import activations_resident, is_streamed
+from planner.ledger import ACTIVATION_SLOTS, WEIGHT_STAGING, Sizes
 from planner.placement import group_tier
 from planner.policy import Tier
 

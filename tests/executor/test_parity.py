@@ -17,7 +17,15 @@ from executor.quantize import dequantise, quantise
 from planner import schedule
 from planner.layout import quantised_bytes
 from planner.schedule import Task, TaskKind
-from tests.executor.tiny import FAMILIES, make_plan, random_model, random_prompts, reference_tokens, run_plan, save
+from tests.executor.tiny import (
+    FAMILIES,
+    make_plan,
+    random_model,
+    random_prompts,
+    reference_tokens,
+    run_plan,
+    save,
+)
 
 CPU = torch.device("cpu")
 EAGER = frozenset({"bloom"})
@@ -27,8 +35,18 @@ PLACEMENTS: dict[str, dict[str, object]] = {
     "all disk": {"weights": "d", "cache": (0, 0, 0, 4, 0), "activations": (0, 0, 4)},
     "three tiers": {"weights": "gcdd", "cache": (1, 1, 0, 2, 0), "activations": (1, 1, 2)},
     "three tiers, cpu attention": {"weights": "cdg", "cache": (1, 0, 1, 1, 1), "activations": (0, 3, 1)},
-    "no gpu, all cpu": {"compute_tier": "cpu", "weights": "c", "cache": (0, 4, 0, 0, 0), "activations": (0, 4, 0)},
-    "no gpu, cpu and disk": {"compute_tier": "cpu", "weights": "cd", "cache": (0, 1, 0, 3, 0), "activations": (0, 2, 2)},
+    "no gpu, all cpu": {
+        "compute_tier": "cpu",
+        "weights": "c",
+        "cache": (0, 4, 0, 0, 0),
+        "activations": (0, 4, 0),
+    },
+    "no gpu, cpu and disk": {
+        "compute_tier": "cpu",
+        "weights": "cd",
+        "cache": (0, 1, 0, 3, 0),
+        "activations": (0, 2, 2),
+    },
 }
 
 
@@ -143,9 +161,7 @@ def test_delays_show_a_missing_dependency(
     plan = make_plan(spec, weights="c", cache=(0, 4, 0, 0, 0), activations=activations)
     requests = random_prompts(LENGTHS[:8], 5)
     forget_edges(kind, needs, monkeypatch)
-    options = EngineOptions(
-        device=CPU, offload_dir=tmp_path, delay=lambda task: 0.02 * (task.kind is needs)
-    )
+    options = EngineOptions(device=CPU, offload_dir=tmp_path, delay=lambda task: 0.02 * (task.kind is needs))
     assert run_plan(plan, tmp_path / "model", requests, options) != reference_tokens(model, requests)
 
 

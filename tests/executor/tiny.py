@@ -71,7 +71,9 @@ def spec_of(model: PreTrainedModel) -> ModelSpec:
     )
 
 
-def random_prompts(lengths: Sequence[int], max_tokens: Sequence[int] | int, vocab_size: int = 160) -> list[Request]:
+def random_prompts(
+    lengths: Sequence[int], max_tokens: Sequence[int] | int, vocab_size: int = 160
+) -> list[Request]:
     """Requests of these prompt lengths."""
     generator = torch.Generator().manual_seed(3)
     wanted = itertools.repeat(max_tokens) if isinstance(max_tokens, int) else max_tokens
