@@ -158,8 +158,8 @@ def _with_factors(profile: HardwareProfile, factors: Factors) -> HardwareProfile
 
 
 def _fit(profile: HardwareProfile, runs: Sequence[_Run]) -> dict[str, float]:
-    """Least squares on logarithms over resources, overhead and contention; then what is left of each phase."""
-    names = sorted(set().union(*(run.resources() for run in runs))) + [OVERHEAD, CONTENTION]
+    """Least squares on logarithms over resources, overhead and contention; then what is left of a phase."""
+    names = [*sorted(set().union(*(run.resources() for run in runs))), OVERHEAD, CONTENTION]
 
     def residuals(logs: NDArray[np.float64]) -> NDArray[np.float64]:
         factors = dict(zip(names, np.exp(logs).tolist(), strict=True))

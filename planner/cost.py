@@ -21,6 +21,12 @@ from planner.schedule import TaskKind
 from planner.work import A, Choice, Compute, Held, Move, Step
 from planner.workload import Workload
 
+SHARED: Mapping[str, tuple[str, ...]] = {
+    "disk": ("disk_read", "disk_write"),
+    "link": ("h2d", "d2h"),
+    "cores": ("gpu", "cpu", "h2d", "d2h", "disk_read", "disk_write"),
+}
+"""Lanes that several resources have in common; the busiest of them is said to bind."""
 Speeds = Mapping[tuple[str, str], float]
 """Bytes per second of the moves of (kind, resource)."""
 
@@ -134,7 +140,7 @@ class CostModel:
         return move.num_bytes * (factor / speeds[move.key]) + move.count * overhead
 
     def lanes(self, moves: Iterable[Move[A]], compute: Compute[A], speeds: Speeds) -> list[tuple[str, A]]:
-        """(resource, seconds) that one pass of one layer takes at least, with everything overlapped."""
+        """(resource or a name of SHARED, seconds) that one pass of one layer takes at least, all overlapped."""
         nothing = compute.count * 0.0
         busy = dict.fromkeys(("h2d", "d2h", "disk_read", "disk_write"), nothing)
         moved = dict(busy)
@@ -151,9 +157,9 @@ class CostModel:
     ) -> Iterator[tuple[str, A]]:
         """What lanes cannot all do at once: both directions of a link or disk, host memory, the cores."""
         rates = self.rates
-        yield "disk_read", (busy["disk_read"] + busy["disk_write"]) * (1 / rates.disk_parallel)
+        yield "disk", (busy["disk_read"] + busy["disk_write"]) * (1 / rates.disk_parallel)
         if self.compute_tier == "gpu":
-            yield "h2d", (moved["h2d"] + moved["d2h"]) * (rates.factor("h2d") / rates.both_bytes_per_s)
+            yield "link", (moved["h2d"] + moved["d2h"]) * (rates.factor("h2d") / rates.both_bytes_per_s)
         yield "cpu_mem", self._host_memory_s(moved, compute)
         if math.isfinite(rates.parallel):
             shared = compute.attend_s
@@ -161,8 +167,7 @@ class CostModel:
                 shared = shared + compute.linear_s + compute.near_s
             for seconds in busy.values():
                 shared = shared + seconds
-            resource = "cpu" if rates.on_cpu else "cpu_mem"
-            yield resource, shared * (rates.factor(CONTENTION) / rates.parallel)
+            yield "cores", shared * (rates.factor(CONTENTION) / rates.parallel)
 
     def _host_memory_s(self, moved: Mapping[str, A], compute: Compute[A]) -> A:
         """Host memory's time: an emulated GPU's memory and copies' far ends are in it too."""

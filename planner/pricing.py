@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from planner.cost import CostModel
+from planner.cost import SHARED, CostModel
 from planner.layout import activations_resident, is_resident, is_streamed, token_stride
 from planner.ledger import Sizes
 from planner.machine import Rates
@@ -78,8 +78,10 @@ class _PhaseSum:
 
     def prediction(self, factor: float) -> PhasePrediction:
         """The phase as a plan holds it; `factor` is the phase's own calibration."""
-        binding = max(self.lanes, key=lambda resource: self.lanes[resource]) if self.lanes else NOT_RUN
         busy = {resource: seconds for resource, seconds in self.busy.items() if seconds}
+        binding = max(self.lanes, key=lambda lane: self.lanes[lane]) if self.lanes else NOT_RUN
+        if binding in SHARED:
+            binding = max(SHARED[binding], key=lambda resource: busy.get(resource, 0.0))
         return PhasePrediction(seconds=self.seconds * factor, busy_s=busy, binding=binding)
 
     def task_predictions(self, phase: Phase) -> Iterator[TaskPrediction]:

@@ -26,8 +26,8 @@ def explain_shortage(problem: Problem, request: Request) -> str:
         if unhurried:
             seconds = unhurried.prediction.prefill.seconds + unhurried.prediction.decode.seconds
             return (
-                f"no policy takes {format_seconds(request.max_latency_s)} or less, a sequence by itself takes "
-                f"{format_seconds(seconds)}; raise --max-latency or shorten --gen-len"
+                f"no policy takes {format_seconds(request.max_latency_s)} or less, one sequence by itself "
+                f"takes {format_seconds(seconds)}; raise --max-latency or shorten --gen-len"
             )
     lacking = _lacking(problem, request, smallest)
     changes = [*_more_memory(problem, request, smallest), *_fewer_bits(problem, request, smallest)]
