@@ -153,7 +153,7 @@ class _Run:
 
 def _with_factors(profile: HardwareProfile, factors: Factors) -> HardwareProfile:
     return replace(
-        profile, calibration=Calibration(factors=factors, num_runs=0, error_before=0.0, error_after=0.0)
+        profile, calibration=Calibration(factors=factors, num_runs=1, error_before=0.0, error_after=0.0)
     )
 
 
