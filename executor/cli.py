@@ -25,6 +25,7 @@ from executor.verify import compare, reference_model
 from hwprofiles.errors import UserError, run_cli
 from hwprofiles.host import current_fingerprint
 from hwprofiles.files import write_atomically
+from planner.layout import DTYPE_BYTES
 from planner.plan import Plan, load_plan
 from planner.report import RunReport, load_report, report_json
 
@@ -132,7 +133,7 @@ def _run(
     options: JobOptions,
     sink: Callable[[list[Completion]], None] = lambda _: None,
 ) -> RunReport:
-    loading = ConsoleLoading(plan.model.spec().weight_bytes(2), console)
+    loading = ConsoleLoading(plan.model.spec().weight_bytes(DTYPE_BYTES[plan.model.dtype]), console)
     return run_job(plan, options, ConsoleReporter(console), loading, sink)
 
 
