@@ -197,7 +197,7 @@ def _run(rows: _Rows) -> Vector | Failure:
     """Hand the rows to HiGHS."""
     problem = pulp.LpProblem("shares", pulp.LpMinimize)
     variables = [
-        pulp.LpVariable(f"x{index}", rows.lower.get(index, 0.0), rows.upper.get(index))
+        problem.add_variable(f"x{index}", rows.lower.get(index, 0.0), rows.upper.get(index))
         for index in range(rows.size)
     ]
     problem.setObjective(_expression(variables, rows.objective))
