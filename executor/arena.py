@@ -47,6 +47,14 @@ class Arena:
         self._used = start + nbytes
         return self.tensor[start : start + nbytes]
 
+    def on_device(self) -> torch.Tensor:
+        """A registered arena as a CUDA tensor: kernels read and write the host's memory over the link.
+
+        Slow for bulk, but such a kernel does not queue behind the copies of other streams.
+        """
+        assert self._registered_at, "only registered memory has an address on the device"
+        return torch.as_tensor(_Registered(self._registered_at, self.nbytes), device="cuda")
+
     def close(self) -> None:
         """Unpin and let go of the memory; it is returned when the last view of it is gone."""
         if self._registered_at:
@@ -77,6 +85,19 @@ class Arena:
                 "plan with a smaller --cpu-mem"
             ) from None
         self._registered_at = address
+
+
+class _Registered:
+    """Registered host memory, described as CUDA's array interface has it."""
+
+    def __init__(self, address: int, nbytes: int) -> None:
+        self.__cuda_array_interface__ = {
+            "shape": (nbytes,),
+            "typestr": "|u1",
+            "data": (address, False),
+            "strides": None,
+            "version": 3,
+        }
 
 
 def _touch(address: int, size: int) -> None:

@@ -88,7 +88,11 @@ class RowAttention:
         for name in ("position_bias", "s_aux"):
             if unused.get(name) is not None:
                 raise UserError(f"this model's attention uses {name}, which tierplan does not support yet")
-        how = Math(scale=query.shape[-1] ** -0.5 if scaling is None else scaling, window=sliding_window, softcap=softcap)
+        how = Math(
+            scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+            window=sliding_window,
+            softcap=softcap,
+        )
         step = self.current()
         if step.past == 0:
             result = attend_prompt(query, key, value, step.pads, how)
@@ -107,44 +111,67 @@ class RowAttention:
                 pads = None if step.pads is None else step.pads[rows]
                 result[rows] = attend_rows(query[rows], part.view, row, total, pads, how)
         began = self.exchange.wait()
-        for (part, rows, row), (host_query, host_result) in zip([p for p in parts if p[0].on_cpu], sent, strict=True):
+        for (part, rows, row), errand in zip([p for p in parts if p[0].on_cpu], sent, strict=True):
             pads = None if step.host_pads is None else step.host_pads[rows]
-            host_result.copy_(attend_rows(host_query, part.view, row, total, pads, how))
-            result[rows].copy_(host_result, non_blocking=True)
-            step.attend_bytes += 2 * total * part.view.vector_bytes * host_query.shape[0]
+            errand.result.copy_(attend_rows(errand.query, part.view, row, total, pads, how))
+            errand.bring_back(result[rows])
+            step.attend_bytes += 2 * total * part.view.vector_bytes * errand.query.shape[0]
         if sent:
             step.attend_s += time.perf_counter() - began
         return result
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """A query that the CPU is to answer, [rows, heads, 1, head_dim], on the host with room for its result."""
+
+    query: torch.Tensor
+    result: torch.Tensor
+    result_on_device: torch.Tensor | None
+    """The same memory as a device addresses it; None where the CPU computes everything."""
+
+    def bring_back(self, target: torch.Tensor) -> None:
+        """Put the result where the layer goes on."""
+        if self.result_on_device is None:
+            target.copy_(self.result)
+        else:
+            torch.mul(self.result_on_device, 1, out=target)
 
 
 class Exchange:
     """Registered host memory through which queries leave for the CPU and results come back.
 
     `nbytes` holds the queries and results of all rows that the CPU attends in a gpu batch (Sizes.attention_staging).
-    What a layer leaves here is read before the next layer's queries can have arrived: both are on one stream.
+    Kernels carry them, not copies: a copy would wait for the bulk transfers of other streams. What a layer leaves
+    here is read before the next layer's queries can have arrived: both are on one stream.
     """
 
     def __init__(self, nbytes: int, device: torch.device) -> None:
-        self._on_stream = device.type == "cuda"
-        self._arena = Arena(nbytes, torch.device("cpu"), register=self._on_stream)
-        self._event = torch.cuda.Event() if self._on_stream else None
+        self._arena = Arena(nbytes, torch.device("cpu"), register=device.type == "cuda")
+        self._on_device = self._arena.on_device() if device.type == "cuda" and nbytes else None
+        self._event = torch.cuda.Event() if device.type == "cuda" else None
 
-    def send(self, queries: list[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Start copying queries to the host; (query there, room for its result) for each."""
-        if not self._on_stream:
-            return [(query, torch.empty_like(query)) for query in queries]
+    def send(self, queries: list[torch.Tensor]) -> list[Errand]:
+        """Start bringing queries to the host."""
+        if self._on_device is None:
+            return [Errand(query, torch.empty_like(query), None) for query in queries]
         sent, used = [], 0
         for query in queries:
-            pair = []
-            for _ in range(2):
-                piece = self._arena.tensor[used : used + query.nbytes]
-                pair.append(piece.view(query.dtype).view(query.shape))
-                used += query.nbytes
-            pair[0].copy_(query, non_blocking=True)
-            sent.append((pair[0], pair[1]))
+            there, query_here = self._piece(used, query)
+            back, result_here = self._piece(used + query.nbytes, query)
+            torch.mul(query, 1, out=there)
+            sent.append(Errand(query_here, result_here, back))
+            used += 2 * query.nbytes
         if self._event is not None and sent:
             self._event.record()
         return sent
+
+    def _piece(self, start: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Room for one tensor, as the device and as the host address it."""
+        assert self._on_device is not None
+        both = self._on_device, self._arena.tensor
+        device, host = (t[start : start + like.nbytes].view(like.dtype).view(like.shape) for t in both)
+        return device, host
 
     def wait(self) -> float:
         """Block until what was sent has arrived; the time then."""
@@ -187,7 +214,9 @@ class TierCache(Cache):
         if not self.gather or step.past == 0:
             return key_states, value_states
         total = step.past + key_states.shape[2]
-        read = [part.view.read(0, total, row, rows.stop - rows.start) for part, rows, row in step.overlapping()]
+        read = [
+            part.view.read(0, total, row, rows.stop - rows.start) for part, rows, row in step.overlapping()
+        ]
         return torch.cat([key for key, _ in read]), torch.cat([value for _, value in read])
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -263,7 +292,13 @@ def _chunks(num_rows: int, view: KvView, num_tokens: int) -> Iterator[tuple[int,
 
 
 def _attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, how: Math, *, causal: bool
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    how: Math,
+    *,
+    causal: bool,
 ) -> torch.Tensor:
     """Softmax attention; with a soft cap, which SDPA does not know, written out."""
     if how.softcap is None:

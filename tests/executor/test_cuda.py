@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from executor.arena import Arena
 from executor.engine import EngineOptions
 from planner.schedule import TaskKind
 from tests.executor.test_parity import LENGTHS, PLACEMENTS, forget_edges
@@ -87,3 +88,20 @@ def test_four_bits_on_cuda_equal_four_bits_on_the_cpu(placement: str, tmp_path: 
     assert run_plan(real, tmp_path / "model", requests, on_cuda) == run_plan(
         emulated, tmp_path / "model", requests, on_cpu
     )
+
+
+def test_a_registered_arena_is_one_memory_for_host_and_device() -> None:
+    """What a kernel writes through the device's view the host reads, and the other way round."""
+    arena = Arena(1 << 20, torch.device("cpu"), register=True)
+    try:
+        seen = arena.on_device()
+        assert seen.device.type == "cuda"
+        values = torch.randint(0, 256, (1 << 20,), dtype=torch.uint8)
+        torch.mul(values.cuda(), 1, out=seen)
+        torch.cuda.synchronize()
+        assert torch.equal(arena.tensor, values)
+        arena.tensor.fill_(7)
+        assert int(torch.mul(seen, 1).sum()) == 7 << 20
+    finally:
+        torch.cuda.synchronize()
+        arena.close()
