@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import planner.lp as lp
 from hwprofiles.profile import load_profile
+from planner import lp
 from planner.candidate import Request, limits_of, tier_limits
 from planner.lp import Failure, Limits, Solution, shortage, solve
 from planner.policy import Tier

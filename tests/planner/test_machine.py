@@ -1,0 +1,111 @@
+"""What a plan may hold and how fast tasks run, from a profile and caps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from hwprofiles.errors import UserError
+from hwprofiles.profile import AttentionPoint, Calibration, Concurrent, DiskPoint, Rate, load_profile
+from planner.machine import HEADROOM, OVERHEAD, Caps, Curve, make_rates, make_target
+from tests.planner.problems import GB, MB, emulated
+
+
+def test_a_curve_is_straight_in_log_scales() -> None:
+    """Between points a power law is exact, above the last the rate stays, below the first time stays."""
+    curve = Curve(((10.0, 100.0), (1000.0, 10000.0)))
+    assert curve.at(100) == pytest.approx(1000)
+    assert curve.at(10**6) == 10000
+    assert curve.at(1) == pytest.approx(10)
+    assert Curve(((16.0, 4.0),), below=0.5).at(4) == pytest.approx(2)
+
+
+def test_limits_are_the_smaller_of_machine_and_cap() -> None:
+    """A cap above what there is changes nothing; host memory keeps its headroom."""
+    profile = load_profile("t4-host")
+    target = make_target(profile, Caps(gpu_bytes=8 * GB, cpu_bytes=100 * GB, disk_bytes=9 * 10**15))
+    assert target.gpu_bytes == 8 * GB
+    assert target.cpu_bytes == int(100 * GB * (1 - HEADROOM))
+    assert target.disk_bytes == profile.disk.free_bytes if profile.disk else 0
+    free = make_target(profile, Caps(gpu_bytes=99 * GB))
+    assert free.gpu_bytes == profile.gpus[0].memory_bytes
+    assert free.cpu_bytes == int(profile.host.memory_bytes * (1 - HEADROOM))
+
+
+def test_an_emulated_gpu_is_taken_out_of_host_memory() -> None:
+    """The cpu tier is left what the arena does not take."""
+    profile = emulated()
+    target = make_target(profile, Caps())
+    assert target.emulated
+    assert target.gpu_bytes + target.cpu_bytes <= profile.host.memory_bytes
+    smaller = make_target(profile, Caps(gpu_bytes=100 * MB))
+    assert smaller.cpu_bytes > target.cpu_bytes
+
+
+def test_a_gpu_cap_without_a_gpu_is_refused() -> None:
+    """--gpu-mem on a profile without one is a mistake."""
+    with pytest.raises(UserError, match="no GPU"):
+        make_target(load_profile("two-core"), Caps(gpu_bytes=GB))
+    assert make_target(load_profile("two-core"), Caps()).compute_tier == "cpu"
+
+
+def test_a_dtype_without_rates_is_named() -> None:
+    """The error lists the dtypes the profile has."""
+    profile = load_profile("t4-host")
+    gpu = replace(profile.gpus[0], gemm={"float16": profile.gpus[0].gemm["float16"]})
+    with pytest.raises(UserError, match=r"bfloat16; choose --dtype among: float16"):
+        make_rates(replace(profile, gpus=(gpu,)), "bfloat16")
+
+
+def test_attention_leaves_some_cores_to_io() -> None:
+    """The fastest thread count among those that leave a quarter of the cores."""
+    profile = load_profile("t4-host")
+    points = tuple(AttentionPoint(threads=n, bytes_per_s=Rate(median=n * 1e9)) for n in (1, 8, 12, 24, 32))
+    host = replace(profile.host, logical_cores=32, attention={"float16": points})
+    rates = make_rates(replace(profile, host=host), "float16")
+    assert (rates.attention_threads, rates.cpu_attention_bytes_per_s) == (24, 24e9)
+
+
+def test_disk_threads_are_as_few_as_are_fast() -> None:
+    """A second thread that doubles the rate is used, eight that bring 1% are not."""
+    profile = load_profile("t4-host")
+    assert profile.disk
+    read = tuple(
+        DiskPoint(block_bytes=MB, threads=threads, bytes_per_s=Rate(median=rate))
+        for threads, rate in ((1, 1e9), (2, 2e9), (8, 2.02e9))
+    )
+    rates = make_rates(replace(profile, disk=replace(profile.disk, read=read)), "float16")
+    assert rates.io_threads == 2
+    assert rates.disk_read.at(MB) == pytest.approx(1e9)
+    assert rates.disk_read.at(2 * MB) == pytest.approx(2e9)
+
+
+def test_contention_is_what_was_measured_at_once() -> None:
+    """Parts that keep half of their rate each count as half a lane each."""
+    profile = load_profile("t4-host")
+    assert profile.disk
+    alone = make_rates(profile, "float16")
+    together = Concurrent(
+        h2d_bytes_per_s=Rate(median=alone.h2d.best / 2),
+        d2h_bytes_per_s=Rate(median=alone.d2h.best / 2),
+        cpu_attention_bytes_per_s=Rate(median=12.3e9 / 2),
+        disk_read_bytes_per_s=Rate(median=max(p.bytes_per_s.median for p in profile.disk.read) / 2),
+        cpu_attention_dtype="float16",
+        cpu_attention_threads=16,
+    )
+    assert make_rates(replace(profile, concurrent=together), "float16").parallel == pytest.approx(2)
+
+
+def test_calibration_multiplies_overheads() -> None:
+    """The overhead factor is in the launch and hand-over times, the others are asked for by name."""
+    profile = load_profile("t4-host")
+    calibration = Calibration(
+        factors={OVERHEAD: 3.0, "h2d": 1.5}, num_runs=1, error_before=0.3, error_after=0.1
+    )
+    rates, plain = (
+        make_rates(replace(profile, calibration=calibration), "float16"),
+        make_rates(profile, "float16"),
+    )
+    assert rates.launch_overhead_s == pytest.approx(3 * plain.launch_overhead_s)
+    assert (rates.factor("h2d"), rates.factor("d2h")) == (1.5, 1.0)
