@@ -181,6 +181,7 @@ class Exchange:
 
     def close(self) -> None:
         """Give the memory back."""
+        self._on_device = None
         self._arena.close()
 
 
