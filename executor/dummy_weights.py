@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from threading import Event
+from threading import Event, Lock
 
 import torch
 
 from executor.arena import Arena
-from executor.load_checkpoint import Destination
+from executor.load_checkpoint import Destination, Progress
 from executor.quantize import quantise
 from executor.workers import num_workers, share_out
 from hwprofiles.units import MIB
@@ -25,23 +25,28 @@ Kind = tuple[float, float, bool]
 """Mean, standard deviation, whether quantised."""
 
 
-def fill_dummy(batches: Sequence[Sequence[Destination]], dtype: torch.dtype, seed: int) -> None:
+def fill_dummy(
+    batches: Sequence[Sequence[Destination]], dtype: torch.dtype, seed: int, progress: Progress
+) -> None:
     """Fill every destination: matrices normal with variance 1 / fan-in, norms 1, biases 0.
 
     With pre-norm layers hidden states then grow with the root of the depth, so they stay finite. Destinations
-    of one batch are filled one after the other, different batches side by side.
+    of one batch are filled one after the other, different batches side by side; `progress` as for load_checkpoint.
     """
     tiles = _all_tiles(batches, dtype, seed)
     threads, size = num_workers(_MAX_THREADS), _PUT_BYTES + 2 * PAGE_BYTES
     arena = Arena(threads * size, torch.device("cpu"), register=False)
-    bounces = [arena.take(size) for _ in range(threads)]
+    bounces, lock = [arena.take(size) for _ in range(threads)], Lock()
 
     def fill(batch: Sequence[Destination], stopping: Event) -> None:
         bounce = bounces.pop()
         try:
             for destination in batch:
-                if not stopping.is_set():
-                    _lay(destination, tiles[_kind(destination)], dtype, bounce)
+                if stopping.is_set():
+                    return
+                _lay(destination, tiles[_kind(destination)], dtype, bounce)
+                with lock:
+                    progress(destination.tensor.numel * dtype.itemsize)
         finally:
             bounces.append(bounce)
 

@@ -78,9 +78,9 @@ class Engine:
         self.homes.load(checkpoint, progress)
         self._ready()
 
-    def load_dummy(self, seed: int = 0) -> None:
-        """Random weights of the right shapes instead of a checkpoint's."""
-        self.homes.load_dummy(seed)
+    def load_dummy(self, seed: int = 0, progress: Callable[[int], None] = lambda _: None) -> None:
+        """Random weights of the right shapes instead of a checkpoint's; `progress` is told the bytes."""
+        self.homes.load_dummy(seed, progress)
         self._ready()
 
     def _ready(self) -> None:

@@ -41,7 +41,7 @@ class JobOptions:
     offload_dir: Path
     overlap: bool = True
     first: int | None = None
-    """Only so many prompts of the input, greedily: what `verify` compares."""
+    """Only so many prompts of the input, greedily and without stop strings: what `verify` compares."""
 
 
 def compute_device(plan: Plan) -> torch.device:
@@ -101,7 +101,9 @@ def run_job(
         preflight.check(plan, offload_dir=options.offload_dir, device=device)
         stack.enter_context(gpu_cap(plan, device))
         memory.reset_peak()
-        engine = Engine(plan, EngineOptions(device=device, offload_dir=options.offload_dir, overlap=options.overlap))
+        engine = Engine(
+            plan, EngineOptions(device=device, offload_dir=options.offload_dir, overlap=options.overlap)
+        )
         stack.callback(engine.close)
         load_weights(engine, checkpoint, loading)
         eos_ids = end_of_sequence_ids(options.model_dir)
@@ -139,7 +141,7 @@ def load_weights(engine: Engine, checkpoint: Checkpoint | None, loading: LoadPro
     """The checkpoint's weights, or random ones, into their homes."""
     with loading:
         if checkpoint is None:
-            engine.load_dummy(DUMMY_SEED)
+            engine.load_dummy(DUMMY_SEED, loading.advance)
         else:
             engine.load(checkpoint, loading.advance)
 
@@ -153,7 +155,9 @@ def job_requests(plan: Plan, options: JobOptions, tokenizer: PreTrainedTokenizer
             synthetic_requests(num, workload.prompt_len, workload.gen_len, spec.vocab_size), options.first
         )
     if tokenizer is None:
-        raise UserError("--input needs a tokenizer: give --model-path DIR (dummy weights run on synthetic prompts only)")
+        raise UserError(
+            "--input needs a tokenizer: give --model-path DIR (dummy weights run on made-up prompts)"
+        )
     requests = read_requests(
         options.input_path, tokenizer, default_max_tokens=workload.gen_len, max_positions=spec.max_positions
     )
@@ -164,7 +168,7 @@ def job_requests(plan: Plan, options: JobOptions, tokenizer: PreTrainedTokenizer
 def _first_greedy(requests: Sequence[Request], first: int | None) -> list[Request]:
     if first is None:
         return list(requests)
-    return [dataclasses.replace(request, temperature=0.0) for request in requests[:first]]
+    return [dataclasses.replace(request, temperature=0.0, stop=()) for request in requests[:first]]
 
 
 def _check_lengths(requests: Sequence[Request], plan: Plan) -> None:

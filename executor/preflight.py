@@ -67,16 +67,22 @@ def _check_disk(directory: Path, needed: int) -> None:
 def _check_host(plan: Plan, in_memory: int) -> None:
     """What is still to come against what the system and the control groups would give."""
     needed = _still_to_come(plan) + in_memory
-    headrooms = {"MemAvailable": psutil.virtual_memory().available, "control group": memory_headroom_bytes()}
-    known = {name: free for name, free in headrooms.items() if free is not None}
-    name = min(known, key=lambda name: known[name])
-    if needed > known[name]:
+    name, free = host_headroom()
+    if needed > free:
         tiers = "cpu and emulated gpu tiers need" if plan.hardware.emulated else "cpu tier needs"
         disk = f" ({format_bytes(in_memory)} of it for files on tmpfs)" if in_memory else ""
         raise UserError(
-            f"{tiers} {format_bytes(needed)} more host memory{disk}, {format_bytes(known[name])} is free "
+            f"{tiers} {format_bytes(needed)} more host memory{disk}, {format_bytes(free)} is free "
             f"({name}); close other programs or plan with a smaller --cpu-mem"
         )
+
+
+def host_headroom() -> tuple[str, int]:
+    """What limits the host memory that this process may still take, and how many bytes that leaves."""
+    headrooms = {"MemAvailable": psutil.virtual_memory().available, "control group": memory_headroom_bytes()}
+    known = {name: free for name, free in headrooms.items() if free is not None}
+    name = min(known, key=lambda name: known[name])
+    return name, known[name]
 
 
 def _still_to_come(plan: Plan) -> int:

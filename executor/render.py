@@ -1,4 +1,4 @@
-"""Reports and verdicts as a person reads them."""
+"""A run's report as a person reads it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from rich.console import Group
 from rich.table import Table
 
-from executor.verify import Difference, Verdict
 from hwprofiles.units import format_bytes, format_seconds
 from planner.report import RunReport
 
@@ -18,9 +17,11 @@ def report_table(report: RunReport) -> Group:
 
 
 def _phases(report: RunReport) -> Table:
-    table = _table(f"{report.model_name}: {report.num_requests} requests in {report.num_blocks} blocks")
-    for column in ("phase", "predicted", "measured", "error", "tok/s", "binding"):
-        table.add_column(column, justify="left" if column in ("phase", "binding") else "right")
+    table = _table(
+        f"{report.model_name}: {report.num_requests} requests in {report.num_blocks} blocks",
+        ("phase", "binding"),
+        ("phase", "predicted", "measured", "error", "tok/s", "binding"),
+    )
     for phase in report.phases:
         ran = phase.measured_s > 0
         table.add_row(
@@ -44,9 +45,11 @@ def _phases(report: RunReport) -> Table:
 
 
 def _tasks(report: RunReport) -> Table:
-    table = _table("tasks")
-    for column in ("phase", "task", "resource", "count", "bytes", "predicted", "measured", "rate"):
-        table.add_column(column, justify="left" if column in ("phase", "task", "resource") else "right")
+    table = _table(
+        "tasks",
+        ("phase", "task", "resource"),
+        ("phase", "task", "resource", "count", "bytes", "predicted", "measured", "rate"),
+    )
     for task in report.tasks:
         table.add_row(
             task.phase,
@@ -56,15 +59,15 @@ def _tasks(report: RunReport) -> Table:
             format_bytes(task.num_bytes) if task.num_bytes else "",
             format_seconds(task.predicted_s),
             format_seconds(task.measured_s),
-            f"{format_bytes(task.num_bytes / task.measured_s)}/s" if task.num_bytes and task.measured_s else "",
+            f"{format_bytes(task.num_bytes / task.measured_s)}/s"
+            if task.num_bytes and task.measured_s
+            else "",
         )
     return table
 
 
 def _memory(report: RunReport) -> Table:
-    table = _table("memory at its peak")
-    for column in ("tier", "ledger", "measured", "limit"):
-        table.add_column(column, justify="left" if column == "tier" else "right")
+    table = _table("memory at its peak", ("tier",), ("tier", "ledger", "measured", "limit"))
     for row in report.memory:
         measured = "" if row.measured_peak_bytes is None else format_bytes(row.measured_peak_bytes)
         table.add_row(row.tier, format_bytes(row.ledger_bytes), measured, format_bytes(row.limit_bytes))
@@ -82,36 +85,15 @@ def _remarks(report: RunReport) -> Iterator[str]:
         yield "the gpu tier is emulated: it lies in host memory, where `host` counts both"
 
 
-def verdict_lines(verdict: Verdict, *, is_lossy: bool) -> Iterator[str]:
-    """What verify says, the first differences first."""
-    for difference in verdict.differences:
-        yield _difference_line(difference)
-    tokens = f"{verdict.num_requests} prompts, {verdict.num_tokens} tokens"
-    if not verdict.differences:
-        yield f"same tokens as transformers: {tokens}"
-    elif verdict.is_same:
-        yield f"same as transformers up to rounding: {tokens}, {len(verdict.differences)} near ties"
-    else:
-        yield f"different from transformers: {len(verdict.differences)} of {tokens}"
-        if is_lossy:
-            yield "the plan keeps weights or cache in 4 bits, which is lossy: differences are to be expected"
-
-
-def _difference_line(difference: Difference) -> str:
-    cause = "a near tie" if difference.near_tie else "more than rounding explains"
-    return (
-        f"{difference.custom_id}: first difference at generated token {difference.position}: "
-        f"{_token(difference.ours)} instead of {_token(difference.reference)}, "
-        f"logits {difference.margin:.3g} apart ({cause})"
-    )
-
-
-def _token(token: int | None) -> str:
-    return "the end" if token is None else str(token)
-
-
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left")
+def _table(title: str, words: tuple[str, ...], columns: tuple[str, ...]) -> Table:
+    """Columns of words at the left, of numbers, which never wrap, at the right."""
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        if column in words:
+            table.add_column(column)
+        else:
+            table.add_column(column, justify="right", no_wrap=True)
+    return table
 
 
 def _number(value: float | None) -> str:

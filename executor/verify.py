@@ -3,54 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, cast
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
+from executor.preflight import host_headroom
 from executor.requests import Request
 from executor.sampling import Completion
+from executor.verdict import Difference, Verdict
+from hwprofiles.errors import UserError
+from hwprofiles.units import format_bytes
+from planner.layout import DTYPE_BYTES
+from planner.plan import ModelRef
 
 NEAR_TIE = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 2e-1}
 """Logits closer than this may change places: rounding in another order of summation, by dtype."""
+_WORKING_SHARE = 1.2
+"""What the reference takes while it generates, as a multiple of its weights."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Difference:
-    """The first token in which a completion departs from the reference."""
-
-    custom_id: str
-    position: int
-    """Number of the generated token, from 0."""
-    ours: int | None
-    """None where a completion ended earlier than the other."""
-    reference: int | None
-    margin: float
-    """How much the reference's logit of its own token exceeds that of ours."""
-    near_tie: bool
-    """The margin is within what rounding alone explains."""
+class _Generated(Protocol):
+    sequences: torch.Tensor
+    logits: tuple[torch.Tensor, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """What was compared, and what differed."""
+class _CanGenerate(Protocol):
+    """As much of transformers' GenerationMixin as is used here."""
 
-    num_requests: int
-    num_tokens: int
-    differences: tuple[Difference, ...]
-
-    @property
-    def is_same(self) -> bool:
-        """No difference that rounding does not explain."""
-        return all(difference.near_tie for difference in self.differences)
+    def generate(self, ids: torch.Tensor, **options: object) -> _Generated: ...
 
 
-def reference_model(model_dir: Path, dtype: str, device: torch.device) -> PreTrainedModel:
-    """The unmodified model, whole, on the compute device; this needs memory for all of it."""
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model_dir, dtype=getattr(torch, dtype))
-    torch.nn.Module.to(model, device)
-    return model.eval()
+def reference_model(model_dir: Path, model: ModelRef, device: torch.device) -> PreTrainedModel:
+    """The unmodified model, whole: on the compute device if it fits there, else on the CPU.
+
+    Its generation config is emptied, so that a penalty or a temperature that it may hold changes no token.
+    A UserError where the host's memory does not hold it.
+    """
+    needed = round(_WORKING_SHARE * model.spec().weight_bytes(DTYPE_BYTES[model.dtype]))
+    name, free = host_headroom()
+    if needed > free:
+        raise UserError(
+            f"verify needs all of {model.name} in host memory at once, {format_bytes(needed)}, "
+            f"{format_bytes(free)} is free ({name}); verify on a larger machine, or a smaller model of the family"
+        )
+    loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model_dir, dtype=getattr(torch, model.dtype)
+    )
+    loaded.generation_config = GenerationConfig()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        if needed <= torch.cuda.mem_get_info(device)[0]:
+            torch.nn.Module.to(loaded, device)
+    loaded.eval()
+    return loaded
 
 
 def compare(
@@ -70,17 +77,13 @@ def _first_difference(
 ) -> Difference | None:
     request = completion.request
     tokens, logits = _generate(model, request, eos_ids)
-    ours = completion.token_ids
-    for position, (mine, theirs) in enumerate(_aligned(ours, tokens)):
-        if mine != theirs:
-            margin = float("inf")
-            if position < len(logits):
-                own = mine if mine is not None else next(iter(eos_ids), 0)
-                margin = float(logits[position].max() - logits[position][own])
+    for position, (ours, theirs) in enumerate(_aligned(completion.token_ids, tokens)):
+        if ours != theirs:
+            margin = _margin(logits[position], ours, eos_ids)
             return Difference(
                 custom_id=request.custom_id,
                 position=position,
-                ours=mine,
+                ours=ours,
                 reference=theirs,
                 margin=margin,
                 near_tie=margin <= NEAR_TIE[dtype],
@@ -88,18 +91,24 @@ def _first_difference(
     return None
 
 
+def _margin(logits: torch.Tensor, ours: int | None, eos_ids: frozenset[int]) -> float:
+    """How far the reference's logit of our token (None: of the likeliest end-of-sequence) is below its largest."""
+    own = sorted(eos_ids) if ours is None else [ours]
+    return float(logits.max() - logits[own].max())
+
+
 def _generate(
     model: PreTrainedModel, request: Request, eos_ids: frozenset[int]
 ) -> tuple[tuple[int, ...], tuple[torch.Tensor, ...]]:
     """Greedy tokens without the end-of-sequence token, and the logits that each was taken from."""
     ids = torch.tensor([request.prompt_ids], device=model.device)
-    output = model.generate(
+    output = cast(_CanGenerate, model).generate(
         ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=request.max_tokens,
         do_sample=False,
         eos_token_id=sorted(eos_ids) or None,
-        pad_token_id=next(iter(sorted(eos_ids)), 0),
+        pad_token_id=min(eos_ids, default=0),
         return_dict_in_generate=True,
         output_logits=True,
     )

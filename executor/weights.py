@@ -69,9 +69,9 @@ class WeightHomes:
         """
         load_checkpoint(checkpoint, self._destinations(), self.dtype, progress)
 
-    def load_dummy(self, seed: int) -> None:
+    def load_dummy(self, seed: int, progress: Callable[[int], None] = lambda _: None) -> None:
         """Fill every home with random values that keep activations finite; the same for the same seed."""
-        fill_dummy(self._destinations(), self.dtype, seed)
+        fill_dummy(self._destinations(), self.dtype, seed, progress)
 
     def close(self) -> None:
         """Give the memory back; the store removes the file. Views handed out keep theirs alive."""

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from hwprofiles.budget import FULL, QUICK
@@ -21,6 +20,7 @@ from hwprofiles.files import write_atomically
 from hwprofiles.host import mismatch
 from hwprofiles.profile import HardwareProfile, load_profile
 from hwprofiles.tables import diff_table, list_table, profile_tables
+from hwprofiles.terminal import make_console
 from hwprofiles.units import format_seconds, parse_bytes
 
 _BUSY_SHARE = 0.5
@@ -102,7 +102,7 @@ def _measure(arguments: argparse.Namespace) -> int:
 
 
 def _list(_: argparse.Namespace) -> int:
-    Console().print(list_table())
+    make_console().print(list_table())
     return 0
 
 
@@ -116,7 +116,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _diff(arguments: argparse.Namespace) -> int:
-    Console().print(diff_table(load_profile(arguments.a), load_profile(arguments.b)))
+    make_console().print(diff_table(load_profile(arguments.a), load_profile(arguments.b)))
     return 0
 
 
@@ -168,7 +168,7 @@ def _terminated_as_interrupted() -> Iterator[None]:
 @contextmanager
 def _progress_bar() -> Iterator[ProgressBar]:
     columns = (TextColumn("{task.description:<40}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=make_console(stderr=True), transient=True) as progress:
         yield ProgressBar(progress)
 
 
@@ -184,6 +184,6 @@ class ProgressBar:
 
 
 def _print_profile(profile: HardwareProfile) -> None:
-    console = Console()
+    console = make_console()
     for table in profile_tables(profile):
         console.print(table)

@@ -9,6 +9,18 @@ from pathlib import Path
 from hwprofiles.errors import UserError
 
 
+def check_writable(path: Path) -> None:
+    """A UserError now, where write_atomically would raise one after hours of work."""
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: {path.parent} is not a directory; create it or choose another file")
+    if path.is_dir():
+        raise UserError(f"{path}: is a directory; name a file in it")
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another file") from None
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Replace `path` by a file with this text; an interrupted write leaves what was there."""
     try:

@@ -11,12 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-from rich.console import Console
-
 from hwprofiles.errors import UserError, run_cli
 from hwprofiles.files import write_atomically
 from hwprofiles.host import mismatch
 from hwprofiles.profile import Dtype, load_profile
+from hwprofiles.terminal import make_console
 from hwprofiles.units import parse_bytes
 from hwprofiles.yaml_io import to_plain
 from planner.advise import estimate
@@ -164,7 +163,7 @@ def _search(arguments: argparse.Namespace) -> int:
 @contextmanager
 def _progress() -> Iterator[Callable[[str], None]]:
     """Shows on stderr, where a person watches, what the search is at."""
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     with console.status("searching") as status:
         yield status.update
 
@@ -195,7 +194,7 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     reports = [load_report(path) for path in arguments.reports]
     outcome = calibrate(load_profile(arguments.hw), reports, force=arguments.force)
     write_atomically(arguments.output, outcome.profile.to_yaml())
-    console = Console()
+    console = make_console()
     console.print(calibration_view(outcome))
     console.print(f"calibrated profile written to {arguments.output}")
     return 0
@@ -243,7 +242,7 @@ def _deliver(plan: Plan, arguments: argparse.Namespace, *notes: str) -> int:
     if arguments.json:
         print(json.dumps(to_plain(plan), indent=1))
         return 0
-    console = Console()
+    console = make_console()
     console.print(plan_view(plan, *notes))
     if arguments.output:
         console.print(f"plan written to {arguments.output}")
