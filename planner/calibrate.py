@@ -24,7 +24,7 @@ from planner.plan import PHASES, Phase, Prediction
 from planner.pricing import price
 from planner.report import RunReport
 
-_TOWARDS_ONE = 0.1
+_TOWARDS_ONE = 0.01
 """Weight of a factor's distance from 1 beside the measurements, whose weights sum to 1 in each phase."""
 _LARGEST_FACTOR = 100.0
 _DIGITS = 4
