@@ -62,9 +62,11 @@ class CostModel:
         """The compute of one pass of one layer."""
         return self.computing.layer(layer, held, step)
 
-    def ends(self, step: Step) -> Piece:
-        """The compute of one gpu batch's embedding and head, its seconds calibrated."""
-        piece = self.computing.ends(step)
+    def ends(self, step: Step) -> tuple[Piece, Piece]:
+        """The compute of one gpu batch's embedding and of its head, their seconds calibrated."""
+        return self._calibrated(self.computing.embedding(step)), self._calibrated(self.computing.head())
+
+    def _calibrated(self, piece: Piece) -> Piece:
         return replace(piece, seconds=self.computing.seconds(piece), launch_s=0.0)
 
     def moves(self, held: Held[A], step: Step) -> list[Move[A]]:
@@ -185,3 +187,8 @@ class CostModel:
             if move.kind in (TaskKind.LOAD_ACTIVATION, TaskKind.STORE_ACTIVATION):
                 total = total + self.seconds(move, speeds)
         return total * (1 / num_gpu_batches)
+
+
+def compute_seconds(compute: Compute[float]) -> float:
+    """Time of compute tasks: the CPU attends its rows while the compute device attends the others."""
+    return compute.linear_s + max(compute.near_s, compute.attend_s)

@@ -19,8 +19,8 @@ OPS_PER_LAYER = 12
 """Kernels of a dense layer: two norms, four projections, attention, three of the MLP, two sums."""
 OPS_PER_EXPERT = 4
 """Kernels of one expert: two products, the activation, the weighted sum."""
-OPS_OF_ENDS = 4
-"""Embedding and positions, final norm, head."""
+OPS_OF_END = 2
+"""Embedding and positions; final norm and head."""
 EAGER_PASSES = 6
 """Reads and writes of attention scores that are not fused: product, mask (2), softmax (2), product."""
 DEQUANTISE_BYTES = 27
@@ -92,14 +92,19 @@ class ComputeCost:
         """Calibrated."""
         return piece.seconds * self.rates.factor(self.compute_tier) + piece.launch_s
 
-    def ends(self, step: Step) -> Piece:
-        """Embedding and head of one gpu batch; only a sequence's last token goes through the head."""
-        batch, model, rates = self.choice.gpu_batch_size, self.model, self.rates
-        head = self._product(batch, 2.0 * batch * model.head_numel, model.head_numel)
-        touched = 2.0 * batch * step.num_new * model.hidden_size * self._element_bytes
-        started = 2 * rates.task_overhead_s if rates.on_cpu else 0.0
-        launches = OPS_OF_ENDS * rates.launch_overhead_s + started
-        return total([head, self._in_memory(touched), Piece(0.0, launch_s=launches)])
+    def embedding(self, step: Step) -> Piece:
+        """The hidden states of one gpu batch's new tokens, read from a table and written."""
+        hidden = self.choice.gpu_batch_size * step.num_new * self.model.hidden_size
+        return total([self._in_memory(2.0 * hidden * self._element_bytes), self._launches_of_end()])
+
+    def head(self) -> Piece:
+        """Final norm, head and sampling of one gpu batch; only a sequence's last token goes through them."""
+        batch, numel = self.choice.gpu_batch_size, self.model.head_numel
+        return total([self._product(batch, 2.0 * batch * numel, numel), self._launches_of_end()])
+
+    def _launches_of_end(self) -> Piece:
+        started = self.rates.task_overhead_s if self.rates.on_cpu else 0.0
+        return Piece(0.0, launch_s=OPS_OF_END * self.rates.launch_overhead_s + started)
 
     @property
     def _element_bytes(self) -> int:

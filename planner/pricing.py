@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from planner.cost import SHARED, CostModel
-from planner.layout import activations_resident, is_resident, is_streamed, token_stride
+from planner.cost import SHARED, CostModel, compute_seconds
+from planner.cost_compute import total as total_of
+from planner.held import held_by_block
 from planner.ledger import Sizes
 from planner.machine import Rates
 from planner.model import LayerSpec
-from planner.placement import CACHE_GROUPS, CacheGroup, group_tier
 from planner.plan import Phase, PhasePrediction, Prediction, TaskPrediction
 from planner.schedule import TaskKind
-from planner.work import Choice, Compute, Counts, Held, Move, Step, steps_of
+from planner.work import Choice, Compute, Held, Move, Step, steps_of
 
 ATTEND = "attend"
 """The CPU's part of a compute task, as it stands in predictions and reports beside the kinds of tasks."""
@@ -110,7 +110,7 @@ class _LayerGroup:
 def _add_step(total: _PhaseSum, cost: CostModel, layers: list[_LayerGroup], step: Step) -> None:
     for group in layers:
         _add_layers(total, cost, group, step)
-    ends, tier, held = cost.ends(step), cost.compute_tier, layers[0].held
+    ends, tier, held = total_of(cost.ends(step)), cost.compute_tier, layers[0].held
     times = step.num_steps * int(held.batches)
     total.seconds += ends.seconds * times
     total.lanes[tier] += ends.seconds * times
@@ -154,71 +154,12 @@ def _moved(cost: CostModel, move: Move[float], speeds: dict[tuple[str, str], flo
 
 
 def _computed(compute: Compute[float]) -> _TaskSum:
-    seconds = compute.linear_s + max(compute.near_s, compute.attend_s)
-    return _TaskSum(compute.count, compute.num_bytes, compute.flops, seconds)
+    return _TaskSum(compute.count, compute.num_bytes, compute.flops, compute_seconds(compute))
 
 
 def _layer_groups(sizes: Sizes) -> list[_LayerGroup]:
     keys = [(id(slabs), id(layer)) for slabs, layer in zip(sizes.slabs, sizes.model.layers, strict=True)]
     return [
-        _LayerGroup(layer=sizes.model.layers[j], held=_held(sizes, j), count=count)
+        _LayerGroup(layer=sizes.model.layers[j], held=held_by_block(sizes, j), count=count)
         for j, count in ((keys.index(key), count) for key, count in Counter(keys).items())
     ]
-
-
-def _held(sizes: Sizes, j: int) -> Held[float]:
-    tier, batches = sizes.compute_tier, sizes.placement.cache_rows
-    stored, streamed, attended, on_disk = (
-        _cache_part(sizes, [group for group in CACHE_GROUPS if wanted(group)])
-        for wanted in (
-            lambda group: not is_resident(group, tier),
-            lambda group: is_streamed(group, tier),
-            lambda group: group.endswith("_attend"),
-            lambda group: group_tier(group) == "disk",
-        )
-    )
-    moved = [batch for batch in sizes.placement.activation_rows if not activations_resident(batch, tier)]
-    cpu_bytes = sizes.slabs[j]["cpu"].nbytes if tier == "gpu" else 0
-    disk_bytes = sizes.slabs[j]["disk"].nbytes
-    return Held(
-        passes=1.0,
-        batches=float(len(batches)),
-        cpu_weight_bytes=float(cpu_bytes),
-        disk_weight_bytes=float(disk_bytes),
-        near_rows=sum(batch.total for batch in batches) - attended.rows,
-        attended_rows=attended.rows,
-        streamed_token_bytes=streamed.token_bytes,
-        attended_token_bytes=attended.token_bytes,
-        disk_token_bytes=on_disk.token_bytes,
-        moved_rows=float(sum(batch.total - dict(batch.counts())[tier] for batch in moved)),
-        disk_rows=float(sum(batch.disk for batch in moved)),
-        counts=Counts(
-            link_weights=float(cpu_bytes + disk_bytes > 0),
-            disk_weights=float(disk_bytes > 0),
-            stored_cache=stored.batches,
-            streamed_cache=streamed.batches,
-            attended_cache=attended.batches,
-            disk_cache=on_disk.batches,
-            moved_activations=float(len(moved)),
-            disk_activations=float(sum(batch.disk > 0 for batch in moved)),
-        ),
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _CachePart:
-    """Some cache groups of a block: gpu batches with such rows, rows, bytes of one token of one layer."""
-
-    batches: float
-    rows: float
-    token_bytes: float
-
-
-def _cache_part(sizes: Sizes, groups: Sequence[CacheGroup]) -> _CachePart:
-    counts = [[(group, getattr(batch, group)) for group in groups] for batch in sizes.placement.cache_rows]
-    held = [(group, rows) for batch in counts for group, rows in batch if rows]
-    return _CachePart(
-        batches=float(sum(any(rows for _, rows in batch) for batch in counts)),
-        rows=float(sum(rows for _, rows in held)),
-        token_bytes=float(sum(token_stride(group, rows, sizes.vector_bytes) for group, rows in held)),
-    )

@@ -132,7 +132,7 @@ class Relaxed:
 
     def fixed_seconds(self, shares: Shares[A]) -> A:
         """What overlaps with nothing, per sequence: the ends of each pass, and the first load of weights."""
-        ends = sum(self.cost.ends(step).seconds * step.num_steps for step in self.steps)
+        ends = sum(step.num_steps * piece.seconds for step in self.steps for piece in self.cost.ends(step))
         first, kind = self.steps[0], self.kinds[0]
         held, speeds = self._held(shares, kind), self._speeds(kind, first)
         total = shares.one * (ends / self.choice.gpu_batch_size)

@@ -1,0 +1,77 @@
+"""Held: what a placed plan's layers and gpu batches hold and move, in the amounts that cost formulas take."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from planner.layout import activations_resident, is_resident, is_streamed, token_stride
+from planner.ledger import Sizes
+from planner.placement import CACHE_GROUPS, CacheGroup, CacheRows, group_tier
+from planner.work import Counts, Held
+
+
+def held_by_block(sizes: Sizes, j: int) -> Held[float]:
+    """All that layer j does in one pass."""
+    return held_by_batches(sizes, j, range(len(sizes.placement.cache_rows)))
+
+
+def held_by_batches(sizes: Sizes, j: int, ks: Collection[int]) -> Held[float]:
+    """What layer j does in one pass for some gpu batches; the pass itself, its weights, belongs to the first."""
+    tier, has_first = sizes.compute_tier, 0 in ks
+    batches = [sizes.placement.cache_rows[k] for k in ks]
+    stored, streamed, attended, on_disk = (
+        _cache_part(sizes, batches, [group for group in CACHE_GROUPS if wanted(group)])
+        for wanted in (
+            lambda group: not is_resident(group, tier),
+            lambda group: is_streamed(group, tier),
+            lambda group: group.endswith("_attend"),
+            lambda group: group_tier(group) == "disk",
+        )
+    )
+    rows = [sizes.placement.activation_rows[k] for k in ks]
+    moved = [batch for batch in rows if not activations_resident(batch, tier)]
+    cpu_bytes = sizes.slabs[j]["cpu"].nbytes if tier == "gpu" and has_first else 0
+    disk_bytes = sizes.slabs[j]["disk"].nbytes if has_first else 0
+    return Held(
+        passes=float(has_first),
+        batches=float(len(batches)),
+        cpu_weight_bytes=float(cpu_bytes),
+        disk_weight_bytes=float(disk_bytes),
+        near_rows=sum(batch.total for batch in batches) - attended.rows,
+        attended_rows=attended.rows,
+        streamed_token_bytes=streamed.token_bytes,
+        attended_token_bytes=attended.token_bytes,
+        disk_token_bytes=on_disk.token_bytes,
+        moved_rows=float(sum(batch.total - dict(batch.counts())[tier] for batch in moved)),
+        disk_rows=float(sum(batch.disk for batch in moved)),
+        counts=Counts(
+            link_weights=float(cpu_bytes + disk_bytes > 0),
+            disk_weights=float(disk_bytes > 0),
+            stored_cache=stored.batches,
+            streamed_cache=streamed.batches,
+            attended_cache=attended.batches,
+            disk_cache=on_disk.batches,
+            moved_activations=float(len(moved)),
+            disk_activations=float(sum(batch.disk > 0 for batch in moved)),
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _CachePart:
+    """Some cache groups of some gpu batches: batches with such rows, rows, bytes of one token of one layer."""
+
+    batches: float
+    rows: float
+    token_bytes: float
+
+
+def _cache_part(sizes: Sizes, batches: list[CacheRows], groups: list[CacheGroup]) -> _CachePart:
+    counts = [[(group, getattr(batch, group)) for group in groups] for batch in batches]
+    held = [(group, rows) for batch in counts for group, rows in batch if rows]
+    return _CachePart(
+        batches=float(sum(any(rows for _, rows in batch) for batch in counts)),
+        rows=float(sum(rows for _, rows in held)),
+        token_bytes=float(sum(token_stride(group, rows, sizes.vector_bytes) for group, rows in held)),
+    )
