@@ -31,13 +31,13 @@ def estimate(problem: Problem, policy: Policy) -> Plan:
 
 
 def _check_tiers(problem: Problem, policy: Policy) -> None:
-    named = (("weight", policy.weights), ("cache", policy.cache), ("activation", policy.activations))
+    named = (("weights", policy.weights), ("cache", policy.cache), ("activations", policy.activations))
     if problem.target.compute_tier == "cpu":
         for name, split in named:
             if split.gpu > 0:
                 raise UserError(
                     f"profile {problem.target.name} has no GPU, but {100 * split.gpu:g} percent of {name} "
-                    "are on the gpu tier; give them to cpu and disk"
+                    "would be on the gpu tier; give them to cpu and disk"
                 )
 
 
