@@ -41,7 +41,7 @@ class Setting:
 def planner_command(case: dict[str, object], setting: Setting, plan: Path) -> list[str]:
     """`planner search`, or `planner estimate` where the case gives its percents."""
     command = [sys.executable, "-m", "planner", "estimate" if "percent" in case else "search"]
-    command += shlex.split(str(case["planner"])) + ["--hw", setting.hw, "-o", str(plan)]
+    command += [*shlex.split(str(case["planner"])), "--hw", setting.hw, "-o", str(plan)]
     command += ["--prompt-len", str(setting.prompt_len), "--gen-len", str(setting.gen_len)]
     if "percent" in case:
         command += ["--percent", *str(case["percent"]).split()]
