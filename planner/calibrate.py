@@ -1,8 +1,8 @@
 """Calibrate: factors on the profile's rates that bring predictions nearest to what runs measured.
 
 The measured values of the profile stay as they are. Each factor multiplies the predicted seconds of one
-resource, of launching and handing over ("overhead"), of work that shares cores and memory ("contention"), or
-of a phase.
+resource, of launching kernels ("launch") and handing tasks to threads ("handover"), of work that shares cores
+and memory ("contention"), or of a phase.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from scipy.optimize import least_squares
 from hwprofiles.errors import UserError
 from hwprofiles.profile import Calibration, HardwareProfile
 from planner.ledger import Sizes
-from planner.machine import CONTENTION, OVERHEAD, make_rates
+from planner.machine import CONTENTION, HANDOVER, LAUNCH, make_rates
 from planner.plan import PHASES, Phase, Prediction
 from planner.pricing import price
 from planner.report import RunReport
@@ -158,8 +158,8 @@ def _with_factors(profile: HardwareProfile, factors: Factors) -> HardwareProfile
 
 
 def _fit(profile: HardwareProfile, runs: Sequence[_Run]) -> dict[str, float]:
-    """Least squares on logarithms over resources, overhead and contention; then what is left of a phase."""
-    names = [*sorted(set().union(*(run.resources() for run in runs))), OVERHEAD, CONTENTION]
+    """Least squares on logarithms over resources, overheads and contention; then what is left of a phase."""
+    names = [*sorted(set().union(*(run.resources() for run in runs))), LAUNCH, HANDOVER, CONTENTION]
 
     def residuals(logs: NDArray[np.float64]) -> NDArray[np.float64]:
         factors = dict(zip(names, np.exp(logs).tolist(), strict=True))

@@ -17,8 +17,8 @@ _IO_SHARE = 4
 """One core in this many is left to copies and disk threads while the CPU attends."""
 _WORTH_A_THREAD = 1.03
 """More disk threads are used only where they bring 3% or more."""
-OVERHEAD = "overhead"
-"""Calibrates launching kernels and handing over tasks, as a resource's factor does its rate."""
+LAUNCH, HANDOVER = "launch", "handover"
+"""Calibrate launching kernels and handing tasks to threads, as a resource's factor does its rate."""
 CONTENTION = "contention"
 """Calibrates the work that shares cores or memory."""
 T = TypeVar("T")
@@ -126,7 +126,6 @@ def make_rates(profile: HardwareProfile, dtype: Dtype) -> Rates:
     io_threads = _io_threads(profile)
     h2d, d2h, both = _link(gpu)
     factors = profile.calibration.factors if profile.calibration else {}
-    overhead = factors.get(OVERHEAD, 1.0)
     return Rates(
         on_cpu=on_cpu,
         gemm=Curve(tuple(sorted((float(p.rows), p.flops_per_s.median) for p in gemm))),
@@ -141,8 +140,8 @@ def make_rates(profile: HardwareProfile, dtype: Dtype) -> Rates:
         disk_write=_disk_curve(profile.disk.write if profile.disk else (), io_threads),
         disk_parallel=_disk_parallel(profile),
         parallel=_parallel(profile, attention),
-        launch_overhead_s=gpu.launch_overhead_s.median * overhead if gpu else 0.0,
-        task_overhead_s=host.task_overhead_s.median * overhead,
+        launch_overhead_s=gpu.launch_overhead_s.median * factors.get(LAUNCH, 1.0) if gpu else 0.0,
+        task_overhead_s=host.task_overhead_s.median * factors.get(HANDOVER, 1.0),
         io_threads=io_threads,
         attention_threads=threads,
         factors=factors,

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from hwprofiles.units import format_bytes, format_seconds
 from planner.plan import PHASES, PhasePrediction, Plan
-from planner.policy import TIERS, Split
+from planner.policy import TIERS, Bits, Split
 
 
 def plan_view(plan: Plan, *notes: str) -> RenderableType:
@@ -31,12 +31,16 @@ def _policy_table(plan: Plan) -> Table:
     title = f"{plan.model.name} ({plan.model.dtype}) on {plan.hardware.name}: {describe_policy(plan)}"
     table = make_table(title, "percent on gpu / cpu / disk", "requested", "realised")
     for name, requested, realised in (
-        (f"weights, {policy.weight_bits} bit", policy.weights, placement.weights),
-        (f"cache, {policy.kv_bits} bit", policy.cache, placement.cache),
+        (f"weights, {_bits(policy.weight_bits, plan)}", policy.weights, placement.weights),
+        (f"cache, {_bits(policy.kv_bits, plan)}", policy.cache, placement.cache),
         ("activations", policy.activations, placement.activations),
     ):
         table.add_row(name, _percents(requested), _percents(realised))
     return table
+
+
+def _bits(bits: Bits, plan: Plan) -> str:
+    return "4 bit" if bits == 4 else plan.model.dtype
 
 
 def describe_policy(plan: Plan) -> str:

@@ -101,7 +101,7 @@ def test_the_number_of_blocks_makes_no_difference() -> None:
 def test_an_emulated_gpu_is_calibrated() -> None:
     """Contention and overhead are fitted where the host's cores do it all."""
     profile = emulated()
-    slower = {"gpu": 1.3, "cpu": 1.3, "h2d": 2.0, "overhead": 5.0, "contention": 1.2}
+    slower = {"gpu": 1.3, "cpu": 1.3, "h2d": 2.0, "launch": 5.0, "handover": 3.0, "contention": 1.2}
     outcome = calibrate(profile, [report_of(profile, STREAMED, slower)])
     assert outcome.profile.calibration is not None
     assert outcome.profile.calibration.error_after < 0.02

@@ -8,7 +8,7 @@ import pytest
 
 from hwprofiles.errors import UserError
 from hwprofiles.profile import AttentionPoint, Calibration, Concurrent, DiskPoint, Rate, load_profile
-from planner.machine import HEADROOM, OVERHEAD, Caps, Curve, make_rates, make_target
+from planner.machine import HANDOVER, HEADROOM, LAUNCH, Caps, Curve, make_rates, make_target
 from tests.planner.problems import GB, MB, emulated
 
 
@@ -98,14 +98,15 @@ def test_contention_is_what_was_measured_at_once() -> None:
 
 
 def test_calibration_multiplies_overheads() -> None:
-    """The overhead factor is in the launch and hand-over times, the others are asked for by name."""
+    """Two factors are in the launch and hand-over times, the others are asked for by name."""
     profile = load_profile("t4-host")
     calibration = Calibration(
-        factors={OVERHEAD: 3.0, "h2d": 1.5}, num_runs=1, error_before=0.3, error_after=0.1
+        factors={LAUNCH: 3.0, HANDOVER: 2.0, "h2d": 1.5}, num_runs=1, error_before=0.3, error_after=0.1
     )
     rates, plain = (
         make_rates(replace(profile, calibration=calibration), "float16"),
         make_rates(profile, "float16"),
     )
     assert rates.launch_overhead_s == pytest.approx(3 * plain.launch_overhead_s)
+    assert rates.task_overhead_s == pytest.approx(2 * plain.task_overhead_s)
     assert (rates.factor("h2d"), rates.factor("d2h")) == (1.5, 1.0)
