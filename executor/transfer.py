@@ -105,8 +105,9 @@ class Lane:
             handle.issued.set()
             return
         if self._thread is None:
-            self._thread = threading.Thread(target=self._work, daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._work, daemon=True)
+            thread.start()
+            self._thread = thread  # known once it runs: an interrupt before leaves nothing to join
         self._queue.put((handle, deps, body))
 
     def close(self) -> None:
