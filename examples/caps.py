@@ -1,4 +1,4 @@
-"""Memory caps under which a plan must use all three tiers, from the ledger of the model itself."""
+"""Memory caps under which the best plan uses all three tiers, from the ledger of the model itself."""
 
 from __future__ import annotations
 
@@ -6,61 +6,80 @@ import math
 from dataclasses import dataclass
 
 from hwprofiles.errors import UserError
+from hwprofiles.profile import HardwareProfile
+from planner.candidate import Request
 from planner.ledger import Ledger
-from planner.machine import HEADROOM
-from planner.policy import Policy, Split
-from planner.problem import Problem
+from planner.machine import HEADROOM, Caps
+from planner.model import ModelSpec
+from planner.plan import Plan
+from planner.policy import TIERS, Policy, Split, Tier
+from planner.problem import Problem, make_problem
+from planner.search import search
+from planner.workload import Workload
 
-GPU_BATCH_SIZES = (16, 8, 4, 2, 1)
-ON_DISK_SHARE = 1 / 8
-"""At least this share of the weights finds no room on gpu and cpu, whatever the policy."""
-ROOM_SHARE = 1 / 8
-"""At least this share of the weights has room on gpu, and on cpu, beside what a run needs to work."""
+GPU_BATCH_SIZES = (16, 12, 8, 6, 4, 3, 2, 1)
+ROOM = 0.25
+"""Share of the weights that finds room on gpu, and on cpu, beside what a run needs to work."""
 MB = 10**6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TightCaps:
-    """What to give as --gpu-mem and --cpu-mem; the latter includes the process itself."""
+    """What to give as --gpu-mem and --cpu-mem, in units of 10**6 bytes; the latter includes the process itself."""
 
+    gpu_batch_size: int
     gpu_mb: float
     cpu_mb: float
-    needed_mb: float
-    """What the smallest run without the disk would take on gpu and cpu, process included."""
+
+    def caps(self) -> Caps:
+        """As the planner takes them."""
+        return Caps(gpu_bytes=round(self.gpu_mb * MB), cpu_bytes=round(self.cpu_mb * MB))
 
 
-def tight_caps(problem: Problem) -> TightCaps:
-    """Room for the largest gpu batch whose weights, cache and activations are on disk, and for little more.
+def tight_caps(model: ModelSpec, workload: Workload, profile: HardwareProfile) -> TightCaps:
+    """The widest caps whose best plan holds weights on all three tiers.
 
-    Together the caps stay below what one sequence takes with everything on the gpu, so part must be on disk.
+    From one gpu batch size to the next they leave less: what it takes to work on such a gpu batch with all else on
+    disk, and room for a quarter of the weights on each of gpu and cpu. A smaller gpu batch would leave room for
+    more of the weights, so whether the disk pays is for the search to say.
     """
-    without_disk = everything_on(problem, 1, Split(gpu=1, cpu=0, disk=0))
-    needed = without_disk.peak_bytes("gpu") + without_disk.peak_bytes("cpu")
-    weights = without_disk.bytes_of("gpu", "weights")
+    free = make_problem(model, workload, profile, Caps())
     for size in GPU_BATCH_SIZES:
-        least = everything_on(problem, size, Split(gpu=0, cpu=0, disk=1))
-        gpu, cpu = least.peak_bytes("gpu"), least.peak_bytes("cpu")
-        room = (needed - ON_DISK_SHARE * weights - gpu - cpu) / 2
-        if room >= ROOM_SHARE * weights:
-            return TightCaps(
-                gpu_mb=tenths(gpu + room),
-                cpu_mb=tenths((cpu + room) / (1 - HEADROOM)),
-                needed_mb=tenths(needed),
-            )
-    raise UserError("the model has too few layers for a plan over three tiers; give it more")
+        tight = caps_for(free, size)
+        plan = search(make_problem(model, workload, profile, tight.caps()), Request())
+        if plan and all(weights_on(plan, tier) for tier in TIERS):
+            return tight
+    raise UserError("no caps make the best plan use gpu, cpu and disk; give the model more layers")
 
 
-def everything_on(problem: Problem, gpu_batch_size: int, split: Split) -> Ledger:
-    """The ledger of one gpu batch with all that has a home on one tier."""
+def caps_for(problem: Problem, gpu_batch_size: int) -> TightCaps:
+    """Room to work on one gpu batch, and for a part of the weights on gpu and on cpu."""
+    least = everything_on_disk(problem, gpu_batch_size)
+    room = ROOM * least.bytes_of("disk", "weights")
+    return TightCaps(
+        gpu_batch_size=gpu_batch_size,
+        gpu_mb=tenths(least.peak_bytes("gpu") + room),
+        cpu_mb=tenths((least.peak_bytes("cpu") + room) / (1 - HEADROOM)),
+    )
+
+
+def everything_on_disk(problem: Problem, gpu_batch_size: int) -> Ledger:
+    """The ledger of one gpu batch whose weights, cache and activations are all on disk."""
+    disk = Split(gpu=0, cpu=0, disk=1)
     policy = Policy(
         gpu_batch_size=gpu_batch_size,
         num_gpu_batches=1,
-        weights=split,
-        cache=split,
-        activations=split,
+        weights=disk,
+        cache=disk,
+        activations=disk,
         prefill_rows=problem.prefill_rows(gpu_batch_size),
     )
     return problem.plan(policy).ledger
+
+
+def weights_on(plan: Plan, tier: Tier) -> int:
+    """Bytes of weights that a plan keeps on a tier."""
+    return plan.ledger.bytes_of(tier, "weights")
 
 
 def tenths(num_bytes: float) -> float:

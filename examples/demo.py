@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from caps import tight_caps
+from caps import tight_caps, weights_on
 from library import held_out_prompts
 from rich.console import Console
 from rich.table import Table
@@ -20,11 +20,9 @@ from tokenizers import Tokenizer
 from hwprofiles.errors import UserError, run_cli
 from hwprofiles.profile import load_profile
 from hwprofiles.units import format_bytes, format_seconds
-from planner.machine import Caps
 from planner.model import load_model
 from planner.plan import Plan, load_plan
 from planner.policy import TIERS
-from planner.problem import make_problem
 from planner.report import RunReport, load_report
 from planner.workload import Workload
 
@@ -113,13 +111,13 @@ def write_prompts() -> None:
 
 
 def search_command(console: Console) -> str:
-    """planner search, under caps that leave it no choice but all three tiers."""
+    """planner search, under caps that make it use all three tiers."""
     workload = Workload(prompt_len=PROMPT_LEN, gen_len=GEN_LEN, num_prompts=NUM_PROMPTS)
-    problem = make_problem(load_model(str(MODEL)), workload, load_profile(str(HW)), Caps())
-    caps = tight_caps(problem)
+    caps = tight_caps(load_model(str(MODEL)), workload, load_profile(str(HW)))
     console.print(
-        f"\nWithout the disk even one sequence takes {caps.needed_mb} MB, the process itself included. "
-        f"We grant {caps.gpu_mb} MB on gpu and {caps.cpu_mb} MB on cpu."
+        f"\nThe ledger tells what it takes to work on gpu batches of {caps.gpu_batch_size} with all else on disk. With "
+        f"room for a quarter of the weights on gpu, and another on cpu, that is {caps.gpu_mb} MB on gpu and "
+        f"{caps.cpu_mb} MB on cpu, the process itself included. Under these caps the disk is needed."
     )
     return (
         f"planner search --model {MODEL} --hw {HW} --prompt-len {PROMPT_LEN} --gen-len {GEN_LEN} "
@@ -128,18 +126,13 @@ def search_command(console: Console) -> str:
 
 
 def check_tiers(plan: Plan, console: Console) -> None:
-    """Say what of the model each tier holds; a UserError if one holds nothing."""
-    held = {
-        tier: sum(plan.ledger.bytes_of(tier, purpose) for purpose in ("weights", "cache", "activations"))
-        for tier in TIERS
-    }
+    """Say what of the weights each tier holds; a UserError if one holds nothing."""
+    held = {tier: weights_on(plan, tier) for tier in TIERS}
     empty = [tier for tier, nbytes in held.items() if not nbytes]
     if empty:
-        raise UserError(
-            f"the plan puts nothing of the model on {', '.join(empty)}; all three tiers should hold some"
-        )
+        raise UserError(f"the plan puts no weights on {', '.join(empty)}; all three tiers should hold some")
     amounts = ", ".join(f"{tier} {format_bytes(nbytes)}" for tier, nbytes in held.items())
-    console.print(f"All three tiers hold weights, cache or activations: {amounts}.")
+    console.print(f"All three tiers hold weights: {amounts}.")
 
 
 def show_completions(console: Console) -> None:

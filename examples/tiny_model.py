@@ -27,10 +27,10 @@ MARKER = "trained-with.txt"
 class Settings:
     """Shape and training of the model; a checkpoint is trained again when one of them has changed."""
 
-    hidden_size: int = 192
-    num_layers: int = 8
-    num_heads: int = 6
-    ffn_dim: int = 768
+    hidden_size: int = 128
+    num_layers: int = 12
+    num_heads: int = 4
+    ffn_dim: int = 512
     vocab_size: int = 2048
     context: int = 128
     """Tokens the model sees at once, prompt and completion together."""
