@@ -69,6 +69,10 @@ class CostModel:
     def _calibrated(self, piece: Piece) -> Piece:
         return replace(piece, seconds=self.computing.seconds(piece), launch_s=0.0)
 
+    def attended_bytes(self, held: Held[A], step: Step) -> A:
+        """K and V, as they are cached, that the CPU attends to in one decode pass of one layer."""
+        return held.attended_token_bytes * step.context
+
     def moves(self, held: Held[A], step: Step) -> list[Move[A]]:
         """Every copy of one pass of one layer."""
         moves = [

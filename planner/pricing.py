@@ -13,11 +13,9 @@ from planner.ledger import Sizes
 from planner.machine import Rates
 from planner.model import LayerSpec
 from planner.plan import Phase, PhasePrediction, Prediction, TaskPrediction
-from planner.schedule import TaskKind
+from planner.schedule import ATTEND, TaskKind
 from planner.work import Choice, Compute, Held, Move, Step, steps_of
 
-ATTEND = "attend"
-"""The CPU's part of a compute task, as it stands in predictions and reports beside the kinds of tasks."""
 NOT_RUN = "none"
 """The binding resource of a phase without passes: a single generated token leaves no decode."""
 
@@ -145,7 +143,7 @@ def _add_layers(total: _PhaseSum, cost: CostModel, group: _LayerGroup, step: Ste
     for move in moves:
         total.add(move.kind.value, move.resource, times, _moved(cost, move, speeds))
     total.add(TaskKind.COMPUTE.value, cost.compute_tier, times, _computed(compute))
-    read = held.attended_token_bytes * step.context
+    read = cost.attended_bytes(held, step)
     total.add(ATTEND, "cpu", times, _TaskSum(compute.attend_count, read, 0.0, compute.attend_s))
 
 

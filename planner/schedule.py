@@ -33,6 +33,10 @@ class TaskKind(StrEnum):
     STORE_CACHE = "store_cache"
 
 
+ATTEND = "attend"
+"""The CPU's part of a compute task, as it stands in predictions, reports and traces beside the kinds of tasks."""
+
+
 class Slots(NamedTuple):
     """The slot of each kind that a visit works in; -1 without one."""
 

@@ -147,3 +147,10 @@ def steps_of(workload: Workload, max_groups: int = MAX_DECODE_GROUPS) -> list[St
         mean = prompt + (first + end - 1) / 2
         steps.append(Step(phase="decode", num_new=1, context=mean, num_steps=end - first))
     return steps
+
+
+def step_of(workload: Workload, i: int) -> Step:
+    """The one pass of token i."""
+    if i == 0:
+        return steps_of(workload, 0)[0]
+    return Step(phase="decode", num_new=1, context=workload.prompt_len + i, num_steps=1)

@@ -1,0 +1,111 @@
+"""Task costs: the work of each single task of a schedule, by the formulas of cost.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from planner.cost import CostModel, compute_seconds
+from planner.cost_compute import NOTHING, Piece
+from planner.held import held_by_batches
+from planner.ledger import Sizes
+from planner.machine import Rates
+from planner.schedule import PRELUDE, Task, TaskKind
+from planner.work import Choice, Compute, Move, step_of
+
+SHARED_LANES = ("disk", "link", "cpu_mem", "cores")
+"""What tasks of different lanes have in common; names of cost.py's lanes."""
+_HEAD = -2
+
+
+class Load(NamedTuple):
+    """What one task asks of its lane, and of what lanes share."""
+
+    seconds: float
+    num_bytes: float
+    shares: tuple[float, ...]
+    """Of each of SHARED_LANES, as long as the task runs at its own speed."""
+    attend_s: float
+    attend_bytes: float
+    """K and V that the CPU attends to within a compute task, and how long it takes."""
+    is_blocking: bool
+    """The caller's thread does it, or waits for it: nothing later is issued before."""
+
+
+Loads = dict[tuple[TaskKind, str], Load]
+"""By (kind, resource), of one gpu batch in one pass of one layer."""
+
+
+class TaskCosts:
+    """The loads of a plan's tasks, alike ones computed once."""
+
+    def __init__(self, sizes: Sizes, rates: Rates) -> None:
+        self.sizes = sizes
+        self.cost = CostModel(
+            model=sizes.model,
+            workload=sizes.workload,
+            choice=Choice.of(sizes.policy),
+            compute_tier=sizes.compute_tier,
+            rates=rates,
+        )
+        kinds = [(id(slabs), id(layer)) for slabs, layer in zip(sizes.slabs, sizes.model.layers, strict=True)]
+        self._layer_kinds = {j: kinds.index(kind) for j, kind in enumerate(kinds)}
+        self._layer_kinds |= {PRELUDE: PRELUDE, len(kinds): _HEAD}
+        rows = list(zip(sizes.placement.cache_rows, sizes.placement.activation_rows, strict=True))
+        self._batch_kinds = [
+            0,
+            *(rows.index(row, 1) for row in rows[1:]),
+        ]  # the first does the pass's own work
+        self._passes: dict[tuple[int, int, int], Loads] = {}
+
+    def load(self, task: Task, i: int) -> Load:
+        """The load of a task, taken as one of token i."""
+        key = i, self._layer_kinds[task.j], self._batch_kinds[task.k]
+        loads = self._passes.get(key)
+        if loads is None:
+            loads = self._passes[key] = self._loads(*key)
+        return loads[task.kind, task.resource]
+
+    def _loads(self, i: int, j: int, k: int) -> Loads:
+        cost, step = self.cost, step_of(self.sizes.workload, i)
+        layer = max(j, 0)  # the embedding stores what a layer stores
+        held = held_by_batches(self.sizes, layer, (k,))
+        loads = {(move.kind, move.resource): self._moved(move) for move in cost.moves(held, step)}
+        if j >= 0:
+            compute = cost.compute(self.sizes.model.layers[j], held, step)
+            attended = cost.attended_bytes(held, step) if compute.attend_count else 0.0
+        else:
+            compute, attended = _end(cost.ends(step)[j == _HEAD]), 0.0
+        loads[TaskKind.COMPUTE, cost.compute_tier] = self._computed(compute, attended)
+        return loads
+
+    def _moved(self, move: Move[float]) -> Load:
+        speeds = self.cost.speeds([move])
+        seconds = self.cost.seconds(move, speeds)
+        shares = _shares(self.cost.lanes([move], _end(NOTHING), speeds), seconds)
+        return Load(seconds, move.num_bytes, shares, 0.0, 0.0, False)
+
+    def _computed(self, compute: Compute[float], attended_bytes: float) -> Load:
+        seconds = compute_seconds(compute)
+        shares = _shares(self.cost.lanes([], compute, {}), seconds)
+        is_blocking = self.cost.rates.on_cpu or compute.attend_s > 0
+        return Load(seconds, compute.num_bytes, shares, compute.attend_s, attended_bytes, is_blocking)
+
+
+def _shares(lanes: Iterable[tuple[str, float]], seconds: float) -> tuple[float, ...]:
+    found = dict(lanes)
+    return tuple(found.get(name, 0.0) / seconds if seconds > 0 else 0.0 for name in SHARED_LANES)
+
+
+def _end(piece: Piece) -> Compute[float]:
+    """The embedding or the head, as a compute task without attention."""
+    return Compute(
+        count=1.0,
+        linear_s=piece.seconds,
+        near_s=0.0,
+        attend_s=0.0,
+        attend_count=0.0,
+        flops=piece.flops,
+        num_bytes=piece.num_bytes,
+        attend_bytes=0.0,
+    )
