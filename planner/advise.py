@@ -20,6 +20,7 @@ _BITS: tuple[Change, ...] = (
 
 def estimate(problem: Problem, policy: Policy) -> Plan:
     """The plan of a given policy; a UserError names every tier that is short and what would fit."""
+    problem.check_attention(wanted=policy.cpu_attention > 0)
     _check_tiers(problem, policy)
     plan = problem.plan(policy)
     if plan.ledger.shortfalls(plan.hardware):

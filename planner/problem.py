@@ -42,6 +42,13 @@ class Problem:
             rates=self.rates,
         )
 
+    def check_attention(self, *, wanted: bool) -> None:
+        """A UserError where attention on the CPU is asked for and the model's cannot be moved."""
+        if wanted and not self.model.cpu_attention:
+            raise UserError(
+                f"the attention of {self.model.name} cannot run apart from its layers; use --cpu-attention off"
+            )
+
     def prefill_rows(self, gpu_batch_size: int) -> int:
         """Sequences of a prefill chunk, where memory allows it."""
         tokens = _CPU_PREFILL_TOKENS if self.rates.on_cpu else _GPU_PREFILL_TOKENS

@@ -35,6 +35,7 @@ def search(
     num_finalists: int = _NUM_FINALISTS,
 ) -> Plan | None:
     """The plan with the highest throughput that fits, or None; `num_finalists` candidates are placed."""
+    problem.check_attention(wanted=request.cpu_attention == "on")
     candidates: list[Candidate] = []
     for weight_bits, kv_bits in product(bits_of(request.weight_bits), bits_of(request.kv_bits)):
         report(f"{weight_bits}-bit weights, {kv_bits}-bit cache: walking gpu batch sizes")

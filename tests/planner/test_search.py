@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hwprofiles.errors import UserError
 from hwprofiles.profile import load_profile
 from planner.candidate import Request
 from planner.plan import Plan
@@ -144,10 +145,12 @@ def test_bits_stay_lossless_unless_asked() -> None:
 
 
 def test_a_model_without_replaceable_attention_attends_on_the_gpu() -> None:
-    """Asking for attention on the CPU changes nothing where the family cannot do it."""
+    """Attention on the CPU is not chosen where the family cannot do it, and refused where it is asked for."""
     model = replace(small_opt(), cpu_attention=False)
     problem = problem_of(model, gpu=120 * MB)
-    assert found(problem, Request(cpu_attention="on")).policy.cpu_attention == 0
+    assert found(problem).policy.cpu_attention == 0
+    with pytest.raises(UserError, match="--cpu-attention off"):
+        search(problem, Request(cpu_attention="on"))
 
 
 def test_a_host_without_a_gpu_computes_on_the_cpu() -> None:
