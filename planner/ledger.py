@@ -97,7 +97,8 @@ class Ledger:
         named = [(purpose, nbytes) for purpose, nbytes in user if nbytes]
         total, held = self.peak_bytes(tier), sum(nbytes for _, nbytes in named)
         parts = " + ".join(f"{purpose} {format_bytes(nbytes)}" for purpose, nbytes in named)
-        sums = f" ({parts} = {format_bytes(held)}, and {format_bytes(total - held)} to work with)" if named else ""
+        parts += f" = {format_bytes(held)}" if len(named) > 1 else ""
+        sums = f" ({parts}, and {format_bytes(total - held)} to work with)" if named else ""
         limit = target.limit_bytes(tier)
         return (
             f"{tier} tier needs {format_bytes(total)}{sums}, its limit is {format_bytes(limit)}: "
@@ -124,10 +125,13 @@ class Sizes:
         self.compute_tier = compute_tier
         self.element_bytes = DTYPE_BYTES[model.dtype]
         self.vector_bytes = kv_vector_bytes(model, policy.kv_bits, self.element_bytes)
-        keys = [(id(layer), letters) for layer, letters in zip(model.layers, placement.weight_tiers, strict=True)]
+        keys = [
+            (id(layer), letters) for layer, letters in zip(model.layers, placement.weight_tiers, strict=True)
+        ]
         kinds = dict(zip(keys, model.layers, strict=True))  # alike ones once: hashing a LayerSpec takes long
         slabs = {
-            key: layer_slabs(layer, key[1], policy.weight_bits, self.element_bytes) for key, layer in kinds.items()
+            key: layer_slabs(layer, key[1], policy.weight_bits, self.element_bytes)
+            for key, layer in kinds.items()
         }
         self.slabs = [slabs[key] for key in keys]
 
@@ -204,7 +208,9 @@ class Sizes:
             for group, count in rows.counts()
             if group.endswith("_attend") == attend
         ]
-        return max(min(count, max(1, ATTENTION_CHUNK_BYTES // row)) * row for count in counts) if counts else 0
+        return (
+            max(min(count, max(1, ATTENTION_CHUNK_BYTES // row)) * row for count in counts) if counts else 0
+        )
 
     def attention_staging(self) -> int:
         """Queries and results of the rows that the CPU attends in a gpu batch, on the host."""
@@ -266,7 +272,8 @@ def _transients(sizes: Sizes, target: Target) -> Iterator[Entry]:
     yield Entry(
         tier=tier,
         purpose="layer arguments",
-        prefill_bytes=policy.block_size * _argument_bytes(model, workload.prompt_len, workload.prompt_len, sizes),
+        prefill_bytes=policy.block_size
+        * _argument_bytes(model, workload.prompt_len, workload.prompt_len, sizes),
         decode_bytes=policy.block_size * _argument_bytes(model, 1, workload.max_len, sizes),
     )
     logits = policy.gpu_batch_size * model.vocab_size * (sizes.element_bytes + 2 * 4)
