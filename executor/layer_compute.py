@@ -64,7 +64,8 @@ class LayerCompute:
         self._bound = None
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Give the memory back; the attention outlives the engine, for it is registered with transformers."""
+        self.attention.step = None
         self.exchange.close()
 
     def run(self, task: Task, state: BatchState) -> tuple[int, float]:
