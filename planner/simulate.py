@@ -73,7 +73,7 @@ def simulate(sizes: Sizes, rates: Rates, played: Sequence[int] | None = None) ->
 
 
 def representative(sizes: Sizes, num_tokens: int | None = None) -> list[int]:
-    """Prefill, the first decode pass, and `num_tokens` evenly from the second to the last.
+    """Prefill, the first and the last decode pass, which differ, and `num_tokens` evenly from those between.
 
     Without `num_tokens` all of them, or NUM_TOKENS where all are more than MAX_TASKS tasks.
     """
@@ -81,11 +81,12 @@ def representative(sizes: Sizes, num_tokens: int | None = None) -> list[int]:
     if num_tokens is None:
         per_token = sum(1 for _ in tasks(shape_of(sizes), 2)) / 2
         num_tokens = gen_len if gen_len * per_token <= MAX_TASKS else NUM_TOKENS
-    first, last = 2, gen_len - 1
+    first, last = 2, gen_len - 2
     if num_tokens >= last - first + 1:
         return list(range(gen_len))
     steps = max(1, num_tokens - 1)
-    return [0, 1, *sorted({first + round((last - first) * n / steps) for n in range(steps + 1)})]
+    between = {first + round((last - first) * n / steps) for n in range(steps + 1)}
+    return [0, 1, *sorted(between), gen_len - 1]
 
 
 def _passes(spans: Sequence[Span], ends: Sequence[float]) -> list[Activity]:

@@ -1,0 +1,206 @@
+"""The simulator: keeps order and dependencies, is never faster than the work, as fast where one lane binds."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hwprofiles.profile import HardwareProfile, load_profile
+from planner.contention import fair_speeds
+from planner.ledger import Sizes
+from planner.policy import Policy, Split
+from planner.pricing import price
+from planner.problem import Problem
+from planner.schedule import ATTEND, shape_of, tasks
+from planner.simulate import Simulation, representative, simulate
+from tests.planner.problems import (
+    ON_CPU,
+    ON_DISK,
+    ON_GPU,
+    emulated,
+    policy_of,
+    problem_of,
+    small_mixtral,
+    small_opt,
+    small_t4,
+)
+
+THIRDS = Split(gpu=0.3, cpu=0.4, disk=0.3)
+PROFILES = {"t4": small_t4(), "emulated": emulated(), "two cores": load_profile("two-core")}
+
+
+def sizes_of(problem: Problem, policy: Policy) -> Sizes:
+    placement, _ = problem.place(policy)
+    return Sizes(problem.model, problem.workload, policy, placement, problem.target.compute_tier)
+
+
+def played(problem: Problem, policy: Policy) -> tuple[Sizes, Simulation]:
+    sizes = sizes_of(problem, policy)
+    return sizes, simulate(sizes, problem.rates)
+
+
+@st.composite
+def splits(draw: st.DrawFn, has_gpu: bool) -> Split:
+    """Shares in steps of a tenth."""
+    gpu = draw(st.integers(0, 10)) if has_gpu else 0
+    cpu = draw(st.integers(0, 10 - gpu))
+    return Split(gpu=gpu / 10, cpu=cpu / 10, disk=(10 - gpu - cpu) / 10)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[Problem, Policy]:
+    """A small model on some machine, and any policy of it."""
+    profile: HardwareProfile = PROFILES[draw(st.sampled_from(sorted(PROFILES)))]
+    has_gpu = bool(profile.gpus)
+    model = draw(st.sampled_from((small_opt(3), small_mixtral())))
+    problem = problem_of(
+        model, profile, prompt_len=draw(st.sampled_from((3, 64))), gen_len=draw(st.integers(1, 4))
+    )
+    policy = policy_of(
+        *(draw(splits(has_gpu)) for _ in range(3)),
+        size=draw(st.integers(1, 9)),
+        batches=draw(st.integers(1, 3)),
+        weight_bits=draw(st.sampled_from((4, 16))),
+        kv_bits=draw(st.sampled_from((4, 16))),
+        cpu_attention=draw(st.sampled_from((0.0, 0.5, 1.0))) if has_gpu else 0.0,
+    )
+    return problem, replace(policy, weight_slots=draw(st.integers(2, 4)), cache_slots=draw(st.integers(2, 4)))
+
+
+@settings(max_examples=30, deadline=None)
+@given(case=cases())
+def test_never_faster_than_the_work(case: tuple[Problem, Policy]) -> None:
+    """All that a lane, or what lanes share, has to do fits into the time until the last task is done."""
+    _, simulation = played(*case)
+    assert simulation.end_s >= max(simulation.work_s.values()) * (1 - 1e-9)
+    last_s = simulation.token_ends_s[-1]
+    stores = sum(max(0.0, span.stop_s - max(span.start_s, last_s)) for span in simulation.spans)
+    assert simulation.seconds + stores >= simulation.end_s * (1 - 1e-9)
+    assert simulation.seconds <= simulation.end_s * (1 + 1e-9)
+
+
+@settings(max_examples=30, deadline=None)
+@given(case=cases())
+def test_the_order_is_the_schedules(case: tuple[Problem, Policy]) -> None:
+    """Every task is played once, after all it depends on, and no lane does two at a time."""
+    sizes, simulation = played(*case)
+    spans = [span for span in simulation.spans if span.kind != ATTEND]
+    yielded = list(tasks(shape_of(sizes), sizes.workload.gen_len))
+    assert Counter(span.id for span in spans) == Counter(task.id for task in yielded)
+    stops = {span.id: span.stop_s for span in spans}
+    assert all(span.start_s >= stops[dep] * (1 - 1e-12) for span in spans for dep in span.deps)
+    lanes = defaultdict(list)
+    for span in sorted(spans, key=lambda span: span.id):
+        lanes[span.lane].append(span)
+    for lane in lanes.values():
+        assert all(a.stop_s <= b.start_s for a, b in pairwise(lane))
+
+
+@settings(max_examples=20, deadline=None)
+@given(case=cases())
+def test_one_task_costs_what_all_of_its_kind_cost_together(case: tuple[Problem, Policy]) -> None:
+    """The closed formula's work by kind is the sum over the tasks; it takes speeds at their mean size."""
+    sizes, simulation = played(*case)
+    prediction = price(sizes, case[0].rates)
+    for task in prediction.tasks:
+        found = [
+            span
+            for span in simulation.spans
+            if (span.kind, span.lane) == (task.kind, task.resource)
+            and (span.i > 0) == (task.phase == "decode")
+        ]
+        assert len(found) == task.count
+        assert sum(span.num_bytes for span in found) == pytest.approx(task.num_bytes)
+    placed = zip(sizes.placement.cache_rows, sizes.placement.activation_rows, strict=True)
+    if len(set(placed)) > 1:  # copies of one kind differ in size
+        return
+    for lane in ("gpu", "cpu", "h2d", "d2h", "disk_read", "disk_write"):
+        of_lane = [task for task in prediction.tasks if task.resource == lane and task.kind != ATTEND]
+        total_s = sum(task.seconds for task in of_lane)
+        assert simulation.work_s.get(lane, 0.0) == pytest.approx(total_s, rel=0.01)
+
+
+DOMINATED = {
+    "weights over the link": policy_of(ON_CPU, ON_GPU, ON_GPU, size=8, batches=1),
+    "cache over the link": policy_of(ON_GPU, ON_CPU, ON_GPU, size=16, batches=4),
+    "cache from disk": policy_of(ON_GPU, ON_DISK, ON_CPU, size=16, batches=4),
+    "attended by the CPU": policy_of(ON_GPU, ON_CPU, ON_GPU, size=16, batches=4, cpu_attention=1.0),
+    "computed": policy_of(ON_GPU, ON_GPU, ON_GPU, size=16, batches=4),
+}
+
+
+@pytest.mark.parametrize("name", DOMINATED)
+def test_as_the_closed_formula_where_one_resource_dominates(name: str) -> None:
+    """Both phases within 5% of the formula."""
+    problem = problem_of("opt-6.7b", load_profile("t4-host"), prompt_len=512, gen_len=5)
+    policy = DOMINATED[name]
+    sizes, simulation = played(problem, replace(policy, prefill_rows=problem.prefill_rows(16)))
+    prediction = price(sizes, problem.rates)
+    assert simulation.phases["prefill"].seconds == pytest.approx(prediction.prefill.seconds, rel=0.05)
+    assert simulation.phases["decode"].seconds == pytest.approx(prediction.decode.seconds, rel=0.05)
+
+
+def test_some_tokens_stand_for_all() -> None:
+    """A few decode passes, interpolated, give the time of playing every one."""
+    problem = problem_of(small_opt(), prompt_len=64, gen_len=40)
+    sizes = sizes_of(problem, policy_of(THIRDS, THIRDS, THIRDS, size=10, batches=3))
+    few, everything = representative(sizes, 4), representative(sizes)
+    assert (few, everything) == ([0, 1, 2, 14, 26, 38, 39], list(range(40)))
+    sampled, whole = (simulate(sizes, problem.rates, which) for which in (few, everything))
+    assert sampled.phases["prefill"].seconds == pytest.approx(whole.phases["prefill"].seconds)
+    assert sampled.phases["decode"].seconds == pytest.approx(whole.phases["decode"].seconds, rel=0.01)
+    for lane, busy_s in whole.phases["decode"].busy_s.items():
+        assert sampled.phases["decode"].busy_s[lane] == pytest.approx(busy_s, rel=0.02)
+
+
+def test_one_token_has_no_decode() -> None:
+    """Prefill alone takes time; nothing divides by zero."""
+    problem = problem_of(small_opt(), gen_len=1)
+    _, simulation = played(problem, policy_of())
+    assert simulation.phases["decode"].seconds == 0
+    assert simulation.throughput_tokens_per_s == pytest.approx(8 / simulation.phases["prefill"].seconds)
+
+
+def test_both_directions_share_the_link() -> None:
+    """Where the link does less both ways than each way alone, loads and stores at once take longer."""
+    problem = problem_of(small_opt(), prompt_len=256, gen_len=2)
+    sizes = sizes_of(problem, policy_of(size=16, batches=4))
+    free = replace(problem.rates, both_bytes_per_s=1e15)
+    tight = replace(problem.rates, both_bytes_per_s=problem.rates.h2d.best / 2)
+    assert simulate(sizes, tight).seconds > 1.2 * simulate(sizes, free).seconds
+
+
+def test_phase_factors_stretch_a_phase() -> None:
+    """A phase's calibration applies to all of its time, spans included."""
+    problem = problem_of(small_opt())
+    sizes = sizes_of(problem, policy_of())
+    plain = simulate(sizes, problem.rates)
+    twice = simulate(sizes, replace(problem.rates, factors={"decode": 2.0}))
+    assert twice.phases["prefill"].seconds == pytest.approx(plain.phases["prefill"].seconds)
+    assert twice.phases["decode"].seconds == pytest.approx(2 * plain.phases["decode"].seconds)
+
+
+def test_speeds_are_max_min_fair() -> None:
+    """Tasks on a full resource get equal speeds, what they leave goes to the others."""
+    assert fair_speeds([(0.4,), (0.5,)]) == (1.0, 1.0)
+    assert fair_speeds([(1.0,), (1.0,)]) == (0.5, 0.5)
+    assert fair_speeds([(0.8, 0.0), (0.8, 0.5), (0.0, 0.5)]) == pytest.approx((0.625, 0.625, 1.0))
+    assert fair_speeds([(2.0,)]) == (0.5,)
+    assert fair_speeds([]) == ()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 3), st.floats(0, 3)), min_size=1, max_size=6))
+def test_no_shared_resource_is_overdrawn(shares: list[tuple[float, float]]) -> None:
+    """Speeds lie between 0 and 1, resources hold, and a task slower than 1 is on a full one."""
+    speeds = fair_speeds(shares)
+    used = [sum(speed * share[at] for speed, share in zip(speeds, shares, strict=True)) for at in (0, 1)]
+    assert all(total <= 1 + 1e-9 for total in used)
+    for speed, share in zip(speeds, shares, strict=True):
+        assert 0 < speed <= 1
+        assert speed > 1 - 1e-9 or any(used[at] > 1 - 1e-9 and share[at] > 0 for at in (0, 1))
