@@ -28,19 +28,23 @@ class Settings:
     """Shape and training of the model; a checkpoint is trained again when one of them has changed."""
 
     hidden_size: int = 128
-    num_layers: int = 12
     num_heads: int = 4
     ffn_dim: int = 512
     vocab_size: int = 2048
     context: int = 128
     """Tokens the model sees at once, prompt and completion together."""
+    first_layers: int = 4
+    num_layers: int = 12
+    deepen_at: float = 0.7
+    """Share of the training after which the first layers become `num_layers`."""
     batch_size: int = 16
-    steps: int = 400
-    longest_s: float = 105.0
+    layer_steps: int = 2300
+    """Steps times layers: one step of a model twice as deep counts twice."""
+    longest_s: float = 100.0
     """On a slow machine training ends here, with fewer steps."""
-    matrix_rate: float = 0.02
+    matrix_rate: float = 0.03
     """Peak learning rate of the layers' matrices (Muon)."""
-    other_rate: float = 0.003
+    other_rate: float = 0.01
     """Peak learning rate of embeddings, biases and norms (AdamW)."""
     seed: int = 0
 
@@ -61,10 +65,8 @@ def main() -> int:
     sources = library_sources(held_out=False)
     tokenizer = train_tokenizer(sources, settings)
     tokens = encode_all(tokenizer, sources)
-    model = build_model(tokenizer, settings)
     print(f"{len(sources)} modules, {sum(map(len, sources)):,} characters, {len(tokens):,} tokens")
-    print(f"OPT architecture, {sum(p.numel() for p in model.parameters()):,} parameters")
-    train(model, tokens, settings)
+    model = train(build_model(tokenizer, settings, settings.first_layers), tokenizer, tokens, settings)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     marker.write_text(settings.digest())
@@ -94,13 +96,13 @@ def encode_all(tokenizer: PreTrainedTokenizerFast, sources: list[str]) -> torch.
     return torch.tensor([token for source_ids in ids for token in source_ids])
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast, settings: Settings) -> OPTForCausalLM:
-    """The untrained model, in float32."""
+def build_model(tokenizer: PreTrainedTokenizerFast, settings: Settings, num_layers: int) -> OPTForCausalLM:
+    """An untrained model in float32."""
     config = OPTConfig(
         vocab_size=settings.vocab_size,
         hidden_size=settings.hidden_size,
         word_embed_proj_dim=settings.hidden_size,
-        num_hidden_layers=settings.num_layers,
+        num_hidden_layers=num_layers,
         num_attention_heads=settings.num_heads,
         ffn_dim=settings.ffn_dim,
         max_position_embeddings=settings.context,
@@ -113,22 +115,69 @@ def build_model(tokenizer: PreTrainedTokenizerFast, settings: Settings) -> OPTFo
     return OPTForCausalLM(config)
 
 
-def train(model: OPTForCausalLM, tokens: torch.Tensor, settings: Settings) -> None:
-    """Train on random windows, the learning rates falling to zero at the end of the steps or of the time."""
+def train(
+    model: OPTForCausalLM, tokenizer: PreTrainedTokenizerFast, tokens: torch.Tensor, settings: Settings
+) -> OPTForCausalLM:
+    """Train on random windows, deepen the model on the way; the learning rates fall to zero at the end."""
+    progress = Progress(settings)
     optimizers = make_optimizers(model, settings)
-    start, mean_loss, next_line = time.monotonic(), 0.0, 0.0
     for step, batch in enumerate(windows(tokens, settings), start=1):
-        elapsed = time.monotonic() - start
-        done = max(step / settings.steps, elapsed / settings.longest_s)
-        if done > 1:
+        if progress.done >= 1:
             break
-        loss = train_step(model, optimizers, batch, min(1.0, step / WARMUP_STEPS) * (1 - done))
-        mean_loss = loss if step == 1 else 0.95 * mean_loss + 0.05 * loss
-        if done >= next_line:
-            next_line += 1 / NUM_PROGRESS_LINES
-            left = elapsed * (1 - done) / done
-            print(f"step {step} of {settings.steps}  loss {mean_loss:.2f}  {left:.0f} s left", flush=True)
-    print(f"trained in {time.monotonic() - start:.0f} s, loss {mean_loss:.2f}", flush=True)
+        if progress.done >= settings.deepen_at and model.config.num_hidden_layers < settings.num_layers:
+            model = deepen(model, build_model(tokenizer, settings, settings.num_layers))
+            optimizers = make_optimizers(model, settings)
+            print(f"{settings.first_layers} layers become {settings.num_layers}", flush=True)
+        rate = min(1.0, step / WARMUP_STEPS) * (1 - progress.done)
+        loss = train_step(model, optimizers, batch, rate)
+        progress.advance(step, model.config.num_hidden_layers, loss)
+    print(f"trained {sum(p.numel() for p in model.parameters()):,} parameters in {progress.elapsed_s:.0f} s")
+    return model
+
+
+class Progress:
+    """How much of the training is done, by steps or by time, whichever is ahead."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.done = self.next_line = 0.0
+        self.layer_steps = 0
+        self.mean_loss: float | None = None
+        self.start_s = time.monotonic()
+
+    @property
+    def elapsed_s(self) -> float:
+        """Since the first step began."""
+        return time.monotonic() - self.start_s
+
+    def advance(self, step: int, num_layers: int, loss: float) -> None:
+        """One more step is done; says so now and then."""
+        self.layer_steps += num_layers
+        elapsed = self.elapsed_s
+        self.done = max(self.layer_steps / self.settings.layer_steps, elapsed / self.settings.longest_s)
+        self.mean_loss = loss if self.mean_loss is None else 0.95 * self.mean_loss + 0.05 * loss
+        if self.done >= min(self.next_line, 1.0):
+            self.next_line += 1 / NUM_PROGRESS_LINES
+            left = max(0.0, elapsed / self.done - elapsed)
+            print(f"{self.done:4.0%}  step {step}  loss {self.mean_loss:.2f}  {left:.0f} s left", flush=True)
+
+
+def deepen(shallow: OPTForCausalLM, deep: OPTForCausalLM) -> OPTForCausalLM:
+    """`deep` with each layer of `shallow` followed by copies of it that at first add nothing.
+
+    It computes what `shallow` does, and learns on from there; a small model learns faster than a deep one.
+    """
+    deep.model.decoder.embed_tokens.load_state_dict(shallow.model.decoder.embed_tokens.state_dict())
+    deep.model.decoder.embed_positions.load_state_dict(shallow.model.decoder.embed_positions.state_dict())
+    deep.model.decoder.final_layer_norm.load_state_dict(shallow.model.decoder.final_layer_norm.state_dict())
+    copies = deep.config.num_hidden_layers // shallow.config.num_hidden_layers
+    for j, layer in enumerate(deep.model.decoder.layers):
+        layer.load_state_dict(shallow.model.decoder.layers[j // copies].state_dict())
+        if j % copies:
+            for module in (layer.self_attn.out_proj, layer.fc2):
+                torch.nn.init.zeros_(module.weight)
+                torch.nn.init.zeros_(module.bias)
+    return deep
 
 
 def make_optimizers(model: OPTForCausalLM, settings: Settings) -> list[torch.optim.Optimizer]:
