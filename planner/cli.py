@@ -1,4 +1,4 @@
-"""The command `planner`: search, estimate, calibrate."""
+"""The command `planner`: search, estimate, simulate, calibrate."""
 
 from __future__ import annotations
 
@@ -21,11 +21,14 @@ from hwprofiles.yaml_io import to_plain
 from planner.advise import estimate
 from planner.machine import Caps
 from planner.model import load_model
-from planner.plan import Plan
+from planner.plan import Plan, load_plan
 from planner.policy import Bits, Policy, Split
 from planner.problem import Problem, make_problem
 from planner.render import four_bit_note, plan_view
+from planner.render_simulation import simulation_view
 from planner.report import load_report
+from planner.simulate import MAX_TASKS, NUM_TOKENS, rates_for, representative, simulate
+from planner.trace import TraceWriter, write_prediction
 from planner.workload import Workload
 
 _SIZE_FLAGS = ("--gpu-mem", "--cpu-mem", "--disk")
@@ -34,7 +37,7 @@ _SIZE_FLAGS = ("--gpu-mem", "--cpu-mem", "--disk")
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status: 0, 2 for a user's mistake, 130 when interrupted."""
     arguments = _parser().parse_args(_joined(sys.argv[1:] if argv is None else argv))
-    commands = {"search": _search, "estimate": _estimate, "calibrate": _calibrate}
+    commands = {"search": _search, "estimate": _estimate, "simulate": _simulate, "calibrate": _calibrate}
     return run_cli(lambda: commands[arguments.command](arguments))
 
 
@@ -95,6 +98,19 @@ def _parser() -> argparse.ArgumentParser:
         "--num-gpu-batches", type=int, required=True, metavar="N", help="gpu batches of a block"
     )
     _add_output(given)
+    played = commands.add_parser("simulate", help="play a plan's schedule task by task against a profile")
+    played.add_argument("plan", type=Path, metavar="PLAN.YAML", help="what `planner search -o` has written")
+    played.add_argument("--hw", required=True, metavar="NAME-OR-PATH", help="hardware profile")
+    played.add_argument(
+        "--trace", type=Path, metavar="FILE", help="write the tasks as a Chrome/Perfetto trace (JSON)"
+    )
+    played.add_argument(
+        "--tokens",
+        type=int,
+        metavar="N",
+        help="decode passes to play beside the first and the last; the others are interpolated "
+        f"(default: all, or {NUM_TOKENS} where a block has more than {MAX_TASKS} tasks)",
+    )
     learn = commands.add_parser("calibrate", help="fit a profile's rates to the reports of runs")
     learn.add_argument("--hw", required=True, metavar="NAME-OR-PATH", help="hardware profile")
     learn.add_argument("reports", nargs="+", type=Path, metavar="REPORT", help="report.json of a run")
@@ -185,6 +201,26 @@ def _estimate(arguments: argparse.Namespace) -> int:
         attention_threads=problem.rates.attention_threads,
     )
     return _deliver(estimate(problem, policy), arguments)
+
+
+def _simulate(arguments: argparse.Namespace) -> int:
+    if arguments.tokens is not None and arguments.tokens < 1:
+        raise UserError(f"--tokens is {arguments.tokens}; play at least one")
+    plan, profile = load_plan(arguments.plan), load_profile(arguments.hw)
+    sizes, rates = plan.sizes(), rates_for(plan, profile)
+    if profile.digest() != plan.hardware.digest:
+        print(
+            f"warning: the plan was made with another profile ({plan.hardware.name}), or with another version "
+            f"of {profile.name}; the closed formula's figures are that profile's",
+            file=sys.stderr,
+        )
+    simulation = simulate(sizes, rates, representative(sizes, arguments.tokens))
+    make_console().print(simulation_view(plan, simulation))
+    if arguments.trace:
+        with TraceWriter(arguments.trace) as writer:
+            write_prediction(writer, simulation, plan.ledger)
+        print(f"trace written to {arguments.trace}; open it at https://ui.perfetto.dev")
+    return 0
 
 
 def _calibrate(arguments: argparse.Namespace) -> int:

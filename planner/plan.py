@@ -10,7 +10,7 @@ from typing import Literal
 
 from hwprofiles.profile import Dtype
 from hwprofiles.yaml_io import check_schema, dump_yaml, from_plain, load_yaml
-from planner.ledger import Ledger, Target
+from planner.ledger import Ledger, Sizes, Target
 from planner.model import ModelSpec, spec_from_config
 from planner.placement import Placement
 from planner.policy import Policy
@@ -82,6 +82,12 @@ class Plan:
     placement: Placement
     ledger: Ledger
     prediction: Prediction
+
+    def sizes(self) -> Sizes:
+        """The sizes of all that it holds and moves."""
+        return Sizes(
+            self.model.spec(), self.workload, self.policy, self.placement, self.hardware.compute_tier
+        )
 
     def to_yaml(self) -> str:
         """The text of plan.yaml."""

@@ -53,6 +53,22 @@ class TierReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseActivity:
+    """How a phase's time was used, from when tasks began and ended; shares are of its wall time."""
+
+    phase: Phase
+    seconds: float
+    binding: str
+    """The resource at work longest; `cpu` where compute tasks mostly wait for its attention."""
+    busy_share: Mapping[str, float]
+    """By resource; `cpu` beside a `gpu` is the CPU's attention, within the compute tasks."""
+    overlap_share: float
+    """Two or more resources were at work at once, a compute task and its CPU attention counted as one."""
+    waits_share: Mapping[str, float]
+    """What the binding resource's gaps waited for: a task as "kind on resource", or its handing over."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport:
     """A whole run."""
 
@@ -79,6 +95,8 @@ class RunReport:
     tasks: tuple[TaskReport, ...]
     memory: tuple[TierReport, ...]
     plan: Plan
+    activity: tuple[PhaseActivity, ...] = ()
+    """Of the phases that were run; empty in reports of older versions."""
 
 
 def report_json(report: RunReport) -> str:

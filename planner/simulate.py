@@ -12,11 +12,13 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from hwprofiles.errors import UserError
+from hwprofiles.profile import HardwareProfile
 from planner.activity import Activity, Span, Timeline
 from planner.contention import fair_speeds
 from planner.ledger import ACTIVATION_SLOTS, WEIGHT_STAGING, Sizes
-from planner.machine import Rates
-from planner.plan import PHASES, Phase
+from planner.machine import Rates, make_rates
+from planner.plan import PHASES, Phase, Plan
 from planner.schedule import ATTEND, Resource, Task, TaskKind, shape_of, tasks
 from planner.task_costs import SHARED_LANES, Load, TaskCosts
 
@@ -45,6 +47,9 @@ class Simulation:
     work_s: Mapping[str, float]
     """What was played, by lane and by shared lane: `end_s` is at least the longest."""
 
+    num_skipped: int
+    """Tokens not played."""
+
     @property
     def seconds(self) -> float:
         """Prefill and decode."""
@@ -69,7 +74,19 @@ def simulate(sizes: Sizes, rates: Rates, played: Sequence[int] | None = None) ->
         token_ends_s=ends,
         end_s=max(span.stop_s for span in spans),
         work_s=player.work_s,
+        num_skipped=gen_len - len(chosen),
     )
+
+
+def rates_for(plan: Plan, profile: HardwareProfile) -> Rates:
+    """The rates a plan is to be played at; a UserError where the profile is of another kind of machine."""
+    tier = "gpu" if profile.gpus else "cpu"
+    if tier != plan.hardware.compute_tier:
+        raise UserError(
+            f"the plan computes on the {plan.hardware.compute_tier}, profile {profile.name} on the {tier}; "
+            "give the profile it was made with"
+        )
+    return make_rates(profile, plan.model.dtype)
 
 
 def representative(sizes: Sizes, num_tokens: int | None = None) -> list[int]:

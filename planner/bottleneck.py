@@ -1,0 +1,78 @@
+"""Bottleneck: which resource binds a phase, how busy it is and what its gaps are, in figures and in sentences."""
+
+from __future__ import annotations
+
+from hwprofiles.units import format_seconds
+from planner.activity import Activity
+from planner.plan import Phase
+from planner.report import PhaseActivity
+
+_HIDDEN = 0.005
+"""Smaller shares are not worth a word."""
+_MOSTLY, _IN_PART = 0.75, 0.35
+"""Of the work beside the busiest resource's, the share that ran at the same time as other work."""
+_ATTENDS_MOST = 0.5
+"""Above this share of the compute lane's time, it is the CPU's attention that the lane waits for."""
+
+
+def binding_lane(activity: Activity) -> str:
+    """The lane at work longest; the CPU where a compute task mostly waits for its attention."""
+    busy = activity.busy_s
+    lane = max(busy, key=lambda lane: busy[lane])
+    if lane == "gpu" and busy.get("cpu", 0.0) > _ATTENDS_MOST * busy["gpu"]:
+        return "cpu"
+    return lane
+
+
+def phase_activity(phase: Phase, activity: Activity) -> PhaseActivity | None:
+    """The figures of a phase as shares of its time; None where it was not run."""
+    if activity.seconds <= 0 or not activity.busy_s:
+        return None
+    binding, seconds = binding_lane(activity), activity.seconds
+    waits = activity.waits_s.get(binding, {})
+    return PhaseActivity(
+        phase=phase,
+        seconds=seconds,
+        binding=binding,
+        busy_share={lane: busy_s / seconds for lane, busy_s in sorted(activity.busy_s.items())},
+        overlap_share=activity.overlap_s / seconds,
+        waits_share={cause: waited_s / seconds for cause, waited_s in sorted(waits.items())},
+    )
+
+
+def sentences(found: PhaseActivity) -> str:
+    """What binds a phase, whether its steps overlap, and what the gaps are."""
+    binding = found.binding
+    busy = found.busy_share[binding]
+    text = (
+        f"{found.phase}: {binding} binds, at work {_percent(busy)} of {format_seconds(found.seconds)}. "
+        f"{_overlap(found)}"
+    )
+    waits = sorted(found.waits_share.items(), key=lambda wait: -wait[1])
+    named = [f"{cause} {_percent(share)}" for cause, share in waits if share >= _HIDDEN]
+    if 1 - busy < _HIDDEN:
+        return f"{text} No gaps to speak of."
+    reasons = f", waiting for {', '.join(named[:3])}" if named else ""
+    return f"{text} {binding} was idle {_percent(1 - busy)}{reasons}."
+
+
+def _overlap(found: PhaseActivity) -> str:
+    """Whether work that could have run at once did; the CPU's attention is part of the compute tasks."""
+    shares = [
+        share
+        for lane, share in found.busy_share.items()
+        if (lane, "gpu" in found.busy_share) != ("cpu", True)
+    ]
+    beside = sum(shares) - max(shares)
+    if beside < _HIDDEN:
+        return "No other resource had work to speak of, so there is nothing to overlap."
+    done = found.overlap_share / min(beside, max(shares))
+    verdict = "overlap" if done >= _MOSTLY else "overlap in part" if done >= _IN_PART else "hardly overlap"
+    return (
+        f"The steps {verdict}: two or more resources were at work at once {_percent(found.overlap_share)} "
+        "of the time."
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f}%" if share >= 0.0995 or share == 0 else f"{100 * share:.1f}%"
