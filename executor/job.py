@@ -16,6 +16,7 @@ from executor.batching import Block, make_blocks
 from executor.checkpoint import Checkpoint
 from executor.engine import Engine, EngineOptions
 from executor.loading import LoadProgress
+from executor.measure import Measurements
 from executor.progress import Reporter
 from executor.report import JobTotals, make_report
 from executor.requests import Request, read_requests, synthetic_requests
@@ -71,6 +72,23 @@ def gpu_cap(plan: Plan, device: torch.device) -> Iterator[None]:
         torch.cuda.set_per_process_memory_fraction(1.0, device)
 
 
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """A UserError in place of what the allocators raise where a device or the host gives no more."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        on_gpu = isinstance(error, torch.OutOfMemoryError)
+        if not on_gpu and not isinstance(error, MemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        tier = "gpu" if on_gpu else "cpu"
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"the {tier} tier ran out of memory ({reason}); results written so far are kept: "
+            f"close other programs, or search again with a smaller --{tier}-mem and run the same job with that plan"
+        ) from None
+
+
 def run_job(
     plan: Plan,
     options: JobOptions,
@@ -82,16 +100,19 @@ def run_job(
 
     `sink` is given each block's completions once their lines are safe.
     """
+    memory.reset_peak()
     device = compute_device(plan)
-    spec = plan.model.spec()
-    checkpoint = Checkpoint(options.model_dir, spec) if options.model_dir else None
+    checkpoint = Checkpoint(options.model_dir, plan.model.spec()) if options.model_dir else None
     tokenizer = load_tokenizer(options.model_dir) if options.model_dir and options.input_path else None
     requests = job_requests(plan, options, tokenizer)
     with ExitStack() as stack:
-        results, pending = None, list(requests)
+        results, pending = None, requests
         if options.output_path:
             results = stack.enter_context(ResultFile(options.output_path, requests, model=plan.model.name))
             pending = results.pending
+        totals = JobTotals()
+        if not pending:
+            return make_report(plan, Measurements(), totals, device, disk_bytes=0)
         blocks = make_blocks(
             pending,
             gpu_batch_size=plan.policy.gpu_batch_size,
@@ -100,14 +121,13 @@ def run_job(
         )
         preflight.check(plan, offload_dir=options.offload_dir, device=device)
         stack.enter_context(gpu_cap(plan, device))
-        memory.reset_peak()
+        stack.enter_context(memory_errors())
         engine = Engine(
             plan, EngineOptions(device=device, offload_dir=options.offload_dir, overlap=options.overlap)
         )
         stack.callback(engine.close)
         load_weights(engine, checkpoint, loading)
         eos_ids = end_of_sequence_ids(options.model_dir)
-        totals = JobTotals()
         _announce(reporter, requests, pending)
         stack.callback(reporter.finished)
         for block in blocks:
@@ -116,7 +136,8 @@ def run_job(
                 results.append(completions)
             totals.add(block, completions)
             sink(completions)
-        return make_report(plan, engine, totals, device)
+        disk_bytes = engine.store.allocated_bytes() if engine.store else 0
+        return make_report(plan, engine.measurements, totals, device, disk_bytes=disk_bytes)
 
 
 def _run_block(

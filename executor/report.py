@@ -10,7 +10,6 @@ import torch
 
 from executor import memory
 from executor.batching import Block
-from executor.engine import Engine
 from executor.measure import ATTEND, Key, Measurements, Total
 from executor.sampling import Completion
 from hwprofiles.host import current_fingerprint
@@ -36,9 +35,10 @@ class JobTotals:
         self.padding_tokens += sum(batch.num_pad_tokens for batch in block.gpu_batches)
 
 
-def make_report(plan: Plan, engine: Engine, totals: JobTotals, device: torch.device) -> RunReport:
-    """The report of everything the engine has measured."""
-    measured = engine.measurements
+def make_report(
+    plan: Plan, measured: Measurements, totals: JobTotals, device: torch.device, *, disk_bytes: int
+) -> RunReport:
+    """The report of everything that was measured; `disk_bytes` are what the file system counts for the disk tier."""
     scales = {phase: _scale(plan, measured, phase) for phase in PHASES}
     phases = tuple(_phase_report(plan, measured, phase, scales[phase]) for phase in PHASES)
     predicted_s = sum(phase.predicted_s for phase in phases)
@@ -58,7 +58,7 @@ def make_report(plan: Plan, engine: Engine, totals: JobTotals, device: torch.dev
         throughput_tokens_per_s=_ratio(totals.generated_tokens, measured_s),
         predicted_throughput_tokens_per_s=_ratio(totals.generated_tokens, predicted_s),
         tasks=tuple(_task_reports(plan, measured, scales)),
-        memory=tuple(_tier_reports(plan, engine, device)),
+        memory=tuple(_tier_reports(plan, device, disk_bytes)),
         prompt_tokens=totals.prompt_tokens,
         generated_tokens=totals.generated_tokens,
         padding_tokens=totals.padding_tokens,
@@ -94,7 +94,10 @@ def _phase_report(plan: Plan, measured: Measurements, phase: Phase, scale: float
 def _task_reports(plan: Plan, measured: Measurements, scales: dict[Phase, float]) -> list[TaskReport]:
     predicted = {(task.phase, task.kind, task.resource): task for task in plan.prediction.tasks}
     keys: list[Key] = sorted({*predicted, *measured.totals})
-    return [_task_report(key, predicted.get(key), measured.totals.get(key, Total()), scales[key[0]]) for key in keys]
+    return [
+        _task_report(key, predicted.get(key), measured.totals.get(key, Total()), scales[key[0]])
+        for key in keys
+    ]
 
 
 def _task_report(key: Key, predicted: TaskPrediction | None, total: Total, scale: float) -> TaskReport:
@@ -111,7 +114,7 @@ def _task_report(key: Key, predicted: TaskPrediction | None, total: Total, scale
     )
 
 
-def _tier_reports(plan: Plan, engine: Engine, device: torch.device) -> list[TierReport]:
+def _tier_reports(plan: Plan, device: torch.device, disk_bytes: int) -> list[TierReport]:
     """Each tier's ledger beside what the operating system (or CUDA) counted.
 
     An emulated gpu tier lies in the process's own memory, where it cannot be told from the cpu tier: both are counted
@@ -123,12 +126,14 @@ def _tier_reports(plan: Plan, engine: Engine, device: torch.device) -> list[Tier
     if hardware.compute_tier == "gpu":
         measured = None if hardware.emulated else memory.peak_gpu_bytes(device)
         rows.append(("gpu", ledger.peak_bytes("gpu"), hardware.gpu_bytes, measured))
-    rows.append(("cpu", ledger.peak_bytes("cpu"), hardware.cpu_bytes, None if hardware.emulated else resident))
+    rows.append(
+        ("cpu", ledger.peak_bytes("cpu"), hardware.cpu_bytes, None if hardware.emulated else resident)
+    )
     if hardware.emulated:
         both = ledger.peak_bytes("gpu") + ledger.peak_bytes("cpu")
         rows.append(("host", both, hardware.gpu_bytes + hardware.cpu_bytes, resident))
-    if engine.store:
-        rows.append(("disk", ledger.peak_bytes("disk"), hardware.disk_bytes, engine.store.allocated_bytes()))
+    if ledger.peak_bytes("disk"):
+        rows.append(("disk", ledger.peak_bytes("disk"), hardware.disk_bytes, disk_bytes))
     return [
         TierReport(tier=tier, ledger_bytes=held, limit_bytes=limit, measured_peak_bytes=measured)
         for tier, held, limit, measured in rows

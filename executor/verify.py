@@ -86,7 +86,7 @@ def _first_difference(
                 ours=ours,
                 reference=theirs,
                 margin=margin,
-                near_tie=margin <= NEAR_TIE[dtype],
+                near_tie=margin <= NEAR_TIE[dtype] and ours not in eos_ids,
             )
     return None
 
