@@ -10,7 +10,7 @@ from executor.transfer import copy_bytes
 from executor.weights import WeightHomes, tensor_views
 from planner.layout import align
 from planner.ledger import WEIGHT_STAGING, Sizes
-from planner.schedule import Slots
+from planner.schedule import Slots, Task
 
 
 class WeightSlots:
@@ -38,14 +38,17 @@ class WeightSlots:
         file.read(offset, target[:nbytes])
         return nbytes
 
-    def copy_to_slot(self, j: int, slots: Slots) -> int:
-        """Layer j's cpu slab and its staged disk slab into the slot."""
-        slabs, slot = self.sizes.slabs[j], self._slots[slots.weight]
-        split, total = slabs["cpu"].nbytes, self.sizes.streamed(j)
-        if split:
-            copy_bytes(slot[:split], self.homes.slab(j, "cpu"))
-        if total > split:
-            copy_bytes(slot[split:total], self._staging[slots.staging][: total - split])
+    def copy_to_slot(self, task: Task) -> int:
+        """One part of a layer's streamed bytes into its slot: the cpu slab comes first, the staged disk slab after."""
+        slot, split, total = self._slots[task.slots.weight], self.sizes.slabs[task.j]["cpu"].nbytes, 0
+        start, stop = _part(self.sizes.streamed(task.j), task)
+        if start < split:
+            source = self.homes.slab(task.j, "cpu")[start : min(stop, split)]
+            total += copy_bytes(slot[start : start + source.numel()], source)
+        if stop > split:
+            first = max(start, split)
+            source = self._staging[task.slots.staging][first - split : stop - split]
+            total += copy_bytes(slot[first:stop], source)
         return total
 
     def tensors(self, j: int, slots: Slots) -> dict[str, torch.Tensor]:
@@ -78,3 +81,9 @@ class WeightSlots:
         self._staging.clear()
         for arena in (self._slot_arena, self._staging_arena, self._dequantised):
             arena.close()
+
+
+def _part(num_bytes: int, task: Task) -> tuple[int, int]:
+    """(start, stop) of a task's share of a layer's bytes, on whole pages."""
+    size = align(-(-num_bytes // task.num_parts))
+    return min(task.part * size, num_bytes), min((task.part + 1) * size, num_bytes)

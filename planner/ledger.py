@@ -27,6 +27,8 @@ from planner.placement import Placement, group_tier
 from planner.policy import TIERS, Policy, Tier
 from planner.workload import Workload
 
+PART_BYTES = 16 * MIB
+"""Smaller copies are slower than the link."""
 LOADING_BYTES = 64 * MIB
 """Read buffer while a checkpoint is loaded; free again before the first block."""
 
@@ -146,6 +148,10 @@ class Sizes:
     def streamed(self, j: int) -> int:
         """Bytes of layer j that a weight slot receives."""
         return sum(slab.nbytes for tier, slab in self.slabs[j].items() if tier != self.compute_tier)
+
+    def weight_parts(self, j: int) -> int:
+        """Into how many copies layer j's streamed bytes may be cut without losing the link's rate."""
+        return max(1, self.streamed(j) // PART_BYTES)
 
     def weight_slot(self) -> int:
         """One weight slot."""

@@ -6,6 +6,7 @@ profile. Tasks on one resource run in the order they are yielded; `deps` are the
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -70,6 +71,9 @@ class Task:
     k: int
     slots: Slots
     deps: tuple[int, ...]
+    part: int = 0
+    num_parts: int = 1
+    """A layer's weights cross the link in parts, between the cache loads of the visits before it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,13 +89,22 @@ class BatchShape:
     disk_activation: bool
 
 
+class LayerShape(NamedTuple):
+    """Which of one layer's weights move."""
+
+    on_link: bool
+    """All or part of them cross the link."""
+    on_disk: bool
+    num_parts: int
+    """Copies over the link at most; no more than there are gpu batches to spread them over."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
     """What the generator needs to know of a plan: who moves, not how many bytes."""
 
     compute_tier: Tier
-    layers: tuple[tuple[bool, bool], ...]
-    """For each layer: does a part come from the cpu tier over the link, does a part come from disk."""
+    layers: tuple[LayerShape, ...]
     batches: tuple[BatchShape, ...]
     weight_slots: int
     cache_slots: int
@@ -115,7 +128,12 @@ def shape_of(sizes: Sizes) -> Shape:
     return Shape(
         compute_tier=tier,
         layers=tuple(
-            (tier == "gpu" and slabs["cpu"].nbytes > 0, slabs["disk"].nbytes > 0) for slabs in sizes.slabs
+            LayerShape(
+                on_link=tier == "gpu" and sizes.streamed(j) > 0,
+                on_disk=slabs["disk"].nbytes > 0,
+                num_parts=min(sizes.weight_parts(j), len(batches)),
+            )
+            for j, slabs in enumerate(sizes.slabs)
         ),
         batches=tuple(batches),
         weight_slots=sizes.policy.weight_slots,
@@ -164,6 +182,7 @@ class _Generator:
             self._compute(visit, *loads)
             if following and not upcoming:
                 upcoming = self._load(following)
+            self.weights.load_part()
             yield from self.pending
             self.pending.clear()
             visit, loads = following, upcoming
@@ -238,22 +257,47 @@ class _Generator:
         if visit.last and 0 <= visit.j < self.num_layers:
             self.weights.release(visit.j, done)
 
-    def emit(self, kind: TaskKind, resource: Resource, visit: Visit, slots: Slots, deps: Ids) -> Ids:
+    def emit(
+        self,
+        kind: TaskKind,
+        resource: Resource,
+        visit: Visit,
+        slots: Slots,
+        deps: Ids,
+        part: tuple[int, int] = (0, 1),
+    ) -> Ids:
         """Queue one task; its id as a tuple."""
         unique = tuple(dict.fromkeys(deps))
-        self.pending.append(Task(self.next_id, kind, resource, visit.i, visit.j, visit.k, slots, unique))
+        task = Task(self.next_id, kind, resource, visit.i, visit.j, visit.k, slots, unique, *part)
+        self.pending.append(task)
         self.next_id += 1
         return (self.next_id - 1,)
 
 
+class _Load(NamedTuple):
+    """The weights of one layer, on their way into a slot part by part."""
+
+    n: int
+    visit: Visit
+    slots: Slots
+    deps: Ids
+    num_parts: int
+
+
 class _Weights:
-    """The streamed layers of all passes in a row; the n-th of them takes slot n % weight_slots."""
+    """The streamed layers of all passes in a row; the n-th of them takes slot n % weight_slots.
+
+    A layer's parts are yielded one a visit, so that the cache loads between them do not wait for a whole layer;
+    what is left of them when the layer is used is yielded then.
+    """
 
     def __init__(self, generator: _Generator) -> None:
         self.generator, self.layers = generator, generator.shape.layers
-        self.streamed = [j for j, parts in enumerate(self.layers) if any(parts)]
+        self.streamed = [j for j, layer in enumerate(self.layers) if layer.on_link or layer.on_disk]
         self.num_slots = generator.shape.weight_slots
         self.num_loaded = self.num_used = self.num_released = self.num_staged = 0
+        self.loading: deque[_Load] = deque()
+        self.num_done = 0  # parts of the first of `loading`
         self.ready: dict[int, Ids] = {}
         self.users: list[Ids] = [()] * self.num_slots
         self.staging_users: list[Ids] = [()] * WEIGHT_STAGING
@@ -261,24 +305,29 @@ class _Weights:
     def fill(self) -> None:
         """Load the first layers, as many as there are slots."""
         for _ in range(self.num_slots):
-            self._load_next()
+            self._begin()
+        while self.loading:
+            self.load_part()
 
     def use(self, visit: Visit) -> tuple[int, Ids]:
         """A layer's slot (-1 if it is resident), and for its first gpu batch the load to wait for."""
-        if not any(self.layers[visit.j]):
+        if not (self.layers[visit.j].on_link or self.layers[visit.j].on_disk):
             return -1, ()
         self.num_used += visit.first
         n = self.num_used - 1
+        while self.loading and self.loading[0].n <= n:
+            self.load_part()
         return n % self.num_slots, self.ready.pop(n) if visit.first else ()
 
     def release(self, j: int, done: Ids) -> None:
         """Layer j's last compute is queued: its slot takes the next layer that has none."""
-        if any(self.layers[j]):
+        if self.layers[j].on_link or self.layers[j].on_disk:
             self.users[self.num_released % self.num_slots] = done
             self.num_released += 1
-            self._load_next()
+            self._begin()
 
-    def _load_next(self) -> None:
+    def _begin(self) -> None:
+        """Start the next layer's load: its disk read is yielded at once."""
         n, emit = self.num_loaded, self.generator.emit
         if not self.streamed or n >= len(self.streamed) * self.generator.gen_len:
             return
@@ -286,13 +335,29 @@ class _Weights:
         i, position = divmod(n, len(self.streamed))
         j, slot, link = self.streamed[position], n % self.num_slots, self.generator.link
         visit, ids, staging = Visit(i, j, 0, True, False), self.users[slot], -1
-        if self.layers[j][1]:
+        if self.layers[j].on_disk:
             if link:
                 staging, self.num_staged = self.num_staged % WEIGHT_STAGING, self.num_staged + 1
             free = self.staging_users[staging] if link else ids
             ids += emit(TaskKind.LOAD_WEIGHT, "disk_read", visit, Slots(slot, staging, -1, -1), free)
         if link:
-            ids = emit(TaskKind.LOAD_WEIGHT, "h2d", visit, Slots(slot, staging, -1, -1), ids)
-            if staging >= 0:
-                self.staging_users[staging] = ids
-        self.ready[n] = ids
+            parts = self.layers[j].num_parts
+            self.loading.append(_Load(n, visit, Slots(slot, staging, -1, -1), ids, parts))
+            self.ready[n] = ()
+        else:
+            self.ready[n] = ids
+
+    def load_part(self) -> None:
+        """Yield one part of the oldest load under way."""
+        if not self.loading:
+            return
+        load = self.loading[0]
+        part = (self.num_done, load.num_parts)
+        ids = self.generator.emit(TaskKind.LOAD_WEIGHT, "h2d", load.visit, load.slots, load.deps, part)
+        self.ready[load.n] = ids  # one lane, in order: the last part is done when all are
+        self.num_done += 1
+        if self.num_done == load.num_parts:
+            self.loading.popleft()
+            self.num_done = 0
+            if load.slots.staging >= 0:
+                self.staging_users[load.slots.staging] = ids

@@ -64,7 +64,10 @@ class TaskCosts:
         loads = self._passes.get(key)
         if loads is None:
             loads = self._passes[key] = self._loads(*key)
-        return loads[task.kind, task.resource]
+        load = loads[task.kind, task.resource]
+        if task.num_parts == 1:
+            return load
+        return load._replace(seconds=load.seconds / task.num_parts, num_bytes=load.num_bytes / task.num_parts)
 
     def _loads(self, i: int, j: int, k: int) -> Loads:
         cost, step = self.cost, step_of(self.sizes.workload, i)
