@@ -43,9 +43,10 @@ class Step:
     """[chunk rows] left padding, on the compute device; None where nothing is padded."""
     host_pads: torch.Tensor | None
     """The same on the host."""
+    attend_start_s: float = 0.0
     attend_s: float = 0.0
     attend_bytes: int = 0
-    """K and V that the CPU attended to, and how long it took."""
+    """K and V that the CPU attended to, from when and for how long."""
 
     def overlapping(self) -> Iterator[tuple[Part, slice, int]]:
         """The parts that meet the chunk: (part, the chunk's rows, first of them within the part)."""
@@ -117,7 +118,7 @@ class RowAttention:
             errand.bring_back(result[rows])
             step.attend_bytes += 2 * total * part.view.vector_bytes * errand.query.shape[0]
         if sent:
-            step.attend_s += time.perf_counter() - began
+            step.attend_start_s, step.attend_s = began, time.perf_counter() - began
         return result
 
 

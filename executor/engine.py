@@ -156,7 +156,7 @@ class _BlockRun:
             case TaskKind.LOAD_WEIGHT, "disk_read":
                 return lambda: self.engine.weights.read_disk(task.j, task.slots)
             case TaskKind.LOAD_WEIGHT, _:
-                return lambda: self.engine.weights.copy_to_slot(task.j, task.slots)
+                return lambda: self.engine.weights.copy_to_slot(task)
             case TaskKind.COMPUTE, _:
                 return lambda: self._compute(task)
             case ((TaskKind.LOAD_CACHE | TaskKind.STORE_CACHE), _):
@@ -165,9 +165,10 @@ class _BlockRun:
                 return lambda: self._move_activation(task)
 
     def _compute(self, task: Task) -> int:
-        num_bytes, seconds = self.engine.compute.run(task, self.states[task.k])
-        if num_bytes:
-            self.engine.measurements.add_attend(task, num_bytes, seconds)
+        step = self.engine.compute.run(task, self.states[task.k])
+        if step:
+            measured = step.attend_bytes, step.attend_start_s, step.attend_s
+            self.engine.measurements.add_attend(task, *measured)
         return 0
 
     def _move_cache(self, task: Task) -> int:

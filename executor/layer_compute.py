@@ -68,15 +68,15 @@ class LayerCompute:
         self.attention.step = None
         self.exchange.close()
 
-    def run(self, task: Task, state: BatchState) -> tuple[int, float]:
-        """Do the task; (bytes, seconds) of the attention that the CPU did within it."""
+    def run(self, task: Task, state: BatchState) -> Step | None:
+        """Do the task; the step in which the CPU attended, if it did."""
         if task.j == PRELUDE:
             self._prelude(task, state)
         elif task.j == len(self.sizes.model.layers):
             self._tail(task, state)
         else:
             return self._layer(task, state)
-        return 0, 0.0
+        return None
 
     def _prelude(self, task: Task, state: BatchState) -> None:
         """Embed this token's ids, and record what each layer is called with, chunk by chunk."""
@@ -98,7 +98,7 @@ class LayerCompute:
             working[first : first + count] = recorded.hidden
             state.arguments.append(recorded.arguments)
 
-    def _layer(self, task: Task, state: BatchState) -> tuple[int, float]:
+    def _layer(self, task: Task, state: BatchState) -> Step | None:
         """One layer over the gpu batch's rows; its output replaces its input, or goes to the tail."""
         if self._bound != (task.i, task.j):
             self.templates.bind_layer(task.j, self.weights.tensors(task.j, task.slots))
@@ -108,7 +108,7 @@ class LayerCompute:
         parts, is_last = self.parts(task, state), task.j == len(self.sizes.model.layers) - 1
         if is_last:
             state.last_hidden = torch.empty_like(working[:, -1])
-        num_bytes, seconds = 0, 0.0
+        attended = None
         for (first, count), arguments in zip(state.chunks_of(task.i), state.arguments, strict=True):
             rows = slice(first, first + count)
             pads = None if state.pads is None else state.pads[rows]
@@ -119,8 +119,9 @@ class LayerCompute:
                 state.last_hidden[rows] = output[:, -1]
             else:
                 working[rows] = output
-            num_bytes, seconds = num_bytes + step.attend_bytes, seconds + step.attend_s
-        return num_bytes, seconds
+            if step.attend_bytes:  # in decode, where all rows are one chunk
+                attended = step
+        return attended
 
     def _tail(self, task: Task, state: BatchState) -> None:
         """Logits of the last position, the next token of each row, and its copy for the host."""

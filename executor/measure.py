@@ -1,4 +1,4 @@
-"""What a run took: seconds and bytes of every kind of task, and the wall time of both phases."""
+"""What a run took: when every task ran, and the wall time of both phases, summed up while it runs."""
 
 from __future__ import annotations
 
@@ -6,17 +6,34 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 from executor.transfer import Handle
-from planner.plan import Phase
-from planner.schedule import Task
+from planner.activity import Activity, Span, Timeline
+from planner.plan import PHASES, Phase
+from planner.schedule import ATTEND, Task
 
-ATTEND = "attend"
-"""The CPU's share of attention, inside a compute task."""
 Key = tuple[Phase, str, str]
 """(phase, kind, resource)"""
+_SETTLE_SPANS = 2048
+"""Spans are merged when there are so many, and once a token at most."""
+_NEAR_S = 10.0
+"""CUDA gives the time between events in milliseconds of single precision: within this, to a microsecond."""
+
+
+class Recorder(Protocol):
+    """Is told of everything measured, as it is measured; times are on the host's clock (time.perf_counter)."""
+
+    def start_block(self, at_s: float) -> None:
+        """A block begins."""
+
+    def span(self, span: Span) -> None:
+        """A task ran, or the CPU's part of one."""
+
+    def token(self, at_s: float) -> None:
+        """A token has been sampled for every gpu batch."""
 
 
 @dataclass(slots=True)
@@ -34,28 +51,49 @@ class Total:
         self.seconds += seconds
 
 
+class DeviceClock:
+    """Puts events of a device's streams on the host's clock."""
+
+    def __init__(self, device: torch.device) -> None:
+        torch.cuda.synchronize(device)
+        self._base = torch.cuda.Event(enable_timing=True)
+        self._base.record(torch.cuda.current_stream(device))
+        self._base_s = time.perf_counter()
+
+    def at(self, event: torch.cuda.Event) -> float:
+        """When an event took place, which is over."""
+        since_s = float(self._base.elapsed_time(event)) / 1e3
+        at_s = self._base_s + since_s
+        if since_s > _NEAR_S:
+            self._base, self._base_s = event, at_s
+        return at_s
+
+
 class Measurements:
     """Sums over all blocks of a run; handles are dropped as soon as their tasks are done."""
 
     def __init__(self) -> None:
         self.totals: dict[Key, Total] = {}
+        self.activities: dict[Phase, Activity] = {phase: Activity() for phase in PHASES}
         self.phase_s: dict[Phase, float] = {"prefill": 0.0, "decode": 0.0}
         self.phase_tokens: dict[Phase, int] = {"prefill": 0, "decode": 0}
         self.num_blocks = 0
+        self.recorder: Recorder | None = None
         self._pending: deque[Handle] = deque()
         self._forget: Callable[[Handle], None] = lambda _: None
-        self._base: torch.cuda.Event | None = None
+        self._clock: DeviceClock | None = None
+        self._timeline = Timeline(0.0)
         self._began = self._prefilled = self._ended = 0.0
+        self._token = 0
 
     def start_block(self, device: torch.device, forget: Callable[[Handle], None]) -> None:
         """The clock starts; `forget` is told of every task that is done."""
         self._forget = forget
-        self._base = None
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-            self._base = torch.cuda.Event(enable_timing=True)
-            self._base.record(torch.cuda.current_stream(device))
+        self._clock = DeviceClock(device) if device.type == "cuda" else None
         self._began = self._prefilled = self._ended = time.perf_counter()
+        self._timeline, self._token = Timeline(self._began), 0
+        if self.recorder:
+            self.recorder.start_block(self._began)
 
     def add(self, handle: Handle) -> None:
         """A task is on its way."""
@@ -63,15 +101,19 @@ class Measurements:
         while self._pending and self._pending[0].is_done():
             self._count(self._pending.popleft())
 
-    def add_attend(self, task: Task, num_bytes: int, seconds: float) -> None:
+    def add_attend(self, task: Task, num_bytes: int, start_s: float, seconds: float) -> None:
         """The CPU attended inside a compute task."""
         self.totals.setdefault((_phase(task), ATTEND, "cpu"), Total()).add(num_bytes, seconds)
+        self._keep(_span(task, ATTEND, "cpu", start_s, start_s + seconds, num_bytes))
 
     def token_done(self, handle: Handle, num_tokens: int) -> None:
         """A gpu batch's token has been sampled; `num_tokens` went through the layers for it."""
         at = self._finished_at(handle)
+        i = handle.task.i
+        if i > self._token:
+            self._next_token(i)
         self._ended = max(self._ended, at)
-        if handle.task.i == 0:
+        if i == 0:
             self._prefilled = max(self._prefilled, at)
         self.phase_tokens[_phase(handle.task)] += num_tokens
 
@@ -81,21 +123,51 @@ class Measurements:
             handle = self._pending.popleft()
             handle.wait()
             self._count(handle)
+        self._next_token(self._token)
+        self._settle(self._ended)
         self.phase_s["prefill"] += self._prefilled - self._began
         self.phase_s["decode"] += self._ended - self._prefilled
         self.num_blocks += 1
 
     def _count(self, handle: Handle) -> None:
-        key = (_phase(handle.task), handle.task.kind.value, handle.task.resource)
-        self.totals.setdefault(key, Total()).add(handle.num_bytes, handle.seconds())
+        task, seconds = handle.task, handle.seconds()
+        key = (_phase(task), task.kind.value, task.resource)
+        self.totals.setdefault(key, Total()).add(handle.num_bytes, seconds)
+        stop_s = self._finished_at(handle)
+        self._keep(_span(task, task.kind.value, task.resource, stop_s - seconds, stop_s, handle.num_bytes))
         self._forget(handle)
+
+    def _keep(self, span: Span) -> None:
+        self._timeline.add(span)
+        if self.recorder:
+            self.recorder.span(span)
+
+    def _next_token(self, i: int) -> None:
+        """All gpu batches' tokens before i are there: what ran up to now can be merged."""
+        self._token = i
+        if self.recorder:
+            self.recorder.token(self._ended)
+        if len(self._timeline) > _SETTLE_SPANS:
+            # nothing still on its way can have begun before it was submitted
+            self._settle(self._pending[0].submitted_s if self._pending else self._ended)
+
+    def _settle(self, until_s: float) -> None:
+        """Sum up the time until then, cut where prefill ended."""
+        if until_s >= self._prefilled > self._timeline.start_s:
+            self.activities["prefill"].add(self._timeline.close(self._prefilled))
+        if until_s > self._timeline.start_s >= self._prefilled:
+            self.activities["decode"].add(self._timeline.close(until_s))
 
     def _finished_at(self, handle: Handle) -> float:
         """On the host's clock."""
-        if self._base is not None and handle.device_event is not None:
-            return self._began + float(self._base.elapsed_time(handle.device_event)) / 1e3
+        if self._clock is not None and handle.device_event is not None:
+            return self._clock.at(handle.device_event)
         return handle.stop_s
 
 
 def _phase(task: Task) -> Phase:
     return "prefill" if task.i == 0 else "decode"
+
+
+def _span(task: Task, kind: str, lane: str, start_s: float, stop_s: float, num_bytes: int) -> Span:
+    return Span(task.id, kind, lane, task.i, task.j, task.k, start_s, stop_s, num_bytes, task.deps)

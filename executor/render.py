@@ -8,6 +8,7 @@ from rich.console import Group
 from rich.table import Table
 
 from hwprofiles.units import format_bytes, format_seconds
+from planner.bottleneck import sentences
 from planner.report import RunReport
 
 
@@ -75,6 +76,7 @@ def _memory(report: RunReport) -> Table:
 
 
 def _remarks(report: RunReport) -> Iterator[str]:
+    yield from map(sentences, report.activity)
     yield (
         f"{report.prompt_tokens} prompt tokens and {report.padding_tokens} of padding, "
         f"{report.generated_tokens} generated"

@@ -10,12 +10,13 @@ import torch
 
 from executor import memory
 from executor.batching import Block
-from executor.measure import ATTEND, Key, Measurements, Total
+from executor.measure import Key, Measurements, Total
 from executor.sampling import Completion
 from hwprofiles.host import current_fingerprint
+from planner.bottleneck import phase_activity
 from planner.plan import PHASES, Phase, Plan, TaskPrediction
 from planner.report import SCHEMA_VERSION, PhaseReport, RunReport, TaskReport, TierReport
-from planner.schedule import TaskKind
+from planner.schedule import ATTEND, TaskKind
 
 
 @dataclass(slots=True)
@@ -43,6 +44,8 @@ def make_report(
     phases = tuple(_phase_report(plan, measured, phase, scales[phase]) for phase in PHASES)
     predicted_s = sum(phase.predicted_s for phase in phases)
     measured_s = sum(phase.measured_s for phase in phases)
+    found = (phase_activity(phase, measured.activities[phase]) for phase in PHASES)
+    activity = tuple(phase for phase in found if phase)
     busy_s = sum(total.seconds for (_, kind, _), total in measured.totals.items() if kind != ATTEND)
     return RunReport(
         schema_version=SCHEMA_VERSION,
@@ -63,7 +66,8 @@ def make_report(
         generated_tokens=totals.generated_tokens,
         padding_tokens=totals.padding_tokens,
         overlap=_ratio(busy_s, measured_s),
-        binding={phase: _binding(measured, phase) for phase in PHASES if measured.phase_s[phase] > 0},
+        binding={found.phase: found.binding for found in activity},
+        activity=activity,
     )
 
 
@@ -138,15 +142,6 @@ def _tier_reports(plan: Plan, device: torch.device, disk_bytes: int) -> list[Tie
         TierReport(tier=tier, ledger_bytes=held, limit_bytes=limit, measured_peak_bytes=measured)
         for tier, held, limit, measured in rows
     ]
-
-
-def _binding(measured: Measurements, phase: Phase) -> str:
-    """The resource that was at work longest."""
-    busy: dict[str, float] = {}
-    for (of, kind, resource), total in measured.totals.items():
-        if of == phase and kind != ATTEND:
-            busy[resource] = busy.get(resource, 0.0) + total.seconds
-    return max(busy, key=lambda resource: busy[resource])
 
 
 def _ratio(amount: float, seconds: float) -> float | None:

@@ -45,6 +45,8 @@ class Handle:
     """A task on its way: when it is issued, done, and what it took."""
 
     task: Task
+    submitted_s: float = field(default_factory=time.perf_counter)
+    """It cannot begin before."""
     issued: threading.Event = field(default_factory=threading.Event)
     device_event: torch.cuda.Event | None = None
     start_event: torch.cuda.Event | None = None
