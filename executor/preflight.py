@@ -26,6 +26,7 @@ def check(plan: Plan, *, offload_dir: Path | None, device: torch.device) -> None
 
     `offload_dir` None is the current directory. Files that killed runs left there are removed first.
     """
+    _check_placement(plan)
     _check_ledger(plan)
     plan.ledger.check(plan.hardware)
     in_memory = 0
@@ -37,6 +38,24 @@ def check(plan: Plan, *, offload_dir: Path | None, device: torch.device) -> None
     _check_host(plan, in_memory)
     if device.type == "cuda":
         _check_gpu(plan.ledger, device)
+
+
+def _check_placement(plan: Plan) -> None:
+    """A placement is of one policy and one model; a plan edited by hand may hold two that do not match."""
+    policy, placement, layers = plan.policy, plan.placement, plan.model.spec().layers
+    rows = {rows.total for rows in (*placement.cache_rows, *placement.activation_rows)}
+    tensors = [len(layer.tensors) for layer in layers]
+    differs = None
+    if len(placement.cache_rows) != policy.num_gpu_batches:
+        differs = (
+            f"num_gpu_batches {policy.num_gpu_batches}, its placement {len(placement.cache_rows)} gpu batches"
+        )
+    elif rows != {policy.gpu_batch_size}:
+        differs = f"gpu_batch_size {policy.gpu_batch_size}, its placement gpu batches of {sorted(rows)} rows"
+    elif [len(letters) for letters in placement.weight_tiers] != tensors:
+        differs = f"weight_tiers of other layers than the model's {len(layers)} layers"
+    if differs:
+        raise UserError(f"plan: it has {differs}; it was edited by hand: run planner search again")
 
 
 def _check_ledger(plan: Plan) -> None:
