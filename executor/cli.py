@@ -54,6 +54,20 @@ def build_parser() -> argparse.ArgumentParser:
         help="result lines (JSONL), appended block by block; an existing file is resumed",
     )
     run.add_argument("--report", type=Path, metavar="FILE", help="write report.json here")
+    run.add_argument(
+        "--trace",
+        type=Path,
+        metavar="FILE",
+        help="write when each task ran as a Chrome/Perfetto trace (JSON)",
+    )
+    run.add_argument(
+        "--trace-blocks", type=int, default=1, metavar="N", help="blocks to record in the trace (default: 1)"
+    )
+    run.add_argument(
+        "--hw",
+        metavar="NAME-OR-PATH",
+        help="the plan's hardware profile: predicts the trace's lanes beside it",
+    )
     verify = commands.add_parser("verify", help="compare a plan's tokens with transformers' own generate")
     _add_job(verify)
     verify.add_argument(

@@ -14,11 +14,13 @@ from executor.job import JobOptions, compute_device, end_of_sequence_ids, run_jo
 from executor.loading import ConsoleLoading
 from executor.render import report_table
 from executor.sampling import Completion
+from executor.trace import TraceOptions
 from executor.verdict import verdict_lines
 from executor.verify import compare, reference_model
 from hwprofiles.errors import UserError
 from hwprofiles.files import check_writable, write_atomically
 from hwprofiles.host import current_fingerprint
+from hwprofiles.profile import load_profile
 from hwprofiles.terminal import make_console
 from planner.layout import DTYPE_BYTES
 from planner.plan import Plan, load_plan
@@ -35,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
         check_writable(arguments.report)
     plan, console = load_plan(arguments.plan), make_console(stderr=True)
     _warn_of_other_host(plan, console)
-    report = _run(plan, console, _options(arguments, output=arguments.output))
+    report = _run(plan, console, _options(arguments, output=arguments.output, trace=_trace(arguments)))
     if arguments.report:
         write_atomically(arguments.report, report_json(report))
     make_console().print(report_table(report))
@@ -60,7 +62,11 @@ def verify(arguments: argparse.Namespace) -> int:
 
 
 def _options(
-    arguments: argparse.Namespace, *, output: Path | None = None, first: int | None = None
+    arguments: argparse.Namespace,
+    *,
+    output: Path | None = None,
+    first: int | None = None,
+    trace: TraceOptions | None = None,
 ) -> JobOptions:
     return JobOptions(
         model_dir=resolve_model(arguments.model_path) if arguments.model_path else None,
@@ -69,7 +75,20 @@ def _options(
         offload_dir=arguments.offload_dir,
         overlap=not arguments.no_overlap,
         first=first,
+        trace=trace,
     )
+
+
+def _trace(arguments: argparse.Namespace) -> TraceOptions | None:
+    if not arguments.trace:
+        if arguments.hw:
+            raise UserError("--hw predicts the lanes of a trace; give --trace FILE with it")
+        return None
+    check_writable(arguments.trace)
+    if arguments.trace_blocks < 1:
+        raise UserError(f"--trace-blocks is {arguments.trace_blocks}; record at least one block")
+    profile = load_profile(arguments.hw) if arguments.hw else None
+    return TraceOptions(path=arguments.trace, num_blocks=arguments.trace_blocks, profile=profile)
 
 
 def _run(

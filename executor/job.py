@@ -23,6 +23,7 @@ from executor.requests import Request, read_requests, synthetic_requests
 from executor.results import ResultFile
 from executor.sampling import Completion, Sampler
 from executor.tokenize import load_tokenizer
+from executor.trace import TraceOptions, open_trace
 from hwprofiles.errors import UserError
 from planner.plan import Plan
 from planner.report import RunReport
@@ -43,6 +44,7 @@ class JobOptions:
     overlap: bool = True
     first: int | None = None
     """Only so many prompts of the input, greedily and without stop strings: what `verify` compares."""
+    trace: TraceOptions | None = None
 
 
 def compute_device(plan: Plan) -> torch.device:
@@ -126,6 +128,8 @@ def run_job(
             plan, EngineOptions(device=device, offload_dir=options.offload_dir, overlap=options.overlap)
         )
         stack.callback(engine.close)
+        if options.trace:
+            engine.measurements.recorder = stack.enter_context(open_trace(options.trace, plan, device))
         load_weights(engine, checkpoint, loading)
         eos_ids = end_of_sequence_ids(options.model_dir)
         _announce(reporter, requests, pending)

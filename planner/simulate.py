@@ -8,8 +8,9 @@ memory, the cores.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hwprofiles.errors import UserError
@@ -64,8 +65,8 @@ def simulate(sizes: Sizes, rates: Rates, played: Sequence[int] | None = None) ->
     spans, ends = _calibrated(player.play(), player.token_ends, rates)
     passes = _passes(spans, ends)
     phases: dict[Phase, Activity] = {phase: Activity() for phase in PHASES}
-    for token, weight in _weights(chosen, gen_len):
-        phases["prefill" if token == 0 else "decode"].add(passes[chosen.index(token)], weight)
+    for token, activity, weight in zip(chosen, passes, _weights(chosen, gen_len), strict=True):
+        phases["prefill" if token == 0 else "decode"].add(activity, weight)
     return Simulation(
         played=chosen,
         phases=phases,
@@ -96,14 +97,19 @@ def representative(sizes: Sizes, num_tokens: int | None = None) -> list[int]:
     """
     gen_len = sizes.workload.gen_len
     if num_tokens is None:
-        per_token = sum(1 for _ in tasks(shape_of(sizes), 2)) / 2
-        num_tokens = gen_len if gen_len * per_token <= MAX_TASKS else NUM_TOKENS
+        num_tokens = gen_len if len(first_tokens(sizes, MAX_TASKS)) == gen_len else NUM_TOKENS
     first, last = 2, gen_len - 2
     if num_tokens >= last - first + 1:
         return list(range(gen_len))
     steps = max(1, num_tokens - 1)
     between = {first + round((last - first) * n / steps) for n in range(steps + 1)}
     return [0, 1, *sorted(between), gen_len - 1]
+
+
+def first_tokens(sizes: Sizes, max_tasks: int) -> list[int]:
+    """Prefill and as many decode passes as come to about `max_tasks` tasks."""
+    per_token = sum(1 for _ in tasks(shape_of(sizes), 2)) / 2
+    return list(range(max(1, min(sizes.workload.gen_len, int(max_tasks / per_token)))))
 
 
 def _passes(spans: Sequence[Span], ends: Sequence[float]) -> list[Activity]:
@@ -117,16 +123,16 @@ def _passes(spans: Sequence[Span], ends: Sequence[float]) -> list[Activity]:
     return passes
 
 
-def _weights(played: Sequence[int], gen_len: int) -> Iterator[tuple[int, float]]:
-    """(token, passes it stands for): itself, and its share of those between it and its neighbours."""
-    weights = dict.fromkeys(played, 0.0)
+def _weights(played: Sequence[int], gen_len: int) -> list[float]:
+    """Passes that each token played stands for: itself, and its share of those between it and its neighbours."""
+    weights = [0.0] * len(played)
     for i in range(gen_len):
-        below = max(token for token in played if token <= i)
-        above = min((token for token in played if token >= i), default=below)
-        share = (i - below) / (above - below) if above > below else 0.0
+        above = min(bisect_left(played, i), len(played) - 1)
+        below = above if played[above] <= i else above - 1
+        share = (i - played[below]) / (played[above] - played[below]) if above > below else 0.0
         weights[below] += 1 - share
         weights[above] += share
-    return iter(weights.items())
+    return weights
 
 
 def _calibrated(

@@ -126,4 +126,4 @@ def write_prediction(writer: TraceWriter, simulation: Simulation, ledger: Ledger
     skipped = simulation.num_skipped
     if skipped:
         tokens = ", ".join(map(str, simulation.played))
-        writer.note("predicted", f"only tokens {tokens} were played; {skipped} between them are left out")
+        writer.note("predicted", f"only tokens {tokens} were played; {skipped} others are left out")

@@ -1,0 +1,74 @@
+"""The trace of a run: every task's measured interval, memory by token, and the predicted lanes above them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from executor import memory
+from hwprofiles.profile import HardwareProfile
+from planner.activity import Span
+from planner.plan import Plan
+from planner.simulate import first_tokens, rates_for, simulate
+from planner.trace import MAX_EVENTS, TraceWriter, write_prediction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceOptions:
+    """What goes into a trace and where it goes."""
+
+    path: Path
+    num_blocks: int = 1
+    """The first so many blocks are recorded."""
+    profile: HardwareProfile | None = None
+    """To predict the lanes with; without one, there are only measured lanes."""
+
+
+class RunTrace:
+    """Writes what is measured as it comes; a Recorder of executor/measure.py."""
+
+    def __init__(self, writer: TraceWriter, num_blocks: int, device: torch.device) -> None:
+        self.writer, self.num_blocks, self.device = writer, num_blocks, device
+        self._block = 0
+        self._origin_s = 0.0
+
+    def start_block(self, at_s: float) -> None:
+        """The first one begins where the trace begins."""
+        self._block += 1
+        if self._block == 1:
+            self._origin_s = at_s
+        self.token(at_s)
+
+    def span(self, span: Span) -> None:
+        """A task ran, or the CPU's part of one."""
+        if self._is_recording():
+            start_s, stop_s = span.start_s - self._origin_s, span.stop_s - self._origin_s
+            self.writer.span("measured", span._replace(start_s=start_s, stop_s=stop_s))
+
+    def token(self, at_s: float) -> None:
+        """Sample the memory that the process and torch's allocator hold."""
+        if not self._is_recording():
+            return
+        counts = {"cpu": memory.resident_bytes()}
+        if self.device.type == "cuda":
+            counts["gpu"] = torch.cuda.memory_reserved(self.device)
+        for tier, held in counts.items():
+            self.writer.counter("measured", f"{tier} bytes", at_s - self._origin_s, {"held": held})
+
+    def _is_recording(self) -> bool:
+        return self._block <= self.num_blocks
+
+
+@contextmanager
+def open_trace(options: TraceOptions, plan: Plan, device: torch.device) -> Iterator[RunTrace]:
+    """A trace file, whole however the run ends; the prediction is of a full block, from its first token on."""
+    with TraceWriter(options.path) as writer:
+        if options.profile:
+            sizes, rates = plan.sizes(), rates_for(plan, options.profile)
+            simulation = simulate(sizes, rates, first_tokens(sizes, MAX_EVENTS // 2))
+            write_prediction(writer, simulation, plan.ledger)
+        yield RunTrace(writer, options.num_blocks, device)
