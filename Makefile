@@ -19,7 +19,8 @@ lint: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	@python=$$(sh .ci/find-python) && echo "setting up $(VENV) with $$python" && "$$python" -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@echo "installing; the first time this may take some minutes"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
 	@touch $@
 
 clean:

@@ -11,8 +11,7 @@ from planner.candidate import Request
 from planner.ledger import Ledger
 from planner.machine import HEADROOM, Caps
 from planner.model import ModelSpec
-from planner.plan import Plan
-from planner.policy import TIERS, Policy, Split, Tier
+from planner.policy import Policy, Split
 from planner.problem import Problem, make_problem
 from planner.search import search
 from planner.workload import Workload
@@ -20,6 +19,8 @@ from planner.workload import Workload
 GPU_BATCH_SIZES = (16, 12, 8, 6, 4, 3, 2, 1)
 ROOM = 0.25
 """Share of the weights that finds room on gpu, and on cpu, beside what a run needs to work."""
+LEAST = 0.03
+"""Share of the weights that a tier must hold to count as used."""
 MB = 10**6
 
 
@@ -37,7 +38,7 @@ class TightCaps:
 
 
 def tight_caps(model: ModelSpec, workload: Workload, profile: HardwareProfile) -> TightCaps:
-    """The widest caps whose best plan holds weights on all three tiers.
+    """The widest caps whose best plan keeps a part of the weights on each tier.
 
     From one gpu batch size to the next they leave less: what it takes to work on such a gpu batch with all else on
     disk, and room for a quarter of the weights on each of gpu and cpu. A smaller gpu batch would leave room for
@@ -47,7 +48,7 @@ def tight_caps(model: ModelSpec, workload: Workload, profile: HardwareProfile) -
     for size in GPU_BATCH_SIZES:
         tight = caps_for(free, size)
         plan = search(make_problem(model, workload, profile, tight.caps()), Request())
-        if plan and all(weights_on(plan, tier) for tier in TIERS):
+        if plan and all(share >= LEAST for _, share in plan.placement.weights.items()):
             return tight
     raise UserError("no caps make the best plan use gpu, cpu and disk; give the model more layers")
 
@@ -75,11 +76,6 @@ def everything_on_disk(problem: Problem, gpu_batch_size: int) -> Ledger:
         prefill_rows=problem.prefill_rows(gpu_batch_size),
     )
     return problem.plan(policy).ledger
-
-
-def weights_on(plan: Plan, tier: Tier) -> int:
-    """Bytes of weights that a plan keeps on a tier."""
-    return plan.ledger.bytes_of(tier, "weights")
 
 
 def tenths(num_bytes: float) -> float:

@@ -15,6 +15,7 @@ import torch
 from library import library_sources
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
 
 PAD, END = "<|pad|>", "<|end|>"
 WARMUP_STEPS = 20
@@ -40,7 +41,7 @@ class Settings:
     batch_size: int = 16
     layer_steps: int = 2300
     """Steps times layers: one step of a model twice as deep counts twice."""
-    longest_s: float = 100.0
+    longest_s: float = 90.0
     """On a slow machine training ends here, with fewer steps."""
     matrix_rate: float = 0.03
     """Peak learning rate of the layers' matrices (Muon)."""
@@ -61,6 +62,7 @@ def main() -> int:
         print(f"{directory} holds the trained model already")
         return 0
     shutil.rmtree(directory, ignore_errors=True)
+    disable_progress_bar()
     torch.manual_seed(settings.seed)
     sources = library_sources(held_out=False)
     tokenizer = train_tokenizer(sources, settings)
@@ -154,11 +156,12 @@ class Progress:
         """One more step is done; says so now and then."""
         self.layer_steps += num_layers
         elapsed = self.elapsed_s
-        self.done = max(self.layer_steps / self.settings.layer_steps, elapsed / self.settings.longest_s)
+        share = max(self.layer_steps / self.settings.layer_steps, elapsed / self.settings.longest_s)
+        self.done = min(1.0, share)
         self.mean_loss = loss if self.mean_loss is None else 0.95 * self.mean_loss + 0.05 * loss
         if self.done >= min(self.next_line, 1.0):
             self.next_line += 1 / NUM_PROGRESS_LINES
-            left = max(0.0, elapsed / self.done - elapsed)
+            left = elapsed / self.done - elapsed
             print(f"{self.done:4.0%}  step {step}  loss {self.mean_loss:.2f}  {left:.0f} s left", flush=True)
 
 
