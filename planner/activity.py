@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from planner.schedule import ATTEND, TaskKind
 
-HAND_OVER = "handing over"
-"""What a gap waited for where every task it depends on was done: the host, which had yet to issue it."""
+ISSUE = "the host to issue it"
+"""What a gap waited for where all that the task depends on was done."""
 
 
 class Span(NamedTuple):
@@ -117,13 +117,13 @@ class Timeline:
         if span.kind == ATTEND:
             activity.wait(span.lane, f"{TaskKind.COMPUTE} on gpu", stop_s - start_s)
             return
-        nothing = start_s, HAND_OVER
+        nothing = start_s, ISSUE
         done_s, cause = max((self._stops.get(dep, nothing) for dep in span.deps), default=nothing)
         done_s = min(max(done_s, start_s), stop_s)
         if done_s > start_s:
             activity.wait(span.lane, cause, done_s - start_s)
         if stop_s > done_s:
-            activity.wait(span.lane, HAND_OVER, stop_s - done_s)
+            activity.wait(span.lane, ISSUE, stop_s - done_s)
 
 
 def _overlap_s(edges: list[tuple[float, int]]) -> float:

@@ -9,6 +9,8 @@ from planner.report import PhaseActivity
 
 _HIDDEN = 0.005
 """Smaller shares are not worth a word."""
+_LITTLE = 0.1
+"""Of a phase's time, work of other resources that says nothing about how well steps overlap."""
 _MOSTLY, _IN_PART = 0.75, 0.35
 """Of the work beside the busiest resource's, the share that ran at the same time as other work."""
 _ATTENDS_MOST = 0.5
@@ -64,14 +66,12 @@ def _overlap(found: PhaseActivity) -> str:
         if (lane, "gpu" in found.busy_share) != ("cpu", True)
     ]
     beside = sum(shares) - max(shares)
-    if beside < _HIDDEN:
-        return "No other resource had work to speak of, so there is nothing to overlap."
+    at_once = f"two or more resources were at work at once {_percent(found.overlap_share)} of the time"
+    if beside < _LITTLE:
+        return f"There was little beside it to overlap: {at_once}."
     done = found.overlap_share / min(beside, max(shares))
     verdict = "overlap" if done >= _MOSTLY else "overlap in part" if done >= _IN_PART else "hardly overlap"
-    return (
-        f"The steps {verdict}: two or more resources were at work at once {_percent(found.overlap_share)} "
-        "of the time."
-    )
+    return f"The steps {verdict}: {at_once}."
 
 
 def _percent(share: float) -> str:

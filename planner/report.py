@@ -65,7 +65,7 @@ class PhaseActivity:
     overlap_share: float
     """Two or more resources were at work at once, a compute task and its CPU attention counted as one."""
     waits_share: Mapping[str, float]
-    """What the binding resource's gaps waited for: a task as "kind on resource", or its handing over."""
+    """What the binding resource's gaps waited for: a task as "kind on resource", or the host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
