@@ -32,6 +32,8 @@ MODEL, HW, PLAN = DEMO / "model", DEMO / "hw.yaml", DEMO / "plan.yaml"
 PROMPTS, RESULTS = DEMO / "prompts.jsonl", DEMO / "results.jsonl"
 REPORT, CALIBRATED = DEMO / "report.json", DEMO / "hw-calibrated.yaml"
 NUM_PROMPTS, PROMPT_LEN, GEN_LEN = 64, 64, 32
+SAMPLING = {"temperature": 0.6, "top_p": 0.9}
+"""A small model that always takes the likeliest token soon repeats itself; `verify` does so all the same."""
 EMULATED_GPU = "64MiB"
 NUM_SHOWN = 4
 WIDTH = 110
@@ -107,7 +109,13 @@ def write_prompts() -> None:
             "custom_id": f"function-{number}",
             "method": "POST",
             "url": "/v1/completions",
-            "body": {"model": MODEL.name, "prompt": prompt, "max_tokens": GEN_LEN, "temperature": 0},
+            "body": {
+                "model": MODEL.name,
+                "prompt": prompt,
+                "max_tokens": GEN_LEN,
+                "seed": number,
+                **SAMPLING,
+            },
         }
         for number, prompt in enumerate(prompts, start=1)
     ]
@@ -156,8 +164,8 @@ def show_completions(console: Console) -> None:
         f"\n{NUM_PROMPTS} results for {NUM_PROMPTS} prompts. Some of them, the completions in green:"
     )
     for request in requests[:NUM_SHOWN]:
-        completion = Text(results[request["custom_id"]], style="green")
-        console.print(Text.assemble("\n", request["body"]["prompt"], completion))
+        name, completion = (request["custom_id"], "dim"), (results[request["custom_id"]], "green")
+        console.print(Text.assemble("\n", name, "\n", request["body"]["prompt"], completion))
 
 
 def summary(demo: Demo, report: RunReport) -> Table:

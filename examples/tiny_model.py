@@ -39,9 +39,9 @@ class Settings:
     deepen_at: float = 0.7
     """Share of the training after which the first layers become `num_layers`."""
     batch_size: int = 16
-    layer_steps: int = 2300
+    layer_steps: int = 2600
     """Steps times layers: one step of a model twice as deep counts twice."""
-    longest_s: float = 90.0
+    longest_s: float = 115.0
     """On a slow machine training ends here, with fewer steps."""
     matrix_rate: float = 0.03
     """Peak learning rate of the layers' matrices (Muon)."""
