@@ -23,6 +23,7 @@ from planner.machine import Caps
 from planner.model import load_model
 from planner.plan import Plan, load_plan
 from planner.policy import Bits, Policy, Split
+from planner.pricing import price
 from planner.problem import Problem, make_problem
 from planner.render import four_bit_note, plan_view
 from planner.render_simulation import simulation_view
@@ -211,11 +212,11 @@ def _simulate(arguments: argparse.Namespace) -> int:
     if profile.digest() != plan.hardware.digest:
         print(
             f"warning: the plan was made with another profile ({plan.hardware.name}), or with another version "
-            f"of {profile.name}; the closed formula's figures are that profile's",
+            f"of {profile.name}; what follows is for the one given",
             file=sys.stderr,
         )
     simulation = simulate(sizes, rates, representative(sizes, arguments.tokens))
-    make_console().print(simulation_view(plan, simulation))
+    make_console().print(simulation_view(price(sizes, rates), simulation))
     if arguments.trace:
         with TraceWriter(arguments.trace) as writer:
             write_prediction(writer, simulation, plan.ledger)

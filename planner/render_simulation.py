@@ -7,26 +7,25 @@ from rich.table import Table
 
 from hwprofiles.units import format_seconds
 from planner.bottleneck import phase_activity, sentences
-from planner.plan import PHASES, Plan
+from planner.plan import PHASES, Prediction
 from planner.render import make_table
 from planner.report import PhaseActivity
 from planner.simulate import Simulation
 
 
-def simulation_view(plan: Plan, simulation: Simulation) -> RenderableType:
+def simulation_view(formula: Prediction, simulation: Simulation) -> RenderableType:
     """Both phases simulated and by the closed formula, busy shares, what binds, throughput."""
     found = [phase_activity(phase, simulation.phases[phase]) for phase in PHASES]
     phases = [phase for phase in found if phase]
-    formula = plan.prediction.throughput_tokens_per_s
     summary = (
         f"[bold]Throughput {simulation.throughput_tokens_per_s:,.2f} generated tokens/s[/bold] simulated, "
-        f"{formula:,.2f} by the plan's closed formula"
+        f"{formula.throughput_tokens_per_s:,.2f} by the closed formula"
     )
-    return Group(_phases(plan, phases), *map(sentences, phases), summary, _played(simulation))
+    return Group(_phases(formula, phases), *map(sentences, phases), summary, _played(simulation))
 
 
-def _phases(plan: Plan, phases: list[PhaseActivity]) -> Table:
-    predictions = {"prefill": plan.prediction.prefill, "decode": plan.prediction.decode}
+def _phases(formula: Prediction, phases: list[PhaseActivity]) -> Table:
+    predictions = {"prefill": formula.prefill, "decode": formula.decode}
     table = make_table("One block", "phase", "simulated", "closed formula", "difference", "busy")
     for found in phases:
         formula_s = predictions[found.phase].seconds
