@@ -78,7 +78,8 @@ class CacheHomes:
             "gpu": Arena(sizes.cache("gpu"), compute_device, register=False),
             "cpu": Arena(sizes.cache("cpu"), host, register=register),
         }
-        self.file: DiskFile | None = store.create("cache", sizes.cache("disk")) if store and sizes.cache("disk") else None
+        disk_bytes = sizes.cache("disk")
+        self.file: DiskFile | None = store.create("cache", disk_bytes) if store and disk_bytes else None
         slots = sizes.policy.cache_slots
         self._slot_arena = Arena(slots * sizes.cache_slot(), compute_device, register=False)
         self._staging_arena = Arena(slots * sizes.cache_staging(), host, register=register)

@@ -25,7 +25,8 @@ from planner.layout import is_streamed
 from planner.ledger import Sizes
 from planner.placement import group_tier
 from planner.plan import Plan
-from planner.schedule import Task, TaskKind, shape_of, tasks
+from planner.schedule import Task, TaskKind, tasks
+from planner.shape import shape_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,8 @@ from planner.contention import fair_speeds
 from planner.ledger import ACTIVATION_SLOTS, WEIGHT_STAGING, Sizes
 from planner.machine import Rates, make_rates
 from planner.plan import PHASES, Phase, Plan
-from planner.schedule import ATTEND, Resource, Task, TaskKind, shape_of, tasks
+from planner.schedule import ATTEND, Resource, Task, TaskKind, tasks
+from planner.shape import shape_of
 from planner.task_costs import SHARED_LANES, Load, TaskCosts
 
 MAX_TASKS = 50_000

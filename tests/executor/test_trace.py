@@ -17,7 +17,8 @@ from executor.sampling import Sampler
 from executor.trace import RunTrace
 from planner.plan import Plan, load_plan
 from planner.report import RunReport, load_report
-from planner.schedule import ATTEND, shape_of, tasks
+from planner.schedule import ATTEND, tasks
+from planner.shape import shape_of
 from planner.trace import TraceWriter
 from tests.executor.jobs import ON_DISK, plan_for, save_checkpoint, write_plan
 from tests.executor.tiny import blocks_of, make_plan, random_model, random_prompts, save

@@ -15,7 +15,8 @@ from planner.plan import Plan
 from planner.policy import Policy, Split
 from planner.pricing import ATTEND, NOT_RUN
 from planner.problem import Problem
-from planner.schedule import shape_of, tasks
+from planner.schedule import tasks
+from planner.shape import shape_of
 from planner.work import steps_of
 from planner.workload import Workload
 from tests.planner.problems import (

@@ -16,7 +16,8 @@ from planner.ledger import Sizes
 from planner.policy import Policy, Split
 from planner.pricing import price
 from planner.problem import Problem
-from planner.schedule import ATTEND, shape_of, tasks
+from planner.schedule import ATTEND, tasks
+from planner.shape import shape_of
 from planner.simulate import Simulation, representative, simulate
 from tests.planner.problems import (
     ON_CPU,

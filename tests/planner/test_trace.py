@@ -10,7 +10,8 @@ from hwprofiles.errors import UserError
 from planner.activity import Span
 from planner.cli import main
 from planner.plan import Plan
-from planner.schedule import shape_of, tasks
+from planner.schedule import tasks
+from planner.shape import shape_of
 from planner.simulate import simulate
 from planner.trace import TraceWriter, write_prediction
 from tests.planner.problems import ON_CPU, ON_DISK, ON_GPU, policy_of, problem_of, small_opt
