@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 
 from hwprofiles.budget import DTYPES, Pace
 from hwprofiles.probes.buffers import fill_random
 from hwprofiles.probes.compute import TORCH_DTYPE
+from hwprofiles.probes.cpu_attention import Decode, attend_native, attend_plain
 from hwprofiles.probes.timing import Worker, measured_rate, rounds_of
 from hwprofiles.profile import AttentionPoint, Dtype
 
@@ -37,19 +37,20 @@ def attention_curves(
 def attention_worker(dtype: Dtype, threads: int, working_set_bytes: int) -> Worker:
     """Attention of one query row a sequence over all of the working set, by so many of torch's threads.
 
-    The cache lies as a run keeps it, the position outermost: [S, K or V, B, H, D].
+    The cache lies as a run keeps it, the position outermost, and a run calls the same function.
     """
     torch_dtype = TORCH_DTYPE[dtype]
     sequence_bytes = 2 * _HEADS * _POSITIONS * _HEAD_SIZE * torch_dtype.itemsize
     sequences = max(1, working_set_bytes // sequence_bytes)
-    cache = fill_random(torch.empty(_POSITIONS, 2, sequences, _HEADS, _HEAD_SIZE, dtype=torch_dtype))
-    key, value = cache.permute(1, 2, 3, 0, 4)  # each [B, H, S, D]
+    cache = fill_random(torch.empty(_POSITIONS, 2, sequences, _HEADS * _HEAD_SIZE, dtype=torch_dtype))
     query = fill_random(torch.empty(sequences, _HEADS, 1, _HEAD_SIZE, dtype=torch_dtype))
-    return Worker(
-        operation=lambda: scaled_dot_product_attention(query, key, value),
-        amount=cache.nbytes,
-        prepare=lambda: torch.set_num_threads(threads),
-    )
+    how = Decode(num_heads=_HEADS, start=0, pads=None, scale=_HEAD_SIZE**-0.5, softcap=None)
+
+    def attend() -> None:
+        if attend_native(query, cache, how) is None:
+            attend_plain(query, cache, how)
+
+    return Worker(operation=attend, amount=cache.nbytes, prepare=lambda: torch.set_num_threads(threads))
 
 
 def fastest(curves: Mapping[Dtype, tuple[AttentionPoint, ...]], max_threads: int) -> tuple[Dtype, int]:
