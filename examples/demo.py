@@ -180,7 +180,9 @@ def summary(demo: Demo, report: RunReport) -> Table:
             table.add_row(f"peak on {row.tier}", f"{promised} in the ledger, {held} measured")
     calibration = load_profile(str(CALIBRATED)).calibration
     if calibration:
-        error = f"{calibration.error_before:.0%} before, {calibration.error_after:.0%} after, on the run it was fitted to"
+        error = (
+            f"{calibration.error_before:.0%} before, {calibration.error_after:.0%} after, on that run itself"
+        )
         table.add_row("median error of prediction", error)
     table.add_section()
     for purpose, seconds in demo.seconds.items():
