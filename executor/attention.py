@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache, DynamicLayer
 
 from executor.arena import Arena
+from executor.attend import Math, attend_prompt, attend_rows
 from executor.cache import KvView
 from hwprofiles.errors import UserError
-from planner.layout import ATTENTION_CHUNK_BYTES
 
 ATTENTION_NAME = "tierplan"
 """As registered with transformers. No mask function bears the name, so models build no masks for it."""
@@ -96,25 +95,25 @@ class RowAttention:
         )
         step = self.current()
         if step.past == 0:
-            result = attend_prompt(query, key, value, step.pads, how)
+            result = attend_prompt(query, key, value, step.host_pads, how)
         else:
             result = self._attend_step(query, step, how)
         return result.transpose(1, 2).contiguous(), None
 
     def _attend_step(self, query: torch.Tensor, step: Step, how: Math) -> torch.Tensor:
         """Decode: the CPU's queries leave first, then the device's rows are queued, then the CPU does its own."""
-        result = torch.empty_like(query)
+        result = torch.empty_like(query.transpose(1, 2)).transpose(1, 2)  # laid out as the layer goes on with it
         total = step.past + query.shape[2]
         parts = list(step.overlapping())
         sent = self.exchange.send([query[rows] for part, rows, _ in parts if part.on_cpu])
         for part, rows, row in parts:
             if not part.on_cpu:
                 pads = None if step.pads is None else step.pads[rows]
-                result[rows] = attend_rows(query[rows], part.view, row, total, pads, how)
+                attend_rows(query[rows], part.view, row, total, pads, how, result[rows])
         began = self.exchange.wait()
         for (part, rows, row), errand in zip([p for p in parts if p[0].on_cpu], sent, strict=True):
             pads = None if step.host_pads is None else step.host_pads[rows]
-            errand.result.copy_(attend_rows(errand.query, part.view, row, total, pads, how))
+            attend_rows(errand.query, part.view, row, total, pads, how, errand.result)
             errand.bring_back(result[rows])
             step.attend_bytes += 2 * total * part.view.vector_bytes * errand.query.shape[0]
         if sent:
@@ -186,15 +185,6 @@ class Exchange:
         self._arena.close()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Math:
-    """What a layer's attention asks for beside queries, keys and values."""
-
-    scale: float
-    window: int | None
-    softcap: float | None
-
-
 class TierCache(Cache):
     """A transformers cache that writes into the parts of the current step.
 
@@ -233,81 +223,3 @@ class TierCache(Cache):
     def get_query_offset(self, layer_idx: int = 0) -> int:
         """Position of the first new token."""
         return self.get_seq_length()
-
-
-def attend_prompt(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pads: torch.Tensor | None, how: Math
-) -> torch.Tensor:
-    """Causal attention of a prompt to itself: [rows, heads, tokens, head_dim]."""
-    num_tokens, groups = query.shape[2], query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-    window = how.window if how.window is not None and how.window < num_tokens else None
-    mask = None
-    if pads is not None or window is not None or how.softcap is not None:
-        mask = prompt_mask(num_tokens, pads, window, query.device)
-    return _attend(query, key, value, mask, how, causal=mask is None)
-
-
-def prompt_mask(
-    num_tokens: int, pads: torch.Tensor | None, window: int | None, device: torch.device
-) -> torch.Tensor:
-    """Who sees whom, [rows or 1, 1, tokens, tokens]; padding sees itself alone, so that it stays finite."""
-    position = torch.arange(num_tokens, device=device)
-    distance = position[:, None] - position[None, :]
-    mask = distance >= 0
-    if window is not None:
-        mask &= distance < window
-    mask = mask[None, None]
-    if pads is not None:
-        mask = (mask & (position >= pads[:, None])[:, None, None, :]) | (distance == 0)
-    return mask
-
-
-def attend_rows(
-    query: torch.Tensor, view: KvView, row: int, total: int, pads: torch.Tensor | None, how: Math
-) -> torch.Tensor:
-    """One new token's attention to `total` cached tokens of a view's rows from `row` on; [rows, heads, 1, head_dim].
-
-    The query heads that share a K and V head are treated as queries of one head, so nothing is repeated.
-    """
-    start = max(0, total - how.window) if how.window is not None else 0
-    result = torch.empty_like(query)
-    for first, count in _chunks(query.shape[0], view, total - start):
-        rows = slice(first, first + count)
-        key, value = view.read(start, total, row + first, count)
-        grouped = query[rows].reshape(count, view.num_heads, -1, view.head_dim)
-        mask = None
-        if pads is not None:
-            mask = (torch.arange(start, total, device=query.device) >= pads[rows, None])[:, None, None, :]
-        attended = _attend(grouped, key, value, mask, how, causal=False)
-        result[rows] = attended.reshape(count, query.shape[1], 1, view.head_dim)
-    return result
-
-
-def _chunks(num_rows: int, view: KvView, num_tokens: int) -> Iterator[tuple[int, int]]:
-    """(first, count): all rows at once, or as many as may be dequantised at once."""
-    per_row = 2 * num_tokens * view.num_heads * view.head_dim * view.dtype.itemsize
-    count = max(1, ATTENTION_CHUNK_BYTES // per_row) if view.quantised else num_rows
-    for first in range(0, num_rows, count):
-        yield first, min(count, num_rows - first)
-
-
-def _attend(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    how: Math,
-    *,
-    causal: bool,
-) -> torch.Tensor:
-    """Softmax attention; with a soft cap, which SDPA does not know, written out."""
-    if how.softcap is None:
-        return functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, scale=how.scale, is_causal=causal and query.shape[2] > 1
-        )
-    scores = torch.tanh(query @ key.transpose(-1, -2) * how.scale / how.softcap) * how.softcap
-    if mask is not None:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    return functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype) @ value

@@ -8,7 +8,7 @@ import torch
 
 from executor.arena import Arena
 from executor.disk import DiskFile, DiskStore
-from executor.quantize import dequantise, quantise
+from executor.quantize import dequantise, quantise_pair
 from planner.layout import cache_slot_offsets, group_bytes, token_stride
 from planner.ledger import Sizes
 from planner.placement import CacheGroup, CacheRows, group_tier
@@ -35,34 +35,48 @@ class KvView:
 
     def write(self, start: int, row: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """Put [rows, heads, tokens, head_dim] K and V at token `start` of the rows from `row` on."""
-        num_rows, _, num_tokens, _ = key.shape
-        both = torch.stack((key, value)).permute(3, 0, 1, 2, 4).reshape(num_tokens, 2, num_rows, -1)
-        target = self._tokens(start, start + num_tokens)[:, :, row : row + num_rows]
+        target = self.tokens(start, start + key.shape[2], row, key.shape[0])
+        if target.device == key.device:
+            self._put(key, value, target)
+        else:
+            both = torch.empty(target.shape, dtype=target.dtype, device=key.device)
+            self._put(key, value, both)
+            target.copy_(both, non_blocking=True)
+
+    def _put(self, key: torch.Tensor, value: torch.Tensor, target: torch.Tensor) -> None:
+        """Into [tokens, 2, rows, vector], quantised where the cache is."""
         if self.quantised:
-            packed = torch.empty(*both.shape[:3], self.vector_bytes, dtype=torch.uint8, device=both.device)
-            quantise(both, packed)
-            both = packed
-        target.copy_(both, non_blocking=True)
+            quantise_pair(key, value, target)
+            return
+        shaped = target.unflatten(-1, (self.num_heads, self.head_dim))
+        shaped[:, 0] = key.permute(2, 0, 1, 3)
+        shaped[:, 1] = value.permute(2, 0, 1, 3)
 
     def read(self, start: int, stop: int, row: int, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
         """K and V [rows, heads, tokens, head_dim] of tokens [start, stop): views where unquantised."""
-        tokens = self._tokens(start, stop)[:, :, row : row + num_rows]
-        if self.quantised:
-            n = self.num_heads * self.head_dim
-            values = torch.empty(*tokens.shape[:3], n, dtype=self.dtype, device=tokens.device)
-            dequantise(tokens, n, values)
-            tokens = values
-        shaped = tokens.unflatten(-1, (self.num_heads, self.head_dim)).permute(1, 2, 3, 0, 4)
+        values = self.values(start, stop, row, num_rows)
+        shaped = values.unflatten(-1, (self.num_heads, self.head_dim)).permute(1, 2, 3, 0, 4)
         return shaped[0], shaped[1]
 
-    def _tokens(self, start: int, stop: int) -> torch.Tensor:
-        """[tokens, 2, rows, vector]: elements of the model's dtype, or packed bytes."""
+    def values(self, start: int, stop: int, row: int, num_rows: int) -> torch.Tensor:
+        """[tokens, 2, rows, heads * head_dim] in the model's dtype: a view where unquantised."""
+        tokens = self.tokens(start, stop, row, num_rows)
+        if not self.quantised:
+            return tokens
+        n = self.num_heads * self.head_dim
+        values = torch.empty(*tokens.shape[:3], n, dtype=self.dtype, device=tokens.device)
+        dequantise(tokens, n, values)
+        return values
+
+    def tokens(self, start: int, stop: int, row: int, num_rows: int) -> torch.Tensor:
+        """[tokens, 2, rows, vector] as it is kept: elements of the model's dtype, or packed bytes."""
         data = self.token_bytes(start, stop)
         typed = data if self.quantised else data.view(self.dtype)
         size = typed.element_size()
         vector = self.vector_bytes // size
+        strides = (self.stride // size, self.rows * vector, vector, 1)
         return typed.as_strided(
-            (stop - start, 2, self.rows, vector), (self.stride // size, self.rows * vector, vector, 1)
+            (stop - start, 2, num_rows, vector), strides, typed.storage_offset() + row * vector
         )
 
 
@@ -111,7 +125,9 @@ class CacheHomes:
         """Where a disk group starts in the cache file."""
         return j * self._layer_bytes["disk"] + self._bases[k, group][0]
 
-    def in_slot(self, slot: int, rows: CacheRows, num_tokens: int, *, prefill: bool) -> dict[CacheGroup, KvView]:
+    def in_slot(
+        self, slot: int, rows: CacheRows, num_tokens: int, *, prefill: bool
+    ) -> dict[CacheGroup, KvView]:
         """The groups a slot of the compute tier holds while it works on these rows."""
         offsets = cache_slot_offsets(
             rows, self.sizes.vector_bytes, num_tokens, self.sizes.compute_tier, prefill=prefill

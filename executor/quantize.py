@@ -1,4 +1,4 @@
-"""4-bit group-wise quantisation, asymmetric, in plain torch: the reference that kernels are held against.
+"""4-bit group-wise quantisation, asymmetric: kernels where they run, and plain torch that they are held against.
 
 A vector of n values is cut into groups of 64, the last one filled up with its last value. Its bytes are first
 all packed groups, 32 bytes each (byte b holds value b in its low nibble and value b + 32 in its high one),
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import torch
 
+from executor.kernels import usable
 from planner.layout import GROUP_SIZE, quantised_bytes
 
 _HALF = GROUP_SIZE // 2
@@ -19,6 +20,9 @@ _FLOAT16_MAX = 65504.0
 _CPU_SLICE = 2**17
 """Values at a time: float32 temporaries that stay in the processor's cache."""
 _DEVICE_SLICE = 2**21
+_KERNEL_DIMS = 4
+"""Vectors in three dimensions."""
+_NOT_FINITE = "a value to quantise is not finite"
 
 Parts = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -26,14 +30,59 @@ Parts = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 def quantise(values: torch.Tensor, out: torch.Tensor, *, check_finite: bool = False) -> None:
     """Quantise values [..., n], each vector by itself, into out [..., quantised_bytes(n)] of uint8.
 
-    Infinities and NaN make their whole group NaN; with `check_finite` they raise ValueError.
+    A group with an infinity or a NaN becomes NaN; with `check_finite` it raises ValueError.
     """
-    packed, constants = split_packed(out, values.shape[-1])
-    quantise_groups(values, packed, constants, check_finite=check_finite)
+    if usable(out.device) and _is_simple(values, out):
+        from executor.kernels import quantize as kernels  # noqa: PLC0415 - needs Triton
+
+        kernels.quantise(_three_dims(values), _three_dims(out))
+        if check_finite and bool(split_packed(out, values.shape[-1])[1].isnan().any()):
+            raise ValueError(_NOT_FINITE)
+        return
+    quantise_reference(values, out, check_finite=check_finite)
+
+
+def quantise_pair(key: torch.Tensor, value: torch.Tensor, out: torch.Tensor) -> None:
+    """Quantise K and V [rows, heads, tokens, head_dim] into out [tokens, 2, rows, bytes], a token's heads together."""
+    if usable(out.device) and key.stride(3) == value.stride(3) == 1:
+        from executor.kernels import quantize as kernels  # noqa: PLC0415 - needs Triton
+
+        kernels.quantise_pair(key, value, out)
+        return
+    both = torch.stack((key, value)).permute(3, 0, 1, 2, 4)
+    packed = torch.empty(out.shape, dtype=torch.uint8, device=out.device)
+    quantise_reference(both.flatten(3), packed)
+    out.copy_(packed)
 
 
 def dequantise(packed: torch.Tensor, n: int, out: torch.Tensor) -> None:
     """The values [..., n] of packed [..., quantised_bytes(n)], in the dtype of `out`."""
+    if usable(out.device) and _is_simple(out, packed):
+        from executor.kernels import quantize as kernels  # noqa: PLC0415 - needs Triton
+
+        kernels.dequantise(_three_dims(packed), n, _three_dims(out))
+        return
+    dequantise_reference(packed, n, out)
+
+
+def _is_simple(values: torch.Tensor, packed: torch.Tensor) -> bool:
+    """Whether kernels can take these."""
+    return values.dim() <= _KERNEL_DIMS and values.stride(-1) == packed.stride(-1) == 1
+
+
+def _three_dims(vectors: torch.Tensor) -> torch.Tensor:
+    """[a, b, c, ...] with leading dimensions of one where there are fewer."""
+    return vectors[(None,) * (_KERNEL_DIMS - vectors.dim())]
+
+
+def quantise_reference(values: torch.Tensor, out: torch.Tensor, *, check_finite: bool = False) -> None:
+    """`quantise` in plain torch."""
+    packed, constants = split_packed(out, values.shape[-1])
+    quantise_groups(values, packed, constants, check_finite=check_finite)
+
+
+def dequantise_reference(packed: torch.Tensor, n: int, out: torch.Tensor) -> None:
+    """`dequantise` in plain torch."""
     codes, constants = split_packed(packed, n)
     whole = n - n % GROUP_SIZE
     num_whole = whole // GROUP_SIZE
@@ -78,13 +127,18 @@ def _quantise_slice(
     values = groups.to(torch.float32)  # [..., groups, 64]
     low, high = values.amin(-1, keepdim=True), values.amax(-1, keepdim=True)
     if check_finite and not bool((low.isfinite() & high.isfinite()).all()):
-        raise ValueError("a value to quantise is not finite")
-    scale = high / _LEVELS - low / _LEVELS  # not (high - low) / 15, which may overflow
-    scale = torch.where(scale.isfinite(), scale.clamp(max=_FLOAT16_MAX), torch.nan)
-    constants[..., :1] = scale
+        raise ValueError(_NOT_FINITE)
+    finite = low.isfinite() & high.isfinite()
+    low = torch.where(finite, low, 0.0) + 0.0  # no negative zero
+    scale = (high * 0.5 - low * 0.5) * (2 / _LEVELS)  # not (high - low), which may overflow
+    constants[..., :1] = torch.where(finite, scale.clamp(max=_FLOAT16_MAX), torch.nan)
     constants[..., 1:] = low.clamp(-_FLOAT16_MAX, _FLOAT16_MAX)
     scale, low = constants[..., :1].to(torch.float32), constants[..., 1:].to(torch.float32)
-    codes = (values - low).div_(torch.where(scale == 0, 1.0, scale)).round_().clamp_(0, _LEVELS)
+    varies = finite & (scale != 0)
+    steps = torch.where(varies, scale.reciprocal(), 0.0)
+    codes = (values - low).mul_(steps).clamp_(0, _LEVELS).round_()
+    if codes.device.type != "cpu" or not bool(finite.all()):
+        codes.nan_to_num_(0.0)
     packed.copy_(torch.add(codes[..., :_HALF], codes[..., _HALF:], alpha=_LEVELS + 1))  # exact up to 255
 
 

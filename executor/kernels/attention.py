@@ -1,0 +1,327 @@
+"""Decode attention as a kernel: one query token a row over cached tokens in the cache's own layout, packed or not.
+
+A program takes the query heads of one K and V head of one row over a share of the tokens, so that small batches fill
+the device too; a second kernel merges the shares. Source: flash-decoding (Dao et al., 2023).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from executor.kernels.quantize import unpack_constants
+from hwprofiles.probes.cpu_attention import Decode
+from planner.layout import GROUP_SIZE
+
+_PLAIN = tl.constexpr(0)
+_PACKED = tl.constexpr(1)
+"""4-bit, heads made of whole groups."""
+_GATHERED = tl.constexpr(2)
+"""4-bit, groups that cross heads: bytes are loaded value by value."""
+_LOG2_E = tl.constexpr(math.log2(math.e))
+_PROGRAMS_PER_PROCESSOR = 4
+_MAX_SHARES = 64
+_MAX_QUERY_HEADS = 64
+_MIN_TILE = 16
+"""The least size of a matrix product's side."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuning:
+    """How the kernel is compiled."""
+
+    block_tokens: int
+    num_warps: int
+    num_stages: int
+
+
+def default_tuning(*, packed: bool, head_dim: int, element_bytes: int) -> Tuning:
+    """Tiles of about 16 KB of K."""
+    block_tokens = 64 if head_dim * element_bytes <= 256 else 32
+    return Tuning(block_tokens=block_tokens, num_warps=4, num_stages=2 if packed else 3)
+
+
+def attend(
+    query: torch.Tensor,
+    tokens: torch.Tensor,
+    out: torch.Tensor,
+    how: Decode,
+    *,
+    num_shares: int | None = None,
+    tuning: Tuning | None = None,
+) -> None:
+    """Write the attention of query [rows, heads, 1, head_dim] to the tokens of a cache to `out`.
+
+    `tokens` is [tokens, 2, rows, vector]: heads of values, or packed uint8.
+    """
+    num_rows, query_heads, _, head_dim = query.shape
+    num_heads, start, pads = how.num_heads, how.start, how.pads
+    packed = tokens.dtype == torch.uint8
+    assert query.stride(3) == tokens.stride(3) == out.stride(3) == 1
+    group = query_heads // num_heads
+    block_heads = min(_MAX_QUERY_HEADS, max(_MIN_TILE, triton.next_power_of_2(group)))
+    head_blocks = triton.cdiv(group, block_heads)
+    tuning = tuning or default_tuning(packed=packed, head_dim=head_dim, element_bytes=query.element_size())
+    stop = tokens.shape[0]
+    programs = num_rows * num_heads * head_blocks
+    if num_shares is None:
+        num_shares = shares_for(programs, stop - start, tuning.block_tokens, query.device)
+    share = triton.cdiv(triton.cdiv(stop - start, num_shares), tuning.block_tokens) * tuning.block_tokens
+    num_shares = triton.cdiv(stop - start, share)
+    single = num_shares == 1
+    partial = (
+        out if single else query.new_empty((num_rows, query_heads, num_shares, head_dim), dtype=torch.float32)
+    )
+    weights = out if single else query.new_empty((num_rows, query_heads, num_shares), dtype=torch.float32)
+    _attend[(num_heads * head_blocks, num_rows, num_shares)](
+        query,
+        tokens,
+        tokens.view(torch.int32) if packed else tokens,
+        partial,
+        weights,
+        query if pads is None else pads,
+        start,
+        stop,
+        share,
+        how.scale,
+        how.softcap or 0.0,
+        query.stride(0),
+        query.stride(1),
+        *tokens.stride()[:3],
+        partial.stride(0),
+        partial.stride(1),
+        num_heads,
+        GROUP=group,
+        HEAD_DIM=head_dim,
+        HEAD_BLOCKS=head_blocks,
+        BLOCK_HEADS=block_heads,
+        BLOCK_TOKENS=tuning.block_tokens,
+        BLOCK_DIM=max(_MIN_TILE, triton.next_power_of_2(head_dim)),
+        KIND=_kind(packed, head_dim),
+        HAS_PADS=pads is not None,
+        HAS_SOFTCAP=how.softcap is not None,
+        SINGLE=single,
+        num_warps=tuning.num_warps,
+        num_stages=tuning.num_stages,
+    )
+    if not single:
+        _merge[(query_heads, num_rows)](
+            partial,
+            weights,
+            out,
+            num_shares,
+            out.stride(0),
+            out.stride(1),
+            HEAD_DIM=head_dim,
+            BLOCK_SHARES=triton.next_power_of_2(num_shares),
+            BLOCK_DIM=max(_MIN_TILE, triton.next_power_of_2(head_dim)),
+            num_warps=4,
+        )
+
+
+def shares_for(programs: int, num_tokens: int, block_tokens: int, device: torch.device) -> int:
+    """Into how many shares the tokens are cut: enough programs for the device, each with two tiles or more."""
+    processors = (
+        torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+    )
+    wanted = -(-processors * _PROGRAMS_PER_PROCESSOR // programs)
+    return max(1, min(wanted, _MAX_SHARES, num_tokens // (2 * block_tokens)))
+
+
+def _kind(packed: bool, head_dim: int) -> tl.constexpr:
+    if not packed:
+        return _PLAIN
+    return _PACKED if head_dim % GROUP_SIZE == 0 else _GATHERED
+
+
+@triton.jit(do_not_specialize=["start", "stop", "share"])
+def _attend(
+    query: tl.tensor,
+    data: tl.tensor,
+    words: tl.tensor,
+    partial: tl.tensor,
+    weights: tl.tensor,
+    pads: tl.tensor,
+    start: tl.tensor,
+    stop: tl.tensor,
+    share: tl.tensor,
+    scale: tl.tensor,
+    softcap: tl.tensor,
+    query_row: tl.tensor,
+    query_head: tl.tensor,
+    data_token: tl.tensor,
+    data_kind: tl.tensor,
+    data_row: tl.tensor,
+    partial_row: tl.tensor,
+    partial_head: tl.tensor,
+    num_heads: tl.tensor,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    HEAD_BLOCKS: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    KIND: tl.constexpr,
+    HAS_PADS: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    SINGLE: tl.constexpr,
+) -> None:
+    head = tl.program_id(0) // HEAD_BLOCKS
+    row = tl.program_id(1).to(tl.int64)
+    part = tl.program_id(2)
+    in_group = tl.program_id(0) % HEAD_BLOCKS * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
+    query_heads = head * GROUP + in_group
+    dim = tl.arange(0, BLOCK_DIM)
+    inside = (in_group < GROUP)[:, None] & (dim < HEAD_DIM)[None, :]
+    q = tl.load(
+        query + row * query_row + query_heads[:, None] * query_head + dim[None, :], mask=inside, other=0.0
+    )
+
+    first = start + part * share
+    last = tl.minimum(first + share, stop)
+    if HAS_PADS:
+        first = tl.maximum(first, tl.load(pads + row).to(tl.int32))
+    largest = tl.full([BLOCK_HEADS], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_HEADS], tl.float32)
+    result = tl.zeros([BLOCK_HEADS, BLOCK_DIM], tl.float32)
+    for begin in range(first, last, BLOCK_TOKENS):
+        token = begin + tl.arange(0, BLOCK_TOKENS)
+        seen = token < last
+        at = row * data_row + token.to(tl.int64) * data_token
+        k = _load_tile(
+            data, words, at, seen, head, num_heads, q.dtype, HEAD_DIM, BLOCK_DIM, BLOCK_TOKENS, KIND
+        )
+        score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        if HAS_SOFTCAP:
+            score = softcap * (
+                1.0 - 2.0 / (tl.exp(2.0 * score / softcap) + 1.0)
+            )  # softcap * tanh(score / softcap)
+        score = tl.where(seen[None, :], score * _LOG2_E, float("-inf"))
+        larger = tl.maximum(largest, tl.max(score, 1))
+        weight = tl.exp2(score - larger[:, None])
+        shrink = tl.exp2(largest - larger)
+        total = total * shrink + tl.sum(weight, 1)
+        at += data_kind
+        v = _load_tile(
+            data, words, at, seen, head, num_heads, q.dtype, HEAD_DIM, BLOCK_DIM, BLOCK_TOKENS, KIND
+        )
+        result = tl.dot(weight.to(v.dtype), v, result * shrink[:, None], input_precision="ieee")
+        largest = larger
+
+    target = partial + row * partial_row + query_heads[:, None] * partial_head + dim[None, :]
+    if SINGLE:
+        tl.store(target, (result / total[:, None]).to(partial.dtype.element_ty), mask=inside)
+    else:
+        divisor = tl.where(total == 0.0, 1.0, total)  # a share of padding alone
+        tl.store(target + part * HEAD_DIM, result / divisor[:, None], mask=inside)
+        share_at = (row * num_heads * GROUP + query_heads) * tl.num_programs(2) + part
+        tl.store(weights + share_at, largest + tl.log2(total), mask=in_group < GROUP)
+
+
+@triton.jit
+def _load_tile(
+    data: tl.tensor,
+    words: tl.tensor,
+    at: tl.tensor,
+    seen: tl.tensor,
+    head: tl.tensor,
+    num_heads: tl.tensor,
+    dtype: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+    KIND: tl.constexpr,
+) -> tl.tensor:
+    """[tokens, head_dim] of one head of the vectors that start `at`; zeros where not `seen` or past the head."""
+    constants = at // 4 + (num_heads * HEAD_DIM + 63) // 64 * 8
+    if KIND == _PACKED:
+        tile = _load_groups(data, words, at, constants, seen, head, dtype, HEAD_DIM, BLOCK_DIM, BLOCK_TOKENS)
+    elif KIND == _GATHERED:
+        tile = _gather_values(data, words, at, constants, seen, head, dtype, HEAD_DIM, BLOCK_DIM)
+    else:
+        dim = tl.arange(0, BLOCK_DIM)
+        mask = seen[:, None] & (dim < HEAD_DIM)[None, :]
+        tile = tl.load(data + (at + head * HEAD_DIM)[:, None] + dim[None, :], mask=mask, other=0.0)
+    return tile
+
+
+@triton.jit
+def _load_groups(
+    data: tl.tensor,
+    words: tl.tensor,
+    at: tl.tensor,
+    constants: tl.tensor,
+    seen: tl.tensor,
+    head: tl.tensor,
+    dtype: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+) -> tl.tensor:
+    """As `_load_tile`, of a packed head that is made of whole groups."""
+    NUM_GROUPS: tl.constexpr = BLOCK_DIM // 64
+    byte, group = tl.arange(0, BLOCK_DIM // 2), tl.arange(0, NUM_GROUPS)
+    mask = seen[:, None] & (byte < HEAD_DIM // 2)[None, :]
+    code = tl.load(data + (at + head * (HEAD_DIM // 2))[:, None] + byte[None, :], mask=mask, other=0)
+    code = tl.reshape(code, [BLOCK_TOKENS, NUM_GROUPS, 32]).to(tl.uint32)
+    mask = seen[:, None] & (group < HEAD_DIM // 64)[None, :]
+    word = tl.load(
+        words + (constants + head * (HEAD_DIM // 64))[:, None] + group[None, :], mask=mask, other=0
+    )
+    scale, low = unpack_constants(word)
+    first = (code & 15).to(tl.float32) * scale[:, :, None] + low[:, :, None]
+    second = (code >> 4).to(tl.float32) * scale[:, :, None] + low[:, :, None]
+    both = tl.permute(tl.join(first.to(dtype), second.to(dtype)), [0, 1, 3, 2])
+    return tl.reshape(both, [BLOCK_TOKENS, BLOCK_DIM])
+
+
+@triton.jit
+def _gather_values(
+    data: tl.tensor,
+    words: tl.tensor,
+    at: tl.tensor,
+    constants: tl.tensor,
+    seen: tl.tensor,
+    head: tl.tensor,
+    dtype: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+) -> tl.tensor:
+    """As `_load_tile`, of a packed head whose groups it shares with others."""
+    dim = tl.arange(0, BLOCK_DIM)
+    mask = seen[:, None] & (dim < HEAD_DIM)[None, :]
+    position = head * HEAD_DIM + dim
+    group, shift = position // 64, position % 64 // 32 * 4
+    code = tl.load(data + at[:, None] + (group * 32 + position % 32)[None, :], mask=mask, other=0)
+    code = (code.to(tl.int32) >> shift[None, :]) & 15
+    scale, low = unpack_constants(tl.load(words + constants[:, None] + group[None, :], mask=mask, other=0))
+    return (code.to(tl.float32) * scale + low).to(dtype)
+
+
+@triton.jit
+def _merge(
+    partial: tl.tensor,
+    weights: tl.tensor,
+    out: tl.tensor,
+    num_shares: tl.tensor,
+    out_row: tl.tensor,
+    out_head: tl.tensor,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_SHARES: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+) -> None:
+    head, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    share, dim = tl.arange(0, BLOCK_SHARES), tl.arange(0, BLOCK_DIM)
+    first = (row * tl.num_programs(0) + head) * num_shares
+    weight = tl.load(weights + first + share, mask=share < num_shares, other=float("-inf"))
+    weight = tl.exp2(weight - tl.max(weight, 0))
+    mask = (share < num_shares)[:, None] & (dim < HEAD_DIM)[None, :]
+    values = tl.load(partial + (first + share)[:, None] * HEAD_DIM + dim[None, :], mask=mask, other=0.0)
+    result = tl.sum(values * weight[:, None], 0) / tl.sum(weight, 0)
+    tl.store(
+        out + row * out_row + head * out_head + dim, result.to(out.dtype.element_ty), mask=dim < HEAD_DIM
+    )
