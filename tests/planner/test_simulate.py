@@ -146,6 +146,16 @@ def test_as_the_closed_formula_where_one_resource_dominates(name: str) -> None:
     assert simulation.phases["decode"].seconds == pytest.approx(prediction.decode.seconds, rel=0.05)
 
 
+def test_waiting_for_slots_shows() -> None:
+    """With two cache slots the disk idles while they are stored, which the formula does not see; a third cures it."""
+    problem = problem_of("opt-6.7b", load_profile("t4-host"), prompt_len=512, gen_len=2)
+    policy = policy_of(ON_DISK, ON_DISK, ON_CPU, size=16, batches=4, prefill_rows=problem.prefill_rows(16))
+    two, three = (played(problem, replace(policy, cache_slots=slots)) for slots in (2, 3))
+    formula_s = price(two[0], problem.rates).prefill.seconds
+    assert two[1].phases["prefill"].seconds > 1.05 * formula_s
+    assert three[1].phases["prefill"].seconds == pytest.approx(formula_s, rel=0.02)
+
+
 def test_some_tokens_stand_for_all() -> None:
     """A few decode passes, interpolated, give the time of playing every one."""
     problem = problem_of(small_opt(), prompt_len=64, gen_len=40)
