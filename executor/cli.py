@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import tempfile
 from pathlib import Path
@@ -15,10 +16,13 @@ from hwprofiles.terminal import make_console
 from planner.report import load_report
 
 VERIFY_PROMPTS = 8
+ALLOCATOR_VARIABLE = "PYTORCH_CUDA_ALLOC_CONF"
+"""With expandable segments, what layers allocate and free does not fragment the memory beside the arenas."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; 0 on success, 1 when verify finds a difference, 2 for a user's mistake, 130 interrupted."""
+    os.environ.setdefault(ALLOCATOR_VARIABLE, "expandable_segments:True")  # read when torch first allocates
     arguments = build_parser().parse_args(argv)
     signal.signal(signal.SIGTERM, _interrupt)
     logging.getLogger("transformers").setLevel(logging.ERROR)
