@@ -129,7 +129,7 @@ def _quantise_slice(
     if check_finite and not bool((low.isfinite() & high.isfinite()).all()):
         raise ValueError(_NOT_FINITE)
     finite = low.isfinite() & high.isfinite()
-    low = torch.where(finite, low, 0.0) + 0.0  # no negative zero
+    low, high = torch.where(finite, low, 0.0) + 0.0, high + 0.0  # no negative zero
     scale = (high * 0.5 - low * 0.5) * (2 / _LEVELS)  # not (high - low), which may overflow
     constants[..., :1] = torch.where(finite, scale.clamp(max=_FLOAT16_MAX), torch.nan)
     constants[..., 1:] = low.clamp(-_FLOAT16_MAX, _FLOAT16_MAX)

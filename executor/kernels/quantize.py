@@ -209,7 +209,7 @@ def _quantise(
     high = tl.maximum(tl.max(first, 1), tl.max(second, 1))
     finite = tl.minimum(tl.min(_is_finite(first), 1), tl.min(_is_finite(second), 1)) == 1
 
-    low += 0.0  # no negative zero
+    low, high = low + 0.0, high + 0.0  # no negative zero
     scale = (high * 0.5 - low * 0.5) * (2.0 / 15.0)
     scale = tl.minimum(scale, _FLOAT16_MAX).to(tl.float16)
     low = tl.minimum(tl.maximum(low, -_FLOAT16_MAX), _FLOAT16_MAX).to(tl.float16)
