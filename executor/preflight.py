@@ -43,7 +43,7 @@ def check(plan: Plan, *, offload_dir: Path | None, device: torch.device) -> None
 def _check_placement(plan: Plan) -> None:
     """A placement is of one policy and one model; a plan edited by hand may hold two that do not match."""
     policy, placement, layers = plan.policy, plan.placement, plan.model.spec().layers
-    rows = {rows.total for rows in (*placement.cache_rows, *placement.activation_rows)}
+    rows = {r.total for r in placement.cache_rows} | {r.total for r in placement.activation_rows}
     tensors = [len(layer.tensors) for layer in layers]
     differs = None
     if len(placement.cache_rows) != policy.num_gpu_batches:

@@ -26,6 +26,7 @@ from planner.model import LayerSpec, ModelSpec
 from planner.placement import Placement, group_tier
 from planner.policy import TIERS, Policy, Tier
 from planner.workload import Workload
+from planner.workspace import Fed, argument_bytes, logits_bytes, quantise_temporaries, workspace_bytes
 
 PART_BYTES = 16 * MIB
 """Smaller copies are slower than the link."""
@@ -207,16 +208,18 @@ class Sizes:
         """K and V of one attention call in the model's dtype: on the compute device, or for rows the CPU attends."""
         if self.policy.kv_bits == 16:
             return 0
-        row = 2 * self.workload.max_len * self.model.kv_dim * self.element_bytes
+        values = 2 * self.workload.max_len * self.model.kv_dim
+        row = values * self.element_bytes
         counts = [
             count
             for rows in self.placement.cache_rows
             for group, count in rows.counts()
             if group.endswith("_attend") == attend
         ]
-        return (
-            max(min(count, max(1, ATTENTION_CHUNK_BYTES // row)) * row for count in counts) if counts else 0
-        )
+        count = max(counts, default=0)
+        if self.model.cpu_attention:  # the registered attention reads as much as may be dequantised at once
+            count = min(count, max(1, ATTENTION_CHUNK_BYTES // row))
+        return count * row + quantise_temporaries(count * values)
 
     def attention_staging(self) -> int:
         """Queries and results of the rows that the CPU attends in a gpu batch, on the host."""
@@ -271,19 +274,17 @@ WEIGHT_STAGING = 2
 
 def _transients(sizes: Sizes, target: Target) -> Iterator[Entry]:
     tier, policy, workload, model = sizes.compute_tier, sizes.policy, sizes.workload, sizes.model
-    rows = min(policy.prefill_rows, policy.gpu_batch_size)
-    prefill = workspace_bytes(model, rows, workload.prompt_len, workload.prompt_len, sizes.element_bytes)
-    decode = workspace_bytes(model, policy.gpu_batch_size, 1, workload.max_len, sizes.element_bytes)
-    yield Entry(tier=tier, purpose="workspace", prefill_bytes=prefill, decode_bytes=decode)
-    yield Entry(
-        tier=tier,
-        purpose="layer arguments",
-        prefill_bytes=policy.block_size
-        * _argument_bytes(model, workload.prompt_len, workload.prompt_len, sizes),
-        decode_bytes=policy.block_size * _argument_bytes(model, 1, workload.max_len, sizes),
+    element_bytes, prompt_len, max_len = sizes.element_bytes, workload.prompt_len, workload.max_len
+    chunk = Fed(
+        rows=min(policy.prefill_rows, policy.gpu_batch_size), num_new=prompt_len, num_total=prompt_len
     )
-    logits = policy.gpu_batch_size * model.vocab_size * (sizes.element_bytes + 2 * 4)
-    yield Entry(tier=tier, purpose="logits", prefill_bytes=logits, decode_bytes=logits)
+    step = Fed(rows=policy.gpu_batch_size, num_new=1, num_total=max_len)
+    prefill, decode = (workspace_bytes(model, fed, element_bytes, policy.kv_bits) for fed in (chunk, step))
+    yield Entry(tier=tier, purpose="workspace", prefill_bytes=prefill, decode_bytes=decode)
+    prefill = policy.block_size * argument_bytes(model, prompt_len, prompt_len, element_bytes)
+    decode = policy.block_size * argument_bytes(model, 1, max_len, element_bytes)
+    yield Entry(tier=tier, purpose="layer arguments", prefill_bytes=prefill, decode_bytes=decode)
+    yield _both(tier, "logits", logits_bytes(model, policy.gpu_batch_size, element_bytes))
     kv = sizes.dequantised_cache(attend=False)
     yield Entry(tier=tier, purpose="dequantised cache", prefill_bytes=0, decode_bytes=kv)
     if tier == "gpu":
@@ -291,34 +292,6 @@ def _transients(sizes: Sizes, target: Target) -> Iterator[Entry]:
         yield Entry(tier="cpu", purpose="dequantised cache", prefill_bytes=0, decode_bytes=kv)
         yield _both("gpu", "device context", target.context_bytes)
     yield _both("cpu", "process", target.process_bytes)
-
-
-def _argument_bytes(model: ModelSpec, num_new: int, num_total: int, sizes: Sizes) -> int:
-    """What one sequence's layers are called with: rotary tables, ids, and masks where attention is eager."""
-    rotary = num_new * (2 * model.head_dim * sizes.element_bytes + 16)
-    mask = 0 if model.cpu_attention else num_new * num_total * (sizes.element_bytes + 1)
-    return rotary + mask
-
-
-def workspace_bytes(model: ModelSpec, rows: int, num_new: int, num_total: int, element_bytes: int) -> int:
-    """Bytes of what one layer allocates and frees while it computes [rows, num_new] tokens; an upper bound."""
-    tokens = rows * num_new
-    kinds = {id(layer): layer for layer in model.layers}.values()
-    return max(_layer_workspace(model, layer, rows, tokens, num_total, element_bytes) for layer in kinds)
-
-
-def _layer_workspace(
-    model: ModelSpec, layer: LayerSpec, rows: int, tokens: int, num_total: int, element_bytes: int
-) -> int:
-    hidden, heads = model.hidden_size, model.num_heads * model.head_dim
-    normed = 2 * hidden * element_bytes + hidden * 4  # the residual, the norm's result, its float32 inside
-    attention = normed + (3 * heads + 5 * model.kv_dim) * element_bytes
-    experts = max(1, layer.experts_per_token)
-    width = layer.intermediate_size * (4 if layer.gated else 2) + hidden
-    mlp = normed + experts * width * element_bytes + hidden * element_bytes
-    eager = 0 if model.cpu_attention else model.num_heads * num_total * (2 * element_bytes + 4)
-    mask = num_total  # one bool a query and key, for padded batches
-    return tokens * max(attention + eager + mask, mlp)
 
 
 def dequantised_layer_bytes(layer: LayerSpec, element_bytes: int) -> int:

@@ -1,0 +1,117 @@
+"""What torch allocates while it computes, counted by its profiler, against the ledger's entries beside the arenas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from executor.checkpoint import Checkpoint
+from executor.engine import Engine, EngineOptions
+from executor.sampling import Sampler
+from planner.plan import Plan
+from planner.workload import Workload
+from planner.workspace import SCRATCH_BYTES
+from tests.executor.tiny import blocks_of, make_plan, random_model, random_prompts, save
+
+CPU = torch.device("cpu")
+WIDE: dict[str, dict[str, object]] = {
+    "opt": {"hidden_size": 256, "word_embed_proj_dim": 256, "ffn_dim": 1024},
+    "llama": {"hidden_size": 256, "intermediate_size": 768},
+    "gemma2": {"hidden_size": 256, "head_dim": 32, "intermediate_size": 768, "sliding_window": 512},
+    "mixtral": {"hidden_size": 256, "intermediate_size": 512},
+    "phi3": {"hidden_size": 256, "intermediate_size": 512},
+    "gpt_neox": {"hidden_size": 256, "intermediate_size": 1024},
+    "gpt2": {"n_embd": 256},
+    "bloom": {"hidden_size": 256},
+}
+"""Families whose layers allocate in different ways, wide enough for the tensors to outweigh everything else."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """Prompts and gpu batch of a block."""
+
+    lengths: tuple[int, ...]
+    rows: int
+    prefill_rows: int
+    gen_len: int
+
+
+SHAPES = {
+    "wide prefill": Shape(lengths=(32,) * 16, rows=8, prefill_rows=8, gen_len=1),
+    "long padded prefill": Shape(lengths=(100, 90, 80), rows=3, prefill_rows=2, gen_len=1),
+    "padded decode": Shape(lengths=(24, 23) * 12, rows=24, prefill_rows=1, gen_len=3),
+}
+
+
+def live_peak_bytes(body: Callable[[], None]) -> int:
+    """The most bytes of torch's CPU allocator that were in use at once during `body`."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        body()
+    events = profiled.profiler.kineto_results.events()  # type: ignore[union-attr]
+    moves = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    peak = now = 0
+    for _, num_bytes in moves:
+        now += num_bytes
+        peak = max(peak, now)
+    return peak
+
+
+def run_block(plan: Plan, directory: Path, shape: Shape) -> int:
+    """The live peak of a block, after another one has warmed everything up."""
+    engine = Engine(plan, EngineOptions(device=CPU, offload_dir=directory, overlap=False))
+    (block,) = blocks_of(plan, random_prompts(shape.lengths, shape.gen_len))
+
+    def generate() -> None:
+        samplers = [Sampler(b, eos_ids=frozenset(), tokenizer=None, device=CPU) for b in block.gpu_batches]
+        engine.generate(block, samplers)
+
+    try:
+        engine.load(Checkpoint(directory, plan.model.spec()))
+        generate()
+        return live_peak_bytes(generate)
+    finally:
+        engine.close()
+
+
+CASES = [
+    *((torch.float32, 16, family) for family in ("opt", "llama", "gemma2", "mixtral", "gpt2", "bloom")),
+    (torch.bfloat16, 16, "phi3"),
+    (torch.bfloat16, 4, "gpt_neox"),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("dtype", "bits", "family"), CASES, ids=lambda value: str(value).removeprefix("torch.")
+)
+def test_ledger_covers_what_computing_allocates(
+    dtype: torch.dtype, bits: int, family: str, shape: str, tmp_path: Path
+) -> None:
+    """Never more than the ledger's workspace, arguments, logits and dequantised cache; nor far less."""
+    chosen = SHAPES[shape]
+    spec = save(random_model(family, dtype, **WIDE[family]), tmp_path)
+    plan = make_plan(
+        spec,
+        weights="c",
+        cache=(0, chosen.rows, 0, 0, 0),
+        activations=(0, chosen.rows, 0),
+        num_gpu_batches=-(-len(chosen.lengths) // chosen.rows),
+        compute_tier="cpu",
+        emulated=False,
+        workload=Workload(prompt_len=max(chosen.lengths), gen_len=chosen.gen_len),
+        prefill_rows=chosen.prefill_rows,
+        weight_bits=bits,
+        kv_bits=bits,
+    )
+    others = [entry for entry in plan.ledger.entries if not entry.arena]
+    prefill, decode = sum(e.prefill_bytes for e in others), sum(e.decode_bytes for e in others)
+    live, ledger = run_block(plan, tmp_path, chosen), max(prefill, decode) if chosen.gen_len > 1 else prefill
+    assert live <= ledger
+    if bits == 16:
+        assert live >= 0.4 * (ledger - SCRATCH_BYTES)
