@@ -169,16 +169,9 @@ class _Generator:
         return ids
 
     def _compute(self, visit: Visit, slots: Slots, deps: Ids) -> None:
-        """Yield a visit's compute and its stores."""
+        """Yield a visit's compute and its stores: the next layer may be waiting for the activations."""
         batch = self.shape.batches[visit.k]
         done = self.emit(TaskKind.COMPUTE, "gpu" if self.link else "cpu", visit, slots, deps)
-        if slots.cache >= 0:
-            ids = done
-            if self.link and (visit.i == 0 or batch.loaded_cache):
-                ids = self.emit(TaskKind.STORE_CACHE, "d2h", visit, slots, done)
-            if batch.disk_cache:
-                ids += self.emit(TaskKind.STORE_CACHE, "disk_write", visit, slots, ids)
-            self.cache_stored[visit.j, visit.k] = self.cache_users[slots.cache] = ids
         if slots.activation >= 0:
             ids = done
             if visit.j < self.num_layers - 1:  # the last layer's result goes to the head at once
@@ -187,6 +180,13 @@ class _Generator:
                 if batch.disk_activation:
                     ids += self.emit(TaskKind.STORE_ACTIVATION, "disk_write", visit, slots, ids)
             self.activation_stored[visit.k] = self.activation_users[slots.activation] = ids
+        if slots.cache >= 0:
+            ids = done
+            if self.link and (visit.i == 0 or batch.loaded_cache):
+                ids = self.emit(TaskKind.STORE_CACHE, "d2h", visit, slots, done)
+            if batch.disk_cache:
+                ids += self.emit(TaskKind.STORE_CACHE, "disk_write", visit, slots, ids)
+            self.cache_stored[visit.j, visit.k] = self.cache_users[slots.cache] = ids
         if visit.last and 0 <= visit.j < self.num_layers:
             self.weights.release(visit.j, done)
 
