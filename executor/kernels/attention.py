@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import triton
@@ -26,6 +27,8 @@ _LOG2_E = tl.constexpr(math.log2(math.e))
 _PROGRAMS_PER_PROCESSOR = 4
 _MAX_SHARES = 64
 _MAX_QUERY_HEADS = 64
+_TILE_BYTES = 16384
+_MAX_TILE_TOKENS = 128
 _MIN_TILE = 16
 """The least size of a matrix product's side."""
 
@@ -40,9 +43,14 @@ class Tuning:
 
 
 def default_tuning(*, packed: bool, head_dim: int, element_bytes: int) -> Tuning:
-    """Tiles of about 16 KB of K."""
-    block_tokens = 64 if head_dim * element_bytes <= 256 else 32
-    return Tuning(block_tokens=block_tokens, num_warps=4, num_stages=2 if packed else 3)
+    """Tiles of 16 KB of K as the products take it, loaded ahead as far as registers and shared memory allow."""
+    block_tokens = _TILE_BYTES // (_block_dim(head_dim) * element_bytes)
+    gathered = packed and head_dim % GROUP_SIZE != 0
+    return Tuning(
+        block_tokens=min(_MAX_TILE_TOKENS, max(_MIN_TILE, block_tokens // (2 if gathered else 1))),
+        num_warps=4,
+        num_stages=1 if gathered else 2 if packed else 3,
+    )
 
 
 def attend(
@@ -100,7 +108,7 @@ def attend(
         HEAD_BLOCKS=head_blocks,
         BLOCK_HEADS=block_heads,
         BLOCK_TOKENS=tuning.block_tokens,
-        BLOCK_DIM=max(_MIN_TILE, triton.next_power_of_2(head_dim)),
+        BLOCK_DIM=_block_dim(head_dim),
         KIND=_kind(packed, head_dim),
         HAS_PADS=pads is not None,
         HAS_SOFTCAP=how.softcap is not None,
@@ -118,18 +126,26 @@ def attend(
             out.stride(1),
             HEAD_DIM=head_dim,
             BLOCK_SHARES=triton.next_power_of_2(num_shares),
-            BLOCK_DIM=max(_MIN_TILE, triton.next_power_of_2(head_dim)),
+            BLOCK_DIM=_block_dim(head_dim),
             num_warps=4,
         )
 
 
 def shares_for(programs: int, num_tokens: int, block_tokens: int, device: torch.device) -> int:
     """Into how many shares the tokens are cut: enough programs for the device, each with two tiles or more."""
-    processors = (
-        torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-    )
-    wanted = -(-processors * _PROGRAMS_PER_PROCESSOR // programs)
+    wanted = -(-_num_processors(device) * _PROGRAMS_PER_PROCESSOR // programs)
     return max(1, min(wanted, _MAX_SHARES, num_tokens // (2 * block_tokens)))
+
+
+@cache
+def _num_processors(device: torch.device) -> int:
+    """Multiprocessors; 1 in the interpreter."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def _block_dim(head_dim: int) -> int:
+    """Values of a head in a tile."""
+    return max(_MIN_TILE, int(triton.next_power_of_2(head_dim)))
 
 
 def _kind(packed: bool, head_dim: int) -> tl.constexpr:

@@ -215,7 +215,7 @@ def test_decode_attention(
     )
     kernels.attend(query.to(device), cache, out, there, num_shares=shares)
     expected = attended(query, values[:, :, 1 : 1 + rows], how)
-    tolerance = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}[dtype]
+    tolerance = {torch.float32: 3e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}[dtype]
     torch.testing.assert_close(out.cpu().float(), expected, rtol=tolerance, atol=tolerance)
 
 
