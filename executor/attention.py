@@ -102,7 +102,9 @@ class RowAttention:
 
     def _attend_step(self, query: torch.Tensor, step: Step, how: Math) -> torch.Tensor:
         """Decode: the CPU's queries leave first, then the device's rows are queued, then the CPU does its own."""
-        result = torch.empty_like(query.transpose(1, 2)).transpose(1, 2)  # laid out as the layer goes on with it
+        result = torch.empty_like(query.transpose(1, 2)).transpose(
+            1, 2
+        )  # laid out as the layer goes on with it
         total = step.past + query.shape[2]
         parts = list(step.overlapping())
         sent = self.exchange.send([query[rows] for part, rows, _ in parts if part.on_cpu])

@@ -39,7 +39,12 @@ class ConsoleLoading:
     """A bar on stderr with bytes and the time left."""
 
     def __init__(self, total_bytes: int, console: Console) -> None:
-        columns = (TextColumn("loading"), BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn())
+        columns = (
+            TextColumn("loading"),
+            BarColumn(),
+            DownloadColumn(binary_units=True),
+            TimeRemainingColumn(),
+        )
         self._progress = Progress(*columns, console=console)
         self._task = self._progress.add_task("", total=total_bytes)
 
