@@ -13,7 +13,7 @@ from executor.memory import resident_bytes
 from hwprofiles.cgroups import memory_headroom_bytes
 from hwprofiles.errors import UserError
 from hwprofiles.units import format_bytes
-from planner.ledger import LOADING_BYTES, Ledger, make_ledger
+from planner.ledger import Ledger, make_ledger
 from planner.plan import Plan
 from planner.policy import Tier
 
@@ -105,12 +105,10 @@ def host_headroom() -> tuple[str, int]:
 
 
 def _still_to_come(plan: Plan) -> int:
-    """Host bytes of the ledger that this process does not occupy yet; loading needs buffers of its own."""
+    """Host bytes of the ledger that this process does not occupy yet."""
     hosted: tuple[Tier, ...] = ("cpu", "gpu") if plan.hardware.emulated else ("cpu",)
-    arenas = sum(e.decode_bytes for e in plan.ledger.entries if e.arena and e.tier in hosted)
     peak = sum(plan.ledger.peak_bytes(tier) for tier in hosted)
-    process = plan.ledger.bytes_of("cpu", "process")
-    return max(peak, process + arenas + LOADING_BYTES) - min(resident_bytes(), process)
+    return peak - min(resident_bytes(), plan.ledger.bytes_of("cpu", "process"))
 
 
 def _check_gpu(ledger: Ledger, device: torch.device) -> None:

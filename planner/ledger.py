@@ -6,6 +6,7 @@ The planner's memory limits and the executor's allocations both come from here a
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -31,7 +32,9 @@ from planner.workspace import Fed, argument_bytes, logits_bytes, quantise_tempor
 PART_BYTES = 16 * MIB
 """Smaller copies are slower than the link."""
 LOADING_BYTES = 64 * MIB
-"""Read buffer while a checkpoint is loaded; free again before the first block."""
+"""Read buffers while a checkpoint is loaded; free again before the first block."""
+LIBRARY_BYTES = 16 * MIB
+"""Pages of libraries that a process touches only once it generates, and what malloc keeps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +68,13 @@ class Entry:
     prefill_bytes: int
     decode_bytes: int
     arena: bool = False
+    loading_bytes: int = 0
+    """While the weights are loaded: arenas are there already, workspaces not yet."""
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most at any time."""
+        return max(self.loading_bytes, self.prefill_bytes, self.decode_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,14 +84,18 @@ class Ledger:
     entries: tuple[Entry, ...]
 
     def peak_bytes(self, tier: Tier) -> int:
-        """The larger of the two phases' sums on a tier."""
+        """The largest of the sums on a tier: while loading, in prefill, in decode."""
         mine = [entry for entry in self.entries if entry.tier == tier]
-        return max(sum(e.prefill_bytes for e in mine), sum(e.decode_bytes for e in mine))
+        return max(
+            sum(e.loading_bytes for e in mine),
+            sum(e.prefill_bytes for e in mine),
+            sum(e.decode_bytes for e in mine),
+        )
 
     def bytes_of(self, tier: Tier, purpose: str) -> int:
         """The peak of one purpose on one tier; 0 if there is none."""
         found = (e for e in self.entries if e.tier == tier and e.purpose == purpose)
-        return sum(max(e.prefill_bytes, e.decode_bytes) for e in found)
+        return sum(e.peak_bytes for e in found)
 
     def shortfalls(self, target: Target) -> dict[Tier, int]:
         """By how many bytes each tier is over its limit; tiers that fit are left out."""
@@ -115,7 +129,7 @@ def make_ledger(
     """The ledger of a placed policy."""
     sizes = Sizes(model, workload, policy, placement, target.compute_tier)
     entries = [*_homes(sizes), *_buffers(sizes), *_transients(sizes, target)]
-    return Ledger(entries=tuple(e for e in entries if e.prefill_bytes or e.decode_bytes))
+    return Ledger(entries=tuple(e for e in entries if e.peak_bytes))
 
 
 class Sizes:
@@ -284,14 +298,17 @@ def _transients(sizes: Sizes, target: Target) -> Iterator[Entry]:
     prefill = policy.block_size * argument_bytes(model, prompt_len, prompt_len, element_bytes)
     decode = policy.block_size * argument_bytes(model, 1, max_len, element_bytes)
     yield Entry(tier=tier, purpose="layer arguments", prefill_bytes=prefill, decode_bytes=decode)
-    yield _both(tier, "logits", logits_bytes(model, policy.gpu_batch_size, element_bytes))
+    logits = logits_bytes(model, policy.gpu_batch_size, element_bytes)
+    yield Entry(tier=tier, purpose="logits", prefill_bytes=logits, decode_bytes=logits)
     kv = sizes.dequantised_cache(attend=False)
     yield Entry(tier=tier, purpose="dequantised cache", prefill_bytes=0, decode_bytes=kv)
     if tier == "gpu":
         kv = sizes.dequantised_cache(attend=True)
         yield Entry(tier="cpu", purpose="dequantised cache", prefill_bytes=0, decode_bytes=kv)
         yield _both("gpu", "device context", target.context_bytes)
+    yield Entry(tier="cpu", purpose="loading", prefill_bytes=0, decode_bytes=0, loading_bytes=LOADING_BYTES)
     yield _both("cpu", "process", target.process_bytes)
+    yield _both("cpu", "libraries", LIBRARY_BYTES)
 
 
 def dequantised_layer_bytes(layer: LayerSpec, element_bytes: int) -> int:
@@ -300,8 +317,9 @@ def dequantised_layer_bytes(layer: LayerSpec, element_bytes: int) -> int:
 
 
 def _arena(tier: Tier, purpose: str, nbytes: int) -> Entry:
-    return Entry(tier=tier, purpose=purpose, prefill_bytes=nbytes, decode_bytes=nbytes, arena=True)
+    return dataclasses.replace(_both(tier, purpose, nbytes), arena=True)
 
 
 def _both(tier: Tier, purpose: str, nbytes: int) -> Entry:
-    return Entry(tier=tier, purpose=purpose, prefill_bytes=nbytes, decode_bytes=nbytes)
+    """Held from the start to the end."""
+    return Entry(tier=tier, purpose=purpose, prefill_bytes=nbytes, decode_bytes=nbytes, loading_bytes=nbytes)

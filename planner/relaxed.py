@@ -265,14 +265,18 @@ class Relaxed:
         return tuple(entry for entry in ledger.entries if entry.purpose not in _HOMES)
 
     def _other_units(self, tier: Tier, phase: Phase) -> tuple[float, float]:
-        """(what a block takes whatever its size, what each of its sequences takes)."""
-        fixed = per_sequence = 0.0
+        """(what a block takes whatever its size, what each of its sequences takes).
+
+        The first is at least what loading takes, whose buffers are free again when workspaces are needed.
+        """
+        fixed = per_sequence = loading = 0.0
         for entry in self._others:
             nbytes = entry.prefill_bytes if phase == "prefill" else entry.decode_bytes
             if entry.tier != tier:
                 continue
+            loading += entry.loading_bytes / self.unit_bytes
             if entry.purpose == "layer arguments":
                 per_sequence += nbytes / self.choice.gpu_batch_size / self.unit_bytes
             else:
                 fixed += nbytes / self.unit_bytes
-        return fixed, per_sequence
+        return max(fixed, loading), per_sequence

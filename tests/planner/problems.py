@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from hwprofiles.profile import HardwareProfile, load_profile
+from planner.ledger import LIBRARY_BYTES, LOADING_BYTES
 from planner.machine import Caps
 from planner.model import ModelSpec, load_model, spec_from_config
 from planner.policy import Policy, Split
@@ -83,7 +84,9 @@ def problem_of(
     cpu: int | None = None,
     disk: int | None = None,
 ) -> Problem:
-    """A model on a machine (the small T4 host) under caps in bytes."""
+    """A model on a machine (the small T4 host) under caps in bytes; `cpu` is beside what any run takes for itself."""
+    if cpu is not None:
+        cpu += LOADING_BYTES + LIBRARY_BYTES
     workload = Workload(prompt_len=prompt_len, gen_len=gen_len, num_prompts=num_prompts)
     spec = load_model(model) if isinstance(model, str) else model
     return make_problem(

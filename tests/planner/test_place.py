@@ -83,7 +83,7 @@ def test_rows_are_whole_and_complete(split: Split, size: int, batches: int, shar
     slowest = [tier for tier in TIERS if wanted[tier] > 1e-6][-1]
     for tier, realised in placement.cache.items():
         short = (wanted[tier] - realised) * block
-        assert -2.01 <= short <= 0.01 if tier == slowest else -0.01 <= short < 1.01
+        assert -2.01 <= short <= 0.01 if tier == slowest else -0.01 <= short < 2
 
 
 def test_nothing_is_attended_by_the_cpu_beside_a_computing_cpu() -> None:
