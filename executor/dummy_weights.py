@@ -16,9 +16,9 @@ from hwprofiles.units import MIB
 from planner.layout import GROUP_SIZE, PAGE_BYTES, quantised_bytes
 from planner.model import TensorSpec
 
-_BLOCK_NUMEL = 2**20 + GROUP_SIZE
+_BLOCK_NUMEL = 2**18 + GROUP_SIZE
 """Not a power of two, so that the rows of a matrix do not repeat in step."""
-_PUT_BYTES = 4 * MIB
+_PUT_BYTES = 2 * MIB
 _MAX_THREADS = 4
 
 Kind = tuple[float, float, bool]

@@ -104,6 +104,8 @@ def run_job(
     """
     memory.reset_peak()
     device = compute_device(plan)
+    if device.type == "cpu":
+        memory.give_back_large_tensors()
     checkpoint = Checkpoint(options.model_dir, plan.model.spec()) if options.model_dir else None
     tokenizer = load_tokenizer(options.model_dir) if options.model_dir and options.input_path else None
     requests = job_requests(plan, options, tokenizer)

@@ -22,7 +22,7 @@ from planner.model import TensorSpec
 
 _MIN_THREADS, _MAX_THREADS = 4, 8
 """More than the cores where those are few: reading waits for the disk."""
-_PIECE_BYTES = 2 * MIB
+_PIECE_BYTES = MIB
 _BUFFERS = 3
 """Of each thread: what is read, what it becomes, what passes through on the way to the disk."""
 

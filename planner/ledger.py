@@ -27,14 +27,22 @@ from planner.model import LayerSpec, ModelSpec
 from planner.placement import Placement, group_tier
 from planner.policy import TIERS, Policy, Tier
 from planner.workload import Workload
-from planner.workspace import Fed, argument_bytes, logits_bytes, quantise_temporaries, workspace_bytes
+from planner.workspace import (
+    Fed,
+    argument_bytes,
+    logits_bytes,
+    quantise_temporaries,
+    request_bytes,
+    tokenizer_bytes,
+    workspace_bytes,
+)
 
 PART_BYTES = 16 * MIB
 """Smaller copies are slower than the link."""
-LOADING_BYTES = 64 * MIB
+LOADING_BYTES = 40 * MIB
 """Read buffers while a checkpoint is loaded; free again before the first block."""
-LIBRARY_BYTES = 16 * MIB
-"""Pages of libraries that a process touches only once it generates, and what malloc keeps."""
+LIBRARY_BYTES = 12 * MIB
+"""Pages of libraries that only some models touch, a model's Python objects (some 50 KB a layer), what malloc keeps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +136,7 @@ def make_ledger(
 ) -> Ledger:
     """The ledger of a placed policy."""
     sizes = Sizes(model, workload, policy, placement, target.compute_tier)
-    entries = [*_homes(sizes), *_buffers(sizes), *_transients(sizes, target)]
+    entries = [*_homes(sizes), *_buffers(sizes), *_transients(sizes, target), *_process(sizes, target)]
     return Ledger(entries=tuple(e for e in entries if e.peak_bytes))
 
 
@@ -306,9 +314,17 @@ def _transients(sizes: Sizes, target: Target) -> Iterator[Entry]:
         kv = sizes.dequantised_cache(attend=True)
         yield Entry(tier="cpu", purpose="dequantised cache", prefill_bytes=0, decode_bytes=kv)
         yield _both("gpu", "device context", target.context_bytes)
-    yield Entry(tier="cpu", purpose="loading", prefill_bytes=0, decode_bytes=0, loading_bytes=LOADING_BYTES)
+
+
+def _process(sizes: Sizes, target: Target) -> Iterator[Entry]:
+    """What the process takes on the host, whatever the policy."""
+    model, workload = sizes.model, sizes.workload
     yield _both("cpu", "process", target.process_bytes)
     yield _both("cpu", "libraries", LIBRARY_BYTES)
+    yield _both("cpu", "tokenizer", tokenizer_bytes(model))
+    prompts = workload.num_prompts or sizes.policy.block_size
+    yield _both("cpu", "requests", request_bytes(prompts, workload.prompt_len, workload.gen_len))
+    yield Entry(tier="cpu", purpose="loading", prefill_bytes=0, decode_bytes=0, loading_bytes=LOADING_BYTES)
 
 
 def dequantised_layer_bytes(layer: LayerSpec, element_bytes: int) -> int:

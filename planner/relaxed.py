@@ -270,12 +270,15 @@ class Relaxed:
         The first is at least what loading takes, whose buffers are free again when workspaces are needed.
         """
         fixed = per_sequence = loading = 0.0
+        per_sequence_purposes = {"layer arguments"}
+        if self.problem.workload.num_prompts is None:
+            per_sequence_purposes.add("requests")
         for entry in self._others:
             nbytes = entry.prefill_bytes if phase == "prefill" else entry.decode_bytes
             if entry.tier != tier:
                 continue
             loading += entry.loading_bytes / self.unit_bytes
-            if entry.purpose == "layer arguments":
+            if entry.purpose in per_sequence_purposes:
                 per_sequence += nbytes / self.choice.gpu_batch_size / self.unit_bytes
             else:
                 fixed += nbytes / self.unit_bytes

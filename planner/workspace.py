@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hwprofiles.units import MIB
+from hwprofiles.units import KIB, MIB
 from planner.layout import quantised_bytes
 from planner.model import LayerSpec, ModelSpec
 from planner.policy import Bits
@@ -20,6 +20,8 @@ _WRITTEN_OUT_FAMILIES = frozenset({"bloom"})
 _ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function")
 _QUANTISE_BYTES, _QUANTISE_MOST = 12, 4 * MIB
 """Temporaries of executor/quantize.py, which works slice by slice in float32: of one value, and of a slice."""
+_TOKEN_BYTES = 1280
+_REQUEST_BYTES, _ANSWER_BYTES = KIB, 64
 SCRATCH_BYTES = MIB
 """What fused attention and matrix products keep on the side."""
 
@@ -97,6 +99,16 @@ def argument_bytes(model: ModelSpec, num_new: int, num_total: int, element_bytes
     if model.cpu_attention:
         return rotary
     return rotary + num_new * num_total * (element_bytes + 1) + model.num_heads * num_total * element_bytes
+
+
+def tokenizer_bytes(model: ModelSpec) -> int:
+    """A tokenizer of the model's vocabulary; measured: 1.0 to 1.2 KB a token while it is loaded."""
+    return model.vocab_size * _TOKEN_BYTES
+
+
+def request_bytes(num: int, prompt_len: int, gen_len: int) -> int:
+    """Prompts as tuples and as rows of a gpu batch, and what is kept of their answers."""
+    return num * (_REQUEST_BYTES + prompt_len * 2 * _INDEX + gen_len * _ANSWER_BYTES)
 
 
 def logits_bytes(model: ModelSpec, rows: int, element_bytes: int) -> int:

@@ -6,26 +6,40 @@ and lives until its standard input closes, so that its GPU memory can be read me
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import importlib
 import json
 import sys
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, PreTrainedTokenizerFast
 
 _SIZE = 256
+_ALSO_IMPORTED = ("cattrs", "huggingface_hub", "jinja2", "psutil", "rich.progress", "rich.table", "safetensors.torch",
+                  "transformers.generation", "yaml")  # fmt: skip
+"""By the planner and the executor."""
+_GEMM_ROWS, _GEMM_SIZES = 256, ((1024, 1024), (4096, 1024), (8192, 1024))
+"""Of float32 products, for whose operands matrix libraries keep buffers on every core."""
 
 
-def resident_peak_bytes() -> int:
-    """The most resident memory this process has had (VmHWM)."""
+def resident_bytes(key: str = "VmRSS") -> int:
+    """Memory this process occupies, or with VmHWM the most it has."""
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(f"{key}:"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/self/status has no VmHWM")
+    raise RuntimeError(f"/proc/self/status has no {key}")
 
 
 def load_everything() -> None:
     """Build and run a minute model, so that the libraries have loaded what they load lazily."""
+    for name in _ALSO_IMPORTED:
+        importlib.import_module(name)
+    words = Tokenizer(WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    PreTrainedTokenizerFast(tokenizer_object=words).decode([0, 1])
     config = OPTConfig(
         vocab_size=64,
         hidden_size=32,
@@ -40,6 +54,17 @@ def load_everything() -> None:
         model(input_ids=torch.ones(1, 4, dtype=torch.long))
         for dtype in (torch.float32, torch.bfloat16):
             torch.rand(_SIZE, _SIZE).to(dtype) @ torch.rand(_SIZE, _SIZE).to(dtype)
+
+
+def use_cpu() -> None:
+    """Multiply as a model that computes on the CPU does; operands are given back, the libraries' buffers stay."""
+    with torch.inference_mode():
+        for shape in _GEMM_SIZES:
+            torch.nn.functional.linear(torch.rand(_GEMM_ROWS, shape[1]), torch.rand(shape))
+        heads = torch.rand(2, 4, 128, 64)
+        torch.nn.functional.scaled_dot_product_attention(heads, heads, heads, is_causal=True)
+    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def use_gpu(index: int) -> None:
@@ -62,12 +87,16 @@ def main() -> None:
     num_gpus = int(sys.argv[1])
     assert AutoTokenizer is not None  # imported for its weight
     load_everything()
+    peak_bytes = resident_bytes("VmHWM")
     if num_gpus:
         use_gpu(0)
-    resident_bytes = resident_peak_bytes()
+        peak_bytes = resident_bytes("VmHWM")
+    else:
+        use_cpu()
+    weighed = {"resident_bytes": max(peak_bytes, resident_bytes())}
     for index in range(1, num_gpus):
         use_gpu(index)
-    print(json.dumps({"resident_bytes": resident_bytes}), flush=True)
+    print(json.dumps(weighed), flush=True)
     sys.stdin.read()
 
 

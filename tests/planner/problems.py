@@ -12,6 +12,7 @@ from planner.model import ModelSpec, load_model, spec_from_config
 from planner.policy import Policy, Split
 from planner.problem import Problem, make_problem
 from planner.workload import Workload
+from planner.workspace import tokenizer_bytes
 
 MB, GB = 10**6, 10**9
 ON_GPU, ON_CPU, ON_DISK = (Split(gpu=g, cpu=c, disk=d) for g, c, d in ((1, 0, 0), (0, 1, 0), (0, 0, 1)))
@@ -85,10 +86,10 @@ def problem_of(
     disk: int | None = None,
 ) -> Problem:
     """A model on a machine (the small T4 host) under caps in bytes; `cpu` is beside what any run takes for itself."""
-    if cpu is not None:
-        cpu += LOADING_BYTES + LIBRARY_BYTES
     workload = Workload(prompt_len=prompt_len, gen_len=gen_len, num_prompts=num_prompts)
     spec = load_model(model) if isinstance(model, str) else model
+    if cpu is not None:
+        cpu += LOADING_BYTES + LIBRARY_BYTES + tokenizer_bytes(spec)
     return make_problem(
         spec, workload, profile or small_t4(), Caps(gpu_bytes=gpu, cpu_bytes=cpu, disk_bytes=disk)
     )
