@@ -15,6 +15,7 @@ from executor.cli import main
 from executor.engine import Engine, EngineOptions
 from executor.sampling import Sampler
 from executor.trace import RunTrace
+from planner.ledger import make_ledger
 from planner.plan import Plan, load_plan
 from planner.report import RunReport, load_report
 from planner.schedule import ATTEND, tasks
@@ -91,7 +92,9 @@ def test_attention_lies_within_its_compute_task(checkpoint: Path, tmp_path: Path
 def test_only_the_first_blocks_are_recorded(checkpoint: Path, tmp_path: Path) -> None:
     """One block by default, as many as asked for, one after the other."""
     plan = plan_for(checkpoint, gen_len=2)
-    plan = replace(plan, workload=replace(plan.workload, num_prompts=20))
+    workload = replace(plan.workload, num_prompts=20)
+    ledger = make_ledger(plan.model.spec(), workload, plan.policy, plan.placement, plan.hardware)
+    plan = replace(plan, workload=workload, ledger=ledger)
     counts = []
     for blocks in ("1", "2"):
         report = run(plan, tmp_path, "--trace", str(tmp_path / "t.json"), "--trace-blocks", blocks)
