@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -181,8 +182,17 @@ def _wait_for_scratch_file(process: subprocess.Popen[str]) -> None:
     """Until the process holds its (already nameless) file open."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
-        links = [path.readlink() for path in Path(f"/proc/{process.pid}/fd").iterdir() if path.is_symlink()]
-        if any(".hwprofile-" in str(link) for link in links):
+        if any(".hwprofile-" in name for name in _open_files(process.pid)):
             return
         time.sleep(0.02)
     pytest.fail("the measurement never reached the disk")
+
+
+def _open_files(pid: int) -> list[str]:
+    """Names of the files that a process holds open; those it closes meanwhile, or all if it ends, left out."""
+    names = []
+    with suppress(FileNotFoundError):
+        for path in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(FileNotFoundError):
+                names.append(str(path.readlink()))
+    return names

@@ -1,0 +1,1 @@
+"""The commands of `planner`, one a module: its flags, and what it does with them."""

@@ -1,0 +1,84 @@
+"""Flags that several commands share, and what they say."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import get_args
+
+from hwprofiles.host import mismatch
+from hwprofiles.profile import Dtype, load_profile
+from hwprofiles.units import parse_bytes
+from planner.machine import Caps
+from planner.model import load_model
+from planner.problem import Problem, make_problem
+from planner.workload import Workload
+
+SIZE_FLAGS = ("--gpu-mem", "--cpu-mem", "--disk")
+
+
+def add_problem(parser: argparse.ArgumentParser) -> None:
+    """Model, machine and workload."""
+    parser.add_argument(
+        "--model", required=True, metavar="NAME-OR-DIR", help="known name, config.json or checkpoint"
+    )
+    add_profile(parser)
+    parser.add_argument(
+        "--dtype", choices=(*get_args(Dtype), "auto"), default="auto", help="default: auto, the checkpoint's"
+    )
+    parser.add_argument("--prompt-len", type=int, default=512, metavar="TOKENS", help="default: 512")
+    parser.add_argument("--gen-len", type=int, default=32, metavar="TOKENS", help="default: 32")
+    parser.add_argument(
+        "--num-prompts",
+        type=int,
+        metavar="N",
+        help="prompts in all (default: as many as the best block wants)",
+    )
+    for tier, flag, what in (
+        ("gpu", "--gpu-mem", "GPU memory, such as 16GB"),
+        ("cpu", "--cpu-mem", "host memory that the whole process may use"),
+        ("disk", "--disk", "disk space"),
+    ):
+        parser.add_argument(
+            flag, dest=f"{tier}_bytes", metavar="SIZE", help=f"cap on {what} (default: all there is)"
+        )
+
+
+def add_profile(parser: argparse.ArgumentParser) -> None:
+    """The machine."""
+    parser.add_argument("--hw", required=True, metavar="NAME-OR-PATH", help="hardware profile")
+
+
+def add_plan(parser: argparse.ArgumentParser) -> None:
+    """A plan to look at."""
+    parser.add_argument("plan", type=Path, metavar="PLAN.YAML", help="what `planner search -o` has written")
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """Where a plan goes."""
+    parser.add_argument("-o", "--output", type=Path, metavar="PLAN.YAML", help="write the plan to this file")
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON and nothing else")
+
+
+def problem_of(arguments: argparse.Namespace) -> Problem:
+    """The problem that `add_problem`'s flags describe; a profile of another host warns."""
+    profile = load_profile(arguments.hw)
+    dtype: Dtype | None = None if arguments.dtype == "auto" else arguments.dtype
+    workload = Workload(
+        prompt_len=arguments.prompt_len, gen_len=arguments.gen_len, num_prompts=arguments.num_prompts
+    )
+    caps = Caps(
+        gpu_bytes=_size(arguments.gpu_bytes),
+        cpu_bytes=_size(arguments.cpu_bytes),
+        disk_bytes=_size(arguments.disk_bytes),
+    )
+    problem = make_problem(load_model(arguments.model, dtype), workload, profile, caps)
+    warning = mismatch(profile)
+    if warning:
+        print(f"warning: {warning}", file=sys.stderr)
+    return problem
+
+
+def _size(text: str | None) -> int | None:
+    return None if text is None else parse_bytes(text)

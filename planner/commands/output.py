@@ -1,0 +1,26 @@
+"""Where a plan goes: to a file, as tables to a person, or as JSON to a program."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from hwprofiles.files import write_atomically
+from hwprofiles.terminal import make_console
+from hwprofiles.yaml_io import to_plain
+from planner.plan import Plan
+from planner.render import plan_view
+
+
+def deliver(plan: Plan, arguments: argparse.Namespace, *notes: str) -> int:
+    """Write and show a plan as `add_output`'s flags say; the exit status."""
+    if arguments.output:
+        write_atomically(arguments.output, plan.to_yaml())
+    if arguments.json:
+        print(json.dumps(to_plain(plan), indent=1))
+        return 0
+    console = make_console()
+    console.print(plan_view(plan, *notes))
+    if arguments.output:
+        console.print(f"plan written to {arguments.output}")
+    return 0

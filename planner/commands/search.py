@@ -1,0 +1,66 @@
+"""`planner search`: the policy with the highest throughput."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from hwprofiles.errors import UserError
+from hwprofiles.terminal import make_console
+from planner.commands.options import add_output, add_problem, problem_of
+from planner.commands.output import deliver
+from planner.render import four_bit_note
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """What is left to the search."""
+    add_problem(parser)
+    parser.add_argument(
+        "--weight-bits", choices=("16", "4", "auto"), default="16", help="default: 16, lossless"
+    )
+    parser.add_argument("--kv-bits", choices=("16", "4", "auto"), default="16", help="default: 16, lossless")
+    parser.add_argument(
+        "--cpu-attention",
+        choices=("on", "off", "auto"),
+        default="auto",
+        help="attend cache rows that are off the GPU on the CPU in decode (default: where it pays)",
+    )
+    parser.add_argument(
+        "--max-latency", type=float, metavar="SECONDS", help="limit on prefill + decode of a block"
+    )
+    add_output(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Search, and say what 4 bits would bring to a lossless plan."""
+    from planner.candidate import Request  # noqa: PLC0415  the LP solver, which other commands do without
+    from planner.search import search  # noqa: PLC0415
+    from planner.shortage import explain_shortage  # noqa: PLC0415
+
+    problem = problem_of(arguments)
+    request = Request(
+        weight_bits=arguments.weight_bits,
+        kv_bits=arguments.kv_bits,
+        cpu_attention=arguments.cpu_attention,
+        max_latency_s=arguments.max_latency,
+    )
+    with _progress() as report:
+        plan = search(problem, request, report)
+        if plan is None:
+            raise UserError(explain_shortage(problem, request))
+        notes = []
+        if not arguments.json and (request.weight_bits, request.kv_bits) == ("16", "16"):
+            report("what 4 bits would bring")
+            four_bit = search(problem, replace(request, weight_bits="4", kv_bits="4"), num_finalists=1)
+            notes.append(four_bit_note(plan, four_bit))
+    return deliver(plan, arguments, *notes)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """Shows on stderr, where a person watches, what the search is at."""
+    console = make_console(stderr=True)
+    with console.status("searching") as status:
+        yield status.update
