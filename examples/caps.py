@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from hwprofiles.errors import UserError
 from hwprofiles.profile import HardwareProfile
-from planner.candidate import Request
 from planner.ledger import Ledger
 from planner.machine import HEADROOM, Caps
 from planner.model import ModelSpec
 from planner.policy import Policy, Split
 from planner.problem import Problem, make_problem
+from planner.request import Request
 from planner.search import search
 from planner.workload import Workload
 

@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
-from hwprofiles.errors import UserError
-from planner.lp import CpuAttention, Limits
+from planner.lp import Limits
 from planner.policy import TIERS, Bits, Tier
 from planner.problem import Problem
+from planner.request import BitsChoice, Request
 from planner.work import Choice
 
 MAX_BLOCK = 4096
 """Sequences of a block, where the number of prompts sets no bound."""
-BitsChoice = Literal["16", "4", "auto"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """What the user leaves open."""
-
-    weight_bits: BitsChoice = "16"
-    kv_bits: BitsChoice = "16"
-    cpu_attention: CpuAttention = "auto"
-    max_latency_s: float | None = None
-    """Of one block, prefill and decode."""
-
-    def __post_init__(self) -> None:
-        if self.max_latency_s is not None and not (
-            math.isfinite(self.max_latency_s) and self.max_latency_s > 0
-        ):
-            raise UserError(
-                f"max latency is {self.max_latency_s:g} s; it must be positive: set --max-latency"
-            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import pulp
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from planner.policy import TIERS, Tier
 from planner.relaxed import Relaxed
+from planner.request import CpuAttention
 from planner.shares import Shares
 from planner.work import A
 
@@ -31,8 +31,6 @@ _NAMES = (
 _FIRST_TIME = len(_NAMES)
 _COST_OF_MORE: dict[Tier, float] = {"gpu": 100.0, "cpu": 10.0, "disk": 1.0}
 Vector = NDArray[np.float64]
-CpuAttention = Literal["on", "off", "auto"]
-"""Of the cache off the GPU: attended by the CPU, loaded, or what is best."""
 
 
 @dataclass(frozen=True, slots=True)

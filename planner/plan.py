@@ -14,6 +14,7 @@ from planner.ledger import Ledger, Sizes, Target
 from planner.model import ModelSpec, spec_from_config
 from planner.placement import Placement
 from planner.policy import Policy
+from planner.request import Request
 from planner.workload import Workload
 
 SCHEMA_VERSION = 1
@@ -82,6 +83,8 @@ class Plan:
     placement: Placement
     ledger: Ledger
     prediction: Prediction
+    request: Request | None = None
+    """What it was searched for with; None where the policy was given."""
 
     def sizes(self) -> Sizes:
         """The sizes of all that it holds and moves."""

@@ -6,12 +6,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from planner.candidate import Candidate, Request, limits_of, most_sequences, tier_limits
+from planner.candidate import Candidate, limits_of, most_sequences, tier_limits
 from planner.lp import Failure, solve
 from planner.plan import Plan
 from planner.policy import Policy, Split, Tier
 from planner.problem import Problem
 from planner.relaxed import Relaxed
+from planner.request import Request
 from planner.shares import Shares
 from planner.work import Choice
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 
-from planner.candidate import Candidate, Request, bits_of, limits_of, most_sequences, tier_limits
+from planner.candidate import Candidate, bits_of, limits_of, most_sequences, tier_limits
 from planner.lp import Solution, solve
 from planner.plan import Plan
 from planner.policy import Bits
 from planner.problem import Problem
 from planner.realise import batch_counts, realise, without_cpu_attention
 from planner.relaxed import Relaxed
+from planner.request import Request
 from planner.work import Choice
 
 _NEIGHBOURS = (0.625, 0.75, 0.875, 1.125, 1.25, 1.5)
@@ -48,11 +49,11 @@ def search(
         report(f"placing gpu batches of {candidate.choice.gpu_batch_size}")
         plans += realise(problem, request, candidate)
     best = _best(problem, plans)
-    if best is None or not best.policy.cpu_attention or request.cpu_attention == "on":
-        return best
-    rivals = [candidate for candidate in candidates if candidate.choice == Choice.of(best.policy)]
-    without = (without_cpu_attention(problem, request, rival, best) for rival in rivals)
-    return _best(problem, [best, *(plan for plan in without if plan)])
+    if best and best.policy.cpu_attention and request.cpu_attention != "on":
+        rivals = [candidate for candidate in candidates if candidate.choice == Choice.of(best.policy)]
+        without = (without_cpu_attention(problem, request, rival, best) for rival in rivals)
+        best = _best(problem, [best, *(plan for plan in without if plan)])
+    return replace(best, request=request) if best else None
 
 
 def score(problem: Problem, plan: Plan) -> float:

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from hwprofiles.units import format_bytes, format_seconds
-from planner.candidate import Candidate, Request, bits_of, limits_of, tier_limits
+from planner.candidate import Candidate, bits_of, limits_of, tier_limits
 from planner.lp import Failure, shortage
 from planner.policy import TIERS, Bits, Tier
 from planner.problem import Problem
 from planner.realise import place_within
 from planner.relaxed import Relaxed
+from planner.request import Request
 from planner.work import Choice
 
 _ROUNDING = (1.0, 1.01, 1.03, 1.1)

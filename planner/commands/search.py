@@ -12,6 +12,7 @@ from hwprofiles.terminal import make_console
 from planner.commands.options import add_output, add_problem, problem_of
 from planner.commands.output import deliver
 from planner.render import four_bit_note
+from planner.request import Request
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -35,8 +36,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Search, and say what 4 bits would bring to a lossless plan."""
-    from planner.candidate import Request  # noqa: PLC0415  the LP solver, which other commands do without
-    from planner.search import search  # noqa: PLC0415
+    from planner.search import search  # noqa: PLC0415  the LP solver, which other commands do without
     from planner.shortage import explain_shortage  # noqa: PLC0415
 
     problem = problem_of(arguments)

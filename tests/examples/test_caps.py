@@ -11,9 +11,9 @@ from tiny_model import Settings
 
 from hwprofiles.errors import UserError
 from hwprofiles.profile import Gpu, HardwareProfile, Link, Rate, SizePoint, load_profile
-from planner.candidate import Request
 from planner.model import ModelSpec, spec_from_config
 from planner.problem import make_problem
+from planner.request import Request
 from planner.search import search
 from planner.workload import Workload
 

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from hwprofiles.profile import load_profile
 from planner import lp
-from planner.candidate import Request, limits_of, tier_limits
+from planner.candidate import limits_of, tier_limits
 from planner.lp import Failure, Limits, Solution, shortage, solve
 from planner.policy import Tier
 from planner.problem import Problem
 from planner.relaxed import Relaxed
+from planner.request import Request
 from planner.shares import Shares
 from planner.work import Choice
 from tests.planner.problems import GB, MB, emulated, problem_of, small_opt

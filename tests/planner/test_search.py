@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwprofiles.errors import UserError
 from hwprofiles.profile import load_profile
-from planner.candidate import Request
-from planner.plan import Plan
+from planner.plan import Plan, load_plan
 from planner.policy import Bits, Split
 from planner.problem import Problem
+from planner.request import Request
 from planner.search import score, search
 from planner.shortage import explain_shortage
 from tests.planner.problems import (
@@ -35,6 +37,19 @@ def found(problem: Problem, request: Request | None = None) -> Plan:
     assert plan is not None
     assert plan.ledger.shortfalls(problem.target) == {}
     return plan
+
+
+def test_a_plan_says_what_it_was_searched_for(tmp_path: Path) -> None:
+    """The request is in the file and comes back; a file without one is that of a given policy."""
+    request = Request(weight_bits="auto", kv_bits="4", cpu_attention="off", max_latency_s=1e6)
+    plan = found(problem_of(small_opt(), num_prompts=4), request)
+    path = tmp_path / "plan.yaml"
+    path.write_text(plan.to_yaml())
+    assert load_plan(path).request == request
+    data = yaml.safe_load(plan.to_yaml())
+    del data["request"]
+    path.write_text(yaml.safe_dump(data))
+    assert load_plan(path) == replace(plan, request=None)
 
 
 @settings(max_examples=8, deadline=None)
