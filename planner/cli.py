@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import argparse
 import sys
+from importlib import import_module
+from typing import Protocol, cast
 
 from hwprofiles.errors import run_cli
-from planner.commands import calibrate, estimate, search, simulate
 from planner.commands.options import SIZE_FLAGS
 
 _COMMANDS = {
-    "search": (search, "the policy with the highest throughput"),
-    "estimate": (estimate, "what a given policy would cost, and whether it fits"),
-    "simulate": (simulate, "play a plan's schedule task by task against a profile"),
-    "calibrate": (calibrate, "fit a profile's rates to the reports of runs"),
+    "search": "the policy with the highest throughput",
+    "estimate": "what a given policy would cost, and whether it fits",
+    "simulate": "play a plan's schedule task by task against a profile",
+    "calibrate": "fit a profile's rates to the reports of runs",
 }
+"""Each is a module of planner.commands, imported only where it is called: together they take longer than most runs."""
+
+
+class _Command(Protocol):
+    """What a module of planner.commands offers."""
+
+    def add_flags(self, parser: argparse.ArgumentParser) -> None: ...
+    def run(self, arguments: argparse.Namespace) -> int: ...
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status: 0, 2 for a user's mistake, 130 when interrupted."""
-    arguments = _parser().parse_args(_joined(sys.argv[1:] if argv is None else argv))
-    return run_cli(lambda: _COMMANDS[arguments.command][0].run(arguments))
+    words = _joined(sys.argv[1:] if argv is None else argv)
+    arguments = _parser(words[0] if words else "").parse_args(words)
+    return run_cli(lambda: _module(arguments.command).run(arguments))
 
 
 def _joined(argv: list[str]) -> list[str]:
@@ -34,11 +44,18 @@ def _joined(argv: list[str]) -> list[str]:
     return joined
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(called: str) -> argparse.ArgumentParser:
+    """All commands by name, and the flags of the one that is called."""
     parser = argparse.ArgumentParser(
         prog="planner", description="Find how to run a language model that does not fit its GPU."
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, (module, what) in _COMMANDS.items():
-        module.add_flags(commands.add_parser(name, help=what))
+    for name, what in _COMMANDS.items():
+        command = commands.add_parser(name, help=what)
+        if name == called:
+            _module(name).add_flags(command)
     return parser
+
+
+def _module(command: str) -> _Command:
+    return cast(_Command, import_module(f"planner.commands.{command}"))

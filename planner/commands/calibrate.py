@@ -8,7 +8,9 @@ from pathlib import Path
 from hwprofiles.files import write_atomically
 from hwprofiles.profile import load_profile
 from hwprofiles.terminal import make_console
+from planner.calibrate import calibrate
 from planner.commands.options import add_profile
+from planner.render_calibration import calibration_view
 from planner.report import load_report
 
 
@@ -24,9 +26,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Fit, write the profile, and show the errors before and after."""
-    from planner.calibrate import calibrate  # noqa: PLC0415  scipy, which other commands do without
-    from planner.render_calibration import calibration_view  # noqa: PLC0415
-
     reports = [load_report(path) for path in arguments.reports]
     outcome = calibrate(load_profile(arguments.hw), reports, force=arguments.force)
     write_atomically(arguments.output, outcome.profile.to_yaml())

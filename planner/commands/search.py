@@ -13,6 +13,8 @@ from planner.commands.options import add_output, add_problem, problem_of
 from planner.commands.output import deliver
 from planner.render import four_bit_note
 from planner.request import Request
+from planner.search import search
+from planner.shortage import explain_shortage
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -36,9 +38,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Search, and say what 4 bits would bring to a lossless plan."""
-    from planner.search import search  # noqa: PLC0415  the LP solver, which other commands do without
-    from planner.shortage import explain_shortage  # noqa: PLC0415
-
     problem = problem_of(arguments)
     request = Request(
         weight_bits=arguments.weight_bits,
