@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import torch
 
-from executor.requests import Request
+from planner.prompts import Request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

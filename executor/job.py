@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,13 +20,13 @@ from executor.loading import LoadProgress
 from executor.measure import Measurements
 from executor.progress import Reporter
 from executor.report import JobTotals, make_report
-from executor.requests import Request, read_requests, synthetic_requests
 from executor.results import ResultFile
 from executor.sampling import Completion, Sampler
-from executor.tokenize import load_tokenizer
+from executor.tokenize import encode_prompt, load_tokenizer
 from executor.trace import TraceOptions, open_trace
 from hwprofiles.errors import UserError
 from planner.plan import Plan
+from planner.prompts import Request, read_requests, synthetic_requests
 from planner.report import RunReport
 
 DUMMY_SEED = 0
@@ -186,7 +187,10 @@ def job_requests(plan: Plan, options: JobOptions, tokenizer: PreTrainedTokenizer
             "--input needs a tokenizer: give --model-path DIR (dummy weights run on made-up prompts)"
         )
     requests = read_requests(
-        options.input_path, tokenizer, default_max_tokens=workload.gen_len, max_positions=spec.max_positions
+        options.input_path,
+        partial(encode_prompt, tokenizer),
+        default_max_tokens=workload.gen_len,
+        max_positions=spec.max_positions,
     )
     _check_lengths(requests, plan)
     return _first_greedy(requests, options.first)

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from executor.requests import Request
 from executor.result_line import LINE_HEAD, to_line
 from executor.sampling import Completion
 from hwprofiles.errors import UserError
+from planner.prompts import Request
 
 
 class ResultFile:

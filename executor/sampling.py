@@ -9,8 +9,8 @@ import torch
 from transformers import PreTrainedTokenizerBase, TemperatureLogitsWarper, TopPLogitsWarper
 
 from executor.batching import GpuBatch
-from executor.requests import Request
 from executor.stopping import FinishReason, SequenceEnd
+from planner.prompts import Request
 
 _GREEDY_BELOW = (
     1e-5  # dividing float32 logits by less overflows, and the largest logit has probability 1 long before

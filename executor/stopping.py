@@ -6,7 +6,7 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from executor.requests import Request
+from planner.prompts import Request
 
 FinishReason = Literal["stop", "length"]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from executor.prompt_line import Messages
 from hwprofiles.errors import UserError
+from planner.prompt_line import Messages, Prompt
 
 
 def load_tokenizer(model_dir: Path) -> PreTrainedTokenizerBase:
@@ -28,9 +28,7 @@ def load_tokenizer(model_dir: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def encode_prompt(
-    tokenizer: PreTrainedTokenizerBase, prompt: str | tuple[int, ...] | Messages
-) -> tuple[int, ...]:
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[int, ...]:
     """Token ids of a prompt; text gets the tokenizer's special tokens, ids are only checked.
 
     Messages go through the tokenizer's chat template, ending where the assistant's turn begins.

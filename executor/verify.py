@@ -10,13 +10,13 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from executor.preflight import host_headroom
-from executor.requests import Request
 from executor.sampling import Completion
 from executor.verdict import Difference, Verdict
 from hwprofiles.errors import UserError
 from hwprofiles.units import format_bytes
 from planner.layout import DTYPE_BYTES
 from planner.plan import ModelRef
+from planner.prompts import Request
 
 NEAR_TIE = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 2e-1}
 """Logits closer than this may change places: rounding in another order of summation, by dtype."""

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from executor.batching import make_blocks
-from executor.requests import Request
+from planner.prompts import Request
 
 _PAD_ID = 9999
 

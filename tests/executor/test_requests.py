@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from executor.requests import Request, read_requests, synthetic_requests
+from executor.tokenize import encode_prompt
 from hwprofiles.errors import UserError
+from planner.prompts import Request, read_requests, synthetic_requests
 
 
 def _write(path: Path, *lines: object) -> Path:
@@ -19,7 +21,8 @@ def _write(path: Path, *lines: object) -> Path:
 
 
 def _read(path: Path, tokenizer: PreTrainedTokenizerBase, max_positions: int | None = 64) -> list[Request]:
-    return read_requests(path, tokenizer, default_max_tokens=7, max_positions=max_positions)
+    encode = partial(encode_prompt, tokenizer)
+    return read_requests(path, encode, default_max_tokens=7, max_positions=max_positions)
 
 
 def test_plain_line_gets_the_defaults(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from executor.requests import Request
 from executor.results import ResultFile
 from executor.sampling import Completion
 from hwprofiles.errors import UserError
+from planner.prompts import Request
 
 _REQUESTS = [
     Request(custom_id=f"r-{index}-ö", index=index, prompt_ids=(1, 2, 3), max_tokens=4, chat=index % 2 == 1)

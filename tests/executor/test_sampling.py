@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
 from executor.batching import make_blocks
-from executor.requests import Request
 from executor.sampling import Sampler
+from planner.prompts import Request
 
 _VOCAB = 50
 _CPU = torch.device("cpu")

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-from executor.requests import Request
 from executor.stopping import SequenceEnd
+from planner.prompts import Request
 
 
 def _end(

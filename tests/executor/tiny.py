@@ -12,13 +12,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, Cache, DynamicCache, 
 from executor.batching import Block, make_blocks
 from executor.checkpoint import Checkpoint
 from executor.engine import Engine, EngineOptions
-from executor.requests import Request
 from executor.sampling import Sampler
 from planner.ledger import Target, make_ledger
 from planner.model import ModelSpec, spec_from_config
 from planner.placement import CacheRows, Placement, TierRows
 from planner.plan import SCHEMA_VERSION, ModelRef, PhasePrediction, Plan, Prediction
 from planner.policy import Policy, Split, Tier
+from planner.prompts import Request
 from planner.schedule import Task
 from planner.workload import Workload
 

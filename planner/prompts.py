@@ -1,20 +1,19 @@
-"""The requests of a job: read and tokenised from a prompts file, or made up for a benchmark."""
+"""The requests of a job: read from a prompts file with any tokenizer, or made up for a benchmark."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
-
-from executor.prompt_line import PromptLine, parse_line
-from executor.tokenize import encode_prompt
 from hwprofiles.errors import UserError
+from planner.prompt_line import Prompt, PromptLine, parse_line
 
 MAX_TEMPERATURE = 2.0
 MAX_STOPS = 4
+Encode = Callable[[Prompt], tuple[int, ...]]
+"""The token ids of a prompt; a UserError says what is wrong with it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +51,7 @@ class Request:
 
 
 def read_requests(
-    path: Path, tokenizer: PreTrainedTokenizerBase, *, default_max_tokens: int, max_positions: int | None
+    path: Path, encode: Encode, *, default_max_tokens: int, max_positions: int | None
 ) -> list[Request]:
     """The requests of a JSONL file, in its order; every mistake is a UserError that begins with `path:line:`.
 
@@ -61,7 +60,7 @@ def read_requests(
     """
     try:
         with path.open("rb") as lines:
-            requests = _read_lines(path, lines, tokenizer, default_max_tokens, max_positions)
+            requests = _read_lines(path, lines, encode, default_max_tokens, max_positions)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check --input") from None
     if not requests:
@@ -72,7 +71,7 @@ def read_requests(
 def _read_lines(
     path: Path,
     lines: Iterable[bytes],
-    tokenizer: PreTrainedTokenizerBase,
+    encode: Encode,
     default_max_tokens: int,
     max_positions: int | None,
 ) -> list[Request]:
@@ -89,7 +88,7 @@ def _read_lines(
                 raise UserError(
                     f"custom_id {custom_id!r} is also on line {first_line[custom_id]}; give each line its own"
                 )
-            ids = encode_prompt(tokenizer, line.prompt)
+            ids = encode(line.prompt)
             prompt_ids = tuple(map(id_pool.setdefault, ids, ids))
             request = _to_request(line, custom_id, len(requests), prompt_ids, default_max_tokens)
             _check_positions(request, max_positions)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from executor.json_fields import (
+from hwprofiles.errors import UserError
+from planner.json_fields import (
     Fields,
     integer,
     is_integer,
@@ -18,12 +19,12 @@ from executor.json_fields import (
     show,
     without_nulls,
 )
-from hwprofiles.errors import UserError
 
 CHAT_URL = "/v1/chat/completions"
 TEXT_URL = "/v1/completions"
 
 Messages = list[dict[str, str]]
+Prompt = str | tuple[int, ...] | Messages
 
 _READ = (
     "prompt", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "stop", "seed",
@@ -57,7 +58,7 @@ class PromptLine:
     """What one line asks for; `prompt` is text, token ids or chat messages."""
 
     custom_id: str | None
-    prompt: str | tuple[int, ...] | Messages
+    prompt: Prompt
     is_chat: bool
     max_tokens: int | None
     temperature: float
