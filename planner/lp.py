@@ -33,9 +33,12 @@ _COST_OF_MORE: dict[Tier, float] = {"gpu": 100.0, "cpu": 10.0, "disk": 1.0}
 Vector = NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Linear:
-    """A linear expression of the LP's variables; the last of its terms is the constant."""
+    """A linear expression of the LP's variables; the last of its terms is the constant.
+
+    Never changed; not frozen, as an LP makes some 700 of them and freezing doubles what that takes.
+    """
 
     terms: Vector
 
@@ -82,20 +85,40 @@ class _Rows:
     objective: Vector = field(default_factory=lambda: np.zeros(0))
     upper: dict[int, float] = field(default_factory=dict)
     lower: dict[int, float] = field(default_factory=dict)
+    memory: dict[int, tuple[Tier, Vector, Vector]] = field(default_factory=dict)
+    """Which of `at_most` are what a tier holds less its limit: what it holds, and 1 / N."""
+
+    def limit(self, tier_units: Mapping[Tier, float]) -> None:
+        """Set the limits of tiers, in `Relaxed.unit_bytes`."""
+        for index, (tier, used, inverse_block) in self.memory.items():
+            self.at_most[index] = used - inverse_block * tier_units[tier]
 
 
 def solve(relaxed: Relaxed, limits: Limits) -> Solution | Failure:
     """Minimise time per sequence over the splits, and over the gpu batches where they are not fixed."""
-    rows, times = _build(relaxed, limits)
-    answer = _checked(rows)
-    if isinstance(answer, Failure):
-        return answer
-    shares = _shares(answer)
-    seconds = relaxed.seconds(shares)
-    claimed = float(answer[times].sum()) * relaxed.unit_s + relaxed.fixed_seconds(shares)
-    if abs(claimed - seconds) > _AGREEMENT * seconds:
-        return Failure(f"the solver's time of {claimed:g} s is {seconds:g} s by the cost model")
-    return Solution(shares=shares, seconds_per_sequence=seconds)
+    return Program(relaxed, limits).solve(limits.tier_bytes)
+
+
+class Program:
+    """The LP of one relaxed problem, to be solved under one set of tier limits after another."""
+
+    def __init__(self, relaxed: Relaxed, limits: Limits) -> None:
+        self._relaxed = relaxed
+        self._rows, self._times = _build(relaxed, limits)
+
+    def solve(self, tier_bytes: Mapping[Tier, int]) -> Solution | Failure:
+        """The optimum, checked against the rows and against the cost model."""
+        relaxed = self._relaxed
+        self._rows.limit({tier: nbytes / relaxed.unit_bytes for tier, nbytes in tier_bytes.items()})
+        answer = _checked(self._rows)
+        if isinstance(answer, Failure):
+            return answer
+        shares = _shares(answer)
+        seconds = relaxed.seconds(shares)
+        claimed = float(answer[self._times].sum()) * relaxed.unit_s + relaxed.fixed_seconds(shares)
+        if abs(claimed - seconds) > _AGREEMENT * seconds:
+            return Failure(f"the solver's time of {claimed:g} s is {seconds:g} s by the cost model")
+        return Solution(shares=shares, seconds_per_sequence=seconds)
 
 
 def shortage(relaxed: Relaxed, limits: Limits, growing: Sequence[Tier]) -> dict[Tier, int] | Failure:
@@ -133,9 +156,9 @@ def _add_times(rows: _Rows, relaxed: Relaxed, limits: Limits, shares: Shares[Lin
     """Every lane of every step takes at most the step's time; the objective is their sum."""
     rows.objective = times.sum(axis=0)
     for time, variable in zip(relaxed.times(shares), times, strict=True):
-        for _, seconds in time.lanes:
-            rows.at_most.append(seconds.terms / relaxed.unit_s - variable)
-            rows.objective += seconds.terms * (_WORK_WEIGHT / relaxed.unit_s)
+        lanes = np.array([seconds.terms for _, seconds in time.lanes]) / relaxed.unit_s
+        rows.at_most.extend(lanes - variable)
+        rows.objective += lanes.sum(axis=0) * _WORK_WEIGHT
     fixed = relaxed.fixed_seconds(shares).terms / relaxed.unit_s
     rows.objective += fixed
     if limits.max_latency_s is not None:
@@ -164,9 +187,10 @@ def _add_memory(
     for needed in relaxed.slots(shares):
         rows.at_most.append(needed.terms - shares.slot.terms)
     for use in relaxed.memory(shares):
-        limit = limits.tier_bytes[use.tier] / relaxed.unit_bytes
-        excess = use.used.terms - use.inverse_block.terms * limit
-        rows.at_most.append(excess - more[use.tier] if use.tier in more else excess)
+        used = use.used.terms - more[use.tier] if use.tier in more else use.used.terms
+        rows.memory[len(rows.at_most)] = (use.tier, used, use.inverse_block.terms)
+        rows.at_most.append(used)
+    rows.limit({tier: nbytes / relaxed.unit_bytes for tier, nbytes in limits.tier_bytes.items()})
 
 
 def _add_bounds(rows: _Rows, relaxed: Relaxed, limits: Limits) -> None:
@@ -199,13 +223,22 @@ def _run(rows: _Rows) -> Vector | Failure:
         for index in range(rows.size)
     ]
     problem.setObjective(_expression(variables, rows.objective))
-    for sense, constraints in ((pulp.LpConstraintLE, rows.at_most), (pulp.LpConstraintEQ, rows.equal)):
+    at_most = _undominated(rows.at_most)
+    for sense, constraints in ((pulp.LpConstraintLE, at_most), (pulp.LpConstraintEQ, rows.equal)):
         for terms in constraints:
             problem.addConstraint(pulp.LpConstraint(_expression(variables, terms), sense, rhs=-terms[-1]))
-    status = problem.solve(pulp.HiGHS(msg=False))
+    status = problem.solve(pulp.HiGHS(msg=False, presolve="off"))  # there is little to simplify
     if status == pulp.LpStatusOptimal:
         return np.array([variable.value() for variable in variables])
     return Failure(f"the solver ends with {pulp.LpStatus[status]!r}", status == pulp.LpStatusInfeasible)
+
+
+def _undominated(constraints: Sequence[Vector]) -> list[Vector]:
+    """Those that no other one implies: all variables are at least 0, so that the larger terms ask for more."""
+    terms = np.array(constraints)
+    implied = (terms[:, None] <= terms[None]).all(axis=2)
+    implied &= ~(implied.T & np.triu(np.ones_like(implied)))  # of equal ones the first stays
+    return [constraints[int(index)] for index in np.flatnonzero(~implied.any(axis=1))]
 
 
 def _expression(variables: list[pulp.LpVariable], terms: Vector) -> pulp.LpAffineExpression:
@@ -217,11 +250,12 @@ def _broken(rows: _Rows, answer: Vector) -> str | None:
     """The first constraint that the answer does not keep."""
     point = np.append(answer, 1.0)
     for name, constraints, sign in (("an upper limit", rows.at_most, 0.0), ("a sum", rows.equal, -1.0)):
-        for index, terms in enumerate(constraints):
-            excess = float(terms @ point)
-            scale = max(1.0, float(np.abs(terms * point).max()))
-            if max(excess, sign * excess) > _TOLERANCE * scale:
-                return f"{name} (row {index}) by {excess:g}"
+        parts = np.array(constraints) * point
+        excess = parts.sum(axis=1)
+        scale = np.maximum(1.0, np.abs(parts).max(axis=1))
+        broken = np.flatnonzero(np.maximum(excess, sign * excess) > _TOLERANCE * scale)
+        if broken.size:
+            return f"{name} (row {broken[0]}) by {excess[broken[0]]:g}"
     if any(answer[i] > upper + _TOLERANCE for i, upper in rows.upper.items()) or answer.min() < -_TOLERANCE:
         return "a bound"
     return None

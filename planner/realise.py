@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from planner.candidate import Candidate, limits_of, most_sequences, tier_limits
-from planner.lp import Failure, solve
+from planner.lp import Failure, Program
 from planner.plan import Plan
 from planner.policy import Policy, Split, Tier
 from planner.problem import Problem
@@ -66,8 +66,9 @@ def place_within(problem: Problem, request: Request, candidate: Candidate, count
         max_decode_groups=_FINE_GROUPS,
     )
     allowed = tier_limits(problem)
+    program = Program(relaxed, limits_of(problem, request, candidate.choice, allowed))
     for attempt in range(1, _NUM_REPAIRS + 1):
-        solution = solve(relaxed, limits_of(problem, request, candidate.choice, allowed))
+        solution = program.solve(allowed)
         if isinstance(solution, Failure):
             return None
         policy = policy_of(problem, candidate.choice, count, solution.shares)

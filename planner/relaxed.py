@@ -24,6 +24,11 @@ from planner.shares import LayerKind, LayerTime, MemoryUse, Shares, layer_kinds
 from planner.work import A, Choice, Counts, Held, Step, steps_of
 
 _HOMES = ("weights", "cache", "activations")
+_ONES: dict[Tier, float] = dict.fromkeys(TIERS, 1.0)
+_EVEN = Shares(
+    weights=_ONES, cache=_ONES, activations=_ONES, attended=0.0, slot=0.0, inverse_batches=1.0, one=1.0
+)
+"""A unit of everything on every tier."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +121,9 @@ class Relaxed:
 
     def times(self, shares: Shares[A]) -> Iterator[LayerTime[A]]:
         """Each step's lanes, summed over the layers of a kind; the largest lane is the time."""
+        all_held = [self._held(shares, kind) for kind in self.kinds]
         for step in self.steps:
-            for kind in self.kinds:
-                held = self._held(shares, kind)
+            for kind, held in zip(self.kinds, all_held, strict=True):
                 moves, compute = self.cost.moves(held, step), self.cost.compute(kind.layer, held, step)
                 speeds = self._speeds(kind, step)
                 lanes = self.cost.lanes(moves, compute, speeds)
@@ -141,13 +146,17 @@ class Relaxed:
                 total = total + self.cost.seconds(move, speeds)
         return total
 
+    @cached_property
+    def _known_speeds(self) -> dict[tuple[int, Step], dict[tuple[str, str], float]]:
+        return {}
+
     def _speeds(self, kind: LayerKind, step: Step) -> dict[tuple[str, str], float]:
         """Speeds at the size of whole layers and gpu batches."""
-        ones = dict.fromkeys(TIERS, 1.0)
-        even = Shares(
-            weights=ones, cache=ones, activations=ones, attended=0.0, slot=0.0, inverse_batches=1.0, one=1.0
-        )
-        return self.cost.speeds(self.cost.moves(self._held(even, kind), step))
+        key = kind.nbytes, step
+        if key not in self._known_speeds:
+            moves = self.cost.moves(self._held(_EVEN, kind), step)
+            self._known_speeds[key] = self.cost.speeds(moves)
+        return self._known_speeds[key]
 
     def _held(self, shares: Shares[A], kind: LayerKind) -> Held[A]:
         batches = shares.one * (1 / self.choice.gpu_batch_size)
