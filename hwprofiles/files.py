@@ -21,15 +21,15 @@ def check_writable(path: Path) -> None:
         raise UserError(f"{path}: cannot be written ({error.strerror}); choose another file") from None
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by a file with this text; an interrupted write leaves what was there."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace `path` by a file with this content; an interrupted write leaves what was there."""
     try:
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); choose another file") from None
     try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)

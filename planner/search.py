@@ -27,6 +27,7 @@ _WORTH_IT = 0.005
 """A disk, attention on the CPU or a larger block must bring this much; less is within the model's error."""
 
 Reporter = Callable[[str], None]
+Keeper = Callable[[Plan], object]
 
 
 def search(
@@ -34,8 +35,12 @@ def search(
     request: Request,
     report: Reporter = lambda _: None,
     num_finalists: int = _NUM_FINALISTS,
+    keep: Keeper = lambda _: None,
 ) -> Plan | None:
-    """The plan with the highest throughput that fits, or None; `num_finalists` candidates are placed."""
+    """The plan with the highest throughput that fits, or None; `num_finalists` candidates are placed.
+
+    `keep` is given every plan that was placed, the best one among them.
+    """
     problem.check_attention(wanted=request.cpu_attention == "on")
     candidates: list[Candidate] = []
     for weight_bits, kv_bits in product(bits_of(request.weight_bits), bits_of(request.kv_bits)):
@@ -51,8 +56,12 @@ def search(
     best = _best(problem, plans)
     if best and best.policy.cpu_attention and request.cpu_attention != "on":
         rivals = [candidate for candidate in candidates if candidate.choice == Choice.of(best.policy)]
-        without = (without_cpu_attention(problem, request, rival, best) for rival in rivals)
-        best = _best(problem, [best, *(plan for plan in without if plan)])
+        found = (without_cpu_attention(problem, request, rival, best) for rival in rivals)
+        without = [plan for plan in found if plan]
+        best = _best(problem, [best, *without])
+        plans += without
+    for plan in plans:
+        keep(plan)
     return replace(best, request=request) if best else None
 
 

@@ -6,11 +6,15 @@ import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 from hwprofiles.errors import UserError
 from hwprofiles.terminal import make_console
 from planner.commands.options import add_output, add_problem, problem_of
 from planner.commands.output import deliver
+from planner.frontier import frontier
+from planner.frontier_file import check_path, write
+from planner.plan import Plan
 from planner.render import four_bit_note
 from planner.request import Request
 from planner.search import search
@@ -33,11 +37,19 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-latency", type=float, metavar="SECONDS", help="limit on prefill + decode of a block"
     )
+    parser.add_argument(
+        "--frontier",
+        type=Path,
+        metavar="FILE",
+        help="write the plans between least latency and highest throughput: .html (to hover), .png or .json",
+    )
     add_output(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Search, and say what 4 bits would bring to a lossless plan."""
+    if arguments.frontier:
+        check_path(arguments.frontier)
     problem = problem_of(arguments)
     request = Request(
         weight_bits=arguments.weight_bits,
@@ -45,8 +57,9 @@ def run(arguments: argparse.Namespace) -> int:
         cpu_attention=arguments.cpu_attention,
         max_latency_s=arguments.max_latency,
     )
+    realised: list[Plan] = []
     with _progress() as report:
-        plan = search(problem, request, report)
+        plan = search(problem, request, report, keep=realised.append)
         if plan is None:
             raise UserError(explain_shortage(problem, request))
         notes = []
@@ -54,6 +67,9 @@ def run(arguments: argparse.Namespace) -> int:
             report("what 4 bits would bring")
             four_bit = search(problem, replace(request, weight_bits="4", kv_bits="4"), num_finalists=1)
             notes.append(four_bit_note(plan, four_bit))
+        if arguments.frontier:
+            write(arguments.frontier, frontier(problem, request, plan, realised, report))
+            notes.append(f"frontier written to {arguments.frontier}")
     return deliver(plan, arguments, *notes)
 
 

@@ -1,0 +1,119 @@
+"""Frontier: plans of which none is both quicker with a block and faster over all prompts than another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from hwprofiles.units import format_seconds
+from planner.candidate import Candidate, bits_of
+from planner.plan import Plan
+from planner.policy import Bits
+from planner.problem import Problem
+from planner.realise import place_within
+from planner.request import Request
+from planner.search import Reporter, score, search
+from planner.work import Choice
+
+_NUM_LIMITS = 14
+"""Latencies that are searched under, from that of the fastest plan down to that of a single sequence."""
+_LEAST_RATIO = 1.05
+"""Between one latency limit and the next."""
+_ALIKE = 0.002
+"""Of two plans that nobody could tell apart the lesser is left out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """A plan by what a user weighs."""
+
+    latency_s: float
+    """Of one block, prefill and decode."""
+    tokens_per_s: float
+    """Generated tokens over both phases of all blocks; the last block is counted as a full one."""
+    is_efficient: bool
+    """No other plan has less latency and as much throughput, or as little and more."""
+    is_chosen: bool
+    plan: Plan
+
+
+def frontier(
+    problem: Problem,
+    request: Request,
+    chosen: Plan,
+    realised: Iterable[Plan],
+    report: Reporter = lambda _: None,
+) -> tuple[Point, ...]:
+    """Points by rising latency: the frontier, and the other plans met on the way to it.
+
+    `realised` are the plans that the search for `chosen` met. A latency limit of the request is not kept to.
+    """
+    plans = [chosen, *realised]
+    if request.max_latency_s is not None:
+        report("frontier: without a limit on latency")
+        search(problem, replace(request, max_latency_s=None), keep=plans.append)
+    plans += _single_sequences(problem, request)
+    shortest = min(map(latency_s, plans))
+    limit = latency_s(max(plans, key=lambda plan: score(problem, plan)))
+    ratio = max(_LEAST_RATIO, (limit / shortest) ** (1 / _NUM_LIMITS))
+    while limit / ratio > shortest:
+        limit /= ratio
+        report(f"frontier: blocks of at most {format_seconds(limit)}")
+        found = search(problem, replace(request, max_latency_s=limit), keep=plans.append)
+        limit = min(limit, latency_s(found)) if found else limit
+    return points_of(problem, chosen, plans)
+
+
+def _single_sequences(problem: Problem, request: Request) -> Iterator[Plan]:
+    """Blocks of one sequence: nothing is quicker."""
+    for weight_bits in bits_of(request.weight_bits):
+        for kv_bits in bits_of(request.kv_bits):
+            for moves in (False, True):
+                plan = _single_sequence(problem, request, weight_bits, kv_bits, moves=moves)
+                if plan:
+                    yield plan
+
+
+def _single_sequence(
+    problem: Problem, request: Request, weight_bits: Bits, kv_bits: Bits, *, moves: bool
+) -> Plan | None:
+    choice = Choice(gpu_batch_size=1, prefill_rows=1, weight_bits=weight_bits, kv_bits=kv_bits)
+    candidate = Candidate(
+        choice=choice, moves_activations=moves, seconds_per_sequence=0.0, num_gpu_batches=1.0
+    )
+    return place_within(problem, replace(request, max_latency_s=None), candidate, 1)
+
+
+def points_of(problem: Problem, chosen: Plan, plans: Iterable[Plan]) -> tuple[Point, ...]:
+    """The plans by rising latency, with whether another one beats them; each policy, and what is as good, once."""
+    found = {plan.policy: plan for plan in plans}
+    weighed = sorted(
+        ((latency_s(plan), score(problem, plan), plan) for plan in found.values()),
+        key=lambda point: (point[0], -point[1]),
+    )
+    points: list[Point] = []
+    best = 0.0
+    for latency, rate, plan in weighed:
+        point = Point(
+            latency_s=latency,
+            tokens_per_s=rate,
+            is_efficient=rate > best,
+            is_chosen=plan.policy == chosen.policy,
+            plan=plan,
+        )
+        if point.is_efficient or point.is_chosen or not any(_are_alike(point, other) for other in points):
+            points.append(point)
+        best = max(best, rate)
+    return tuple(points)
+
+
+def _are_alike(point: Point, other: Point) -> bool:
+    return math.isclose(point.latency_s, other.latency_s, rel_tol=_ALIKE) and math.isclose(
+        point.tokens_per_s, other.tokens_per_s, rel_tol=_ALIKE
+    )
+
+
+def latency_s(plan: Plan) -> float:
+    """Seconds of one block, prefill and decode."""
+    return plan.prediction.prefill.seconds + plan.prediction.decode.seconds
