@@ -28,7 +28,7 @@ def estimate(problem: Problem, policy: Policy) -> Plan:
             plan.ledger.explain(tier, plan.hardware) for tier in plan.ledger.shortfalls(plan.hardware)
         )
         raise UserError(f"{short}. {_advice(list(fitting_changes(problem, policy)))}")
-    return plan
+    return problem.with_interval(plan)
 
 
 def _check_tiers(problem: Problem, policy: Policy) -> None:

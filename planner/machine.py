@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from hwprofiles.errors import UserError
-from hwprofiles.profile import AttentionPoint, DiskPoint, Dtype, Gpu, HardwareProfile
+from hwprofiles.profile import AttentionPoint, DiskPoint, Dtype, Gpu, HardwareProfile, Rate
 from planner.ledger import Target
 
 HEADROOM = 0.02
@@ -22,6 +22,8 @@ LAUNCH, HANDOVER = "launch", "handover"
 CONTENTION = "contention"
 """Calibrates the work that shares cores or memory."""
 T = TypeVar("T")
+Reading = Callable[[Rate], float]
+"""The figure that is taken of a measured rate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,37 +117,51 @@ def make_target(profile: HardwareProfile, caps: Caps) -> Target:
     )
 
 
-def make_rates(profile: HardwareProfile, dtype: Dtype) -> Rates:
-    """The rates for a model of this dtype."""
+def make_rates(profile: HardwareProfile, dtype: Dtype, *, spreads: float = 0.0) -> Rates:
+    """The rates for a model of this dtype; each so many of its own spreads better than its median.
+
+    Contention is a ratio of rates and stays at the medians.
+    """
+
+    def at(rate: Rate) -> float:
+        return rate.median * math.exp(spreads * rate.spread)
+
+    def overhead(rate: Rate) -> float:
+        return rate.median * math.exp(-spreads * rate.spread)
+
     host, gpu = profile.host, profile.gpus[0] if profile.gpus else None
     on_cpu = gpu is None or gpu.emulated
     gemm = _of_dtype(gpu.gemm if gpu else host.gemm, dtype, profile.name, "GEMM")
     attention = _of_dtype(host.attention, dtype, profile.name, "CPU attention")
-    threads, attended = _attention_threads(attention, host.logical_cores)
-    memory = (gpu.memory_bytes_per_s if gpu else host.memory_bytes_per_s).median
+    threads, attended = _attention_threads(attention, host.logical_cores, at)
+    memory = at(gpu.memory_bytes_per_s if gpu else host.memory_bytes_per_s)
     io_threads = _io_threads(profile)
-    h2d, d2h, both = _link(gpu)
+    h2d, d2h, both = _link(gpu, at)
     factors = profile.calibration.factors if profile.calibration else {}
     return Rates(
         on_cpu=on_cpu,
-        gemm=Curve(tuple(sorted((float(p.rows), p.flops_per_s.median) for p in gemm))),
+        gemm=Curve(tuple(sorted((float(p.rows), at(p.flops_per_s)) for p in gemm))),
         memory_bytes_per_s=memory,
-        attention_bytes_per_s=min(memory, max(p.bytes_per_s.median for p in attention)) if on_cpu else memory,
+        attention_bytes_per_s=min(memory, max(at(p.bytes_per_s) for p in attention)) if on_cpu else memory,
         cpu_attention_bytes_per_s=attended,
-        cpu_memory_bytes_per_s=host.memory_bytes_per_s.median,
+        cpu_memory_bytes_per_s=at(host.memory_bytes_per_s),
         h2d=h2d,
         d2h=d2h,
         both_bytes_per_s=both,
-        disk_read=_disk_curve(profile.disk.read if profile.disk else (), io_threads),
-        disk_write=_disk_curve(profile.disk.write if profile.disk else (), io_threads),
+        disk_read=_disk_curve(profile.disk.read if profile.disk else (), io_threads, at),
+        disk_write=_disk_curve(profile.disk.write if profile.disk else (), io_threads, at),
         disk_parallel=_disk_parallel(profile),
         parallel=_parallel(profile, attention),
-        launch_overhead_s=gpu.launch_overhead_s.median * factors.get(LAUNCH, 1.0) if gpu else 0.0,
-        task_overhead_s=host.task_overhead_s.median * factors.get(HANDOVER, 1.0),
+        launch_overhead_s=overhead(gpu.launch_overhead_s) * factors.get(LAUNCH, 1.0) if gpu else 0.0,
+        task_overhead_s=overhead(host.task_overhead_s) * factors.get(HANDOVER, 1.0),
         io_threads=io_threads,
         attention_threads=threads,
         factors=factors,
     )
+
+
+def _median(rate: Rate) -> float:
+    return rate.median
 
 
 def _least(measured: int, cap: int | None) -> int:
@@ -160,12 +176,12 @@ def _of_dtype(table: Mapping[Dtype, Sequence[T]], dtype: Dtype, name: str, what:
     return points
 
 
-def _attention_threads(points: Sequence[AttentionPoint], cores: int) -> tuple[int, float]:
+def _attention_threads(points: Sequence[AttentionPoint], cores: int, at: Reading) -> tuple[int, float]:
     """The fastest thread count that leaves some cores to I/O, and its rate."""
     most = max(cores - cores // _IO_SHARE, min(point.threads for point in points))
     allowed = [point for point in points if point.threads <= most]
     best = max(allowed, key=lambda point: (point.bytes_per_s.median, -point.threads))
-    return best.threads, best.bytes_per_s.median
+    return best.threads, at(best.bytes_per_s)
 
 
 def _io_threads(profile: HardwareProfile) -> int:
@@ -174,13 +190,13 @@ def _io_threads(profile: HardwareProfile) -> int:
         return 1
     best = 1, 0.0
     for threads in sorted({point.threads for point in profile.disk.read}):
-        rate = _disk_curve(profile.disk.read, threads).best
+        rate = _disk_curve(profile.disk.read, threads, _median).best
         if rate > best[1] * _WORTH_A_THREAD:
             best = threads, rate
     return best[0]
 
 
-def _disk_curve(points: Sequence[DiskPoint], threads: int) -> Curve:
+def _disk_curve(points: Sequence[DiskPoint], threads: int, at: Reading) -> Curve:
     """Rate by bytes in flight: small blocks from one thread up to `threads`, then larger blocks.
 
     Below the smallest block nothing is measured; half-way between a fixed time and a fixed rate is assumed.
@@ -193,20 +209,20 @@ def _disk_curve(points: Sequence[DiskPoint], threads: int) -> Curve:
     for point in points:
         if point.threads == most or (point.threads < most and point.block_bytes == smallest):
             in_flight = float(point.block_bytes * point.threads)
-            best[in_flight] = max(best.get(in_flight, 0.0), point.bytes_per_s.median)
+            best[in_flight] = max(best.get(in_flight, 0.0), at(point.bytes_per_s))
     return Curve(tuple(sorted(best.items())), below=0.5)
 
 
-def _link(gpu: Gpu | None) -> tuple[Curve, Curve, float]:
+def _link(gpu: Gpu | None, at: Reading) -> tuple[Curve, Curve, float]:
     """Pinned copies each way by size, and both together; an unused link without a GPU."""
     if gpu is None:
         unused = Curve(((1.0, 1.0),))
         return unused, unused, 1.0
     h2d, d2h = (
-        Curve(tuple(sorted((float(p.size_bytes), p.bytes_per_s.median) for p in points)))
+        Curve(tuple(sorted((float(p.size_bytes), at(p.bytes_per_s)) for p in points)))
         for points in (gpu.link.h2d_pinned, gpu.link.d2h_pinned)
     )
-    return h2d, d2h, gpu.link.both_bytes_per_s.median
+    return h2d, d2h, at(gpu.link.both_bytes_per_s)
 
 
 def _disk_parallel(profile: HardwareProfile) -> float:
@@ -234,7 +250,7 @@ def _parallel(profile: HardwareProfile, attention: Sequence[AttentionPoint]) -> 
         fastest = max(point.bytes_per_s.median for point in profile.disk.read)
         shares.append(together.disk_read_bytes_per_s.median / fastest)
     if profile.gpus:
-        h2d, d2h, _ = _link(profile.gpus[0])
+        h2d, d2h, _ = _link(profile.gpus[0], _median)
         for rate, curve in ((together.h2d_bytes_per_s, h2d), (together.d2h_bytes_per_s, d2h)):
             if rate is not None:
                 shares.append(rate.median / curve.best)

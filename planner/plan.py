@@ -60,6 +60,30 @@ class PhasePrediction:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Range:
+    """From low to high, both included."""
+
+    low: float
+    high: float
+
+    @property
+    def width(self) -> float:
+        """From end to end."""
+        return self.high - self.low
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """Where 90% of runs should lie."""
+
+    prefill_s: Range
+    decode_s: Range
+    throughput_tokens_per_s: Range
+    error: float | None
+    """The calibration's median error on runs it did not see, which is part of it; None: only the profile's spread."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
     """What the cost model says of one full block."""
 
@@ -68,6 +92,8 @@ class Prediction:
     throughput_tokens_per_s: float
     """Generated tokens / (prefill + decode), as in the FlexGen paper."""
     tasks: tuple[TaskPrediction, ...]
+    interval: Interval | None = None
+    """None in plans that were written before there were any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

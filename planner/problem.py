@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hwprofiles.errors import UserError
 from hwprofiles.profile import HardwareProfile
 from planner.cost import CostModel
+from planner.interval import Band, interval, make_band
 from planner.ledger import Ledger, Sizes, Target, make_ledger
 from planner.machine import Caps, Rates, make_rates, make_target
 from planner.model import ModelSpec
@@ -31,6 +32,8 @@ class Problem:
     workload: Workload
     target: Target
     rates: Rates
+    band: Band | None = None
+    """How far the rates may be off; None: plans get no interval."""
 
     def cost_model(self, choice: Choice) -> CostModel:
         """The formulas for one discrete choice."""
@@ -78,6 +81,13 @@ class Problem:
             prediction=price(sizes, self.rates),
         )
 
+    def with_interval(self, plan: Plan) -> Plan:
+        """The plan with its prediction's interval, which costs two more pricings: for plans that are shown."""
+        if self.band is None:
+            return plan
+        found = interval(plan.prediction, plan.sizes(), self.band)
+        return replace(plan, prediction=replace(plan.prediction, interval=found))
+
 
 def make_problem(model: ModelSpec, workload: Workload, profile: HardwareProfile, caps: Caps) -> Problem:
     """A UserError where the model cannot hold the workload's sequences."""
@@ -91,4 +101,5 @@ def make_problem(model: ModelSpec, workload: Workload, profile: HardwareProfile,
         workload=workload,
         target=make_target(profile, caps),
         rates=make_rates(profile, model.dtype),
+        band=make_band(profile, model.dtype),
     )

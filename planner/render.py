@@ -2,19 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 
 from hwprofiles.units import format_bytes, format_seconds
-from planner.plan import PHASES, PhasePrediction, Plan
+from planner.plan import PHASES, PhasePrediction, Plan, Prediction, Range
 from planner.policy import TIERS, Bits, Split
 
 
 def plan_view(plan: Plan, *notes: str) -> RenderableType:
     """Policy, splits, memory and prediction, then one line of throughput and the notes."""
-    rate = plan.prediction.throughput_tokens_per_s
-    summary = f"[bold]Throughput {rate:,.2f} generated tokens/s[/bold] over prefill and decode"
-    return Group(_policy_table(plan), _memory_table(plan), _prediction_table(plan), summary, *notes)
+    return Group(
+        _policy_table(plan),
+        _memory_table(plan),
+        _prediction_table(plan),
+        *_throughput(plan.prediction),
+        *notes,
+    )
+
+
+def _throughput(prediction: Prediction) -> Iterator[str]:
+    """The point, its interval, and what the interval stands for."""
+    rate, interval = f"{prediction.throughput_tokens_per_s:,.2f} generated tokens/s", prediction.interval
+    if interval is None or not interval.throughput_tokens_per_s.width:
+        yield f"[bold]Throughput {rate}[/bold] over prefill and decode"
+        if interval:
+            yield "No range: the profile's figures have no spread"
+        return
+    yield f"[bold]Throughput {rate}, {_ends(interval.throughput_tokens_per_s)}[/bold], over prefill and decode"
+    if interval.error is None:
+        source = (
+            "the spread of the profile's rates; the model's own error is not in them: see planner calibrate"
+        )
+    else:
+        source = (
+            f"the spread of the profile's rates and the calibration's error of {100 * interval.error:.1f}%"
+        )
+    yield f"Ranges are of 90%, from {source}"
+
+
+def _ends(found: Range) -> str:
+    return f"{found.low:,.2f} to {found.high:,.2f}"
 
 
 def make_table(title: str, *columns: str) -> Table:
@@ -74,16 +104,26 @@ def _memory_table(plan: Plan) -> Table:
 def _prediction_table(plan: Plan) -> Table:
     prediction, block = plan.prediction, plan.policy.block_size
     tokens = {"prefill": block * plan.workload.prompt_len, "decode": block * (plan.workload.gen_len - 1)}
-    table = make_table("Predicted for one block", "phase", "time", "tokens/s", "bound by", "busy")
-    for phase, predicted in zip(PHASES, (prediction.prefill, prediction.decode), strict=True):
+    interval = prediction.interval
+    ranges = (interval.prefill_s, interval.decode_s) if interval else (None, None)
+    table = make_table("Predicted for one block", "phase", "time", "range", "tokens/s", "bound by", "busy")
+    for phase, predicted, found in zip(PHASES, (prediction.prefill, prediction.decode), ranges, strict=True):
         if not predicted.seconds:
-            table.add_row(phase, "not run", "", "", "")
+            table.add_row(phase, "not run", "", "", "", "")
             continue
-        rate = f"{tokens[phase] / predicted.seconds:,.2f}"
         table.add_row(
-            phase, format_seconds(predicted.seconds), rate, predicted.binding, busy_shares(predicted)
+            phase,
+            format_seconds(predicted.seconds),
+            _deviations(predicted.seconds, found) if found and found.width else "",
+            f"{tokens[phase] / predicted.seconds:,.2f}",
+            predicted.binding,
+            busy_shares(predicted),
         )
     return table
+
+
+def _deviations(seconds: float, found: Range) -> str:
+    return f"{100 * (found.low / seconds - 1):+.0f} to {100 * (found.high / seconds - 1):+.0f}%"
 
 
 def busy_shares(predicted: PhasePrediction) -> str:

@@ -62,7 +62,7 @@ def search(
         plans += without
     for plan in plans:
         keep(plan)
-    return replace(best, request=request) if best else None
+    return replace(problem.with_interval(best), request=request) if best else None
 
 
 def score(problem: Problem, plan: Plan) -> float:

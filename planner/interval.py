@@ -1,0 +1,62 @@
+"""Interval: how far a prediction may be off, by the profile's own spread and by what calibration could not explain."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from hwprofiles.profile import Dtype, HardwareProfile
+from planner.ledger import Sizes
+from planner.machine import Rates, make_rates
+from planner.plan import Interval, Prediction, Range
+from planner.pricing import price
+
+_SPREADS = 1.645 / 0.6745
+"""From half of an interquartile range, or from a median error, to either side of 90% of a normal distribution."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Band:
+    """A machine on a slow day and on a fast one, and how far predictions for it were off."""
+
+    slow: Rates
+    fast: Rates
+    error: float | None
+    """Median relative error on runs that the calibration did not see; None where there is none."""
+
+
+def make_band(profile: HardwareProfile, dtype: Dtype) -> Band:
+    """All rates at once at the ends of 90% of their spread."""
+    calibration = profile.calibration
+    return Band(
+        slow=make_rates(profile, dtype, spreads=-_SPREADS),
+        fast=make_rates(profile, dtype, spreads=_SPREADS),
+        error=calibration.error_after if calibration and calibration.num_runs > 1 else None,
+    )
+
+
+def interval(prediction: Prediction, sizes: Sizes, band: Band) -> Interval:
+    """The prediction's interval; each side is the spread's and the error's part as two legs of a right angle."""
+    slow, fast = price(sizes, band.slow), price(sizes, band.fast)
+    error = _SPREADS * (band.error or 0.0)
+    whole, slowest, fastest = (p.prefill.seconds + p.decode.seconds for p in (prediction, slow, fast))
+    block = _around(whole, slowest, fastest, error)
+    tokens = prediction.throughput_tokens_per_s * whole
+    return Interval(
+        prefill_s=_around(prediction.prefill.seconds, slow.prefill.seconds, fast.prefill.seconds, error),
+        decode_s=_around(prediction.decode.seconds, slow.decode.seconds, fast.decode.seconds, error),
+        throughput_tokens_per_s=Range(
+            low=min(prediction.throughput_tokens_per_s, tokens / block.high),
+            high=max(prediction.throughput_tokens_per_s, tokens / block.low),
+        ),
+        error=band.error,
+    )
+
+
+def _around(seconds: float, slowest: float, fastest: float, error: float) -> Range:
+    """Both deviations as logarithms, so that no end is below zero."""
+    if not seconds:
+        return Range(low=0.0, high=0.0)
+    more = math.hypot(math.log(max(slowest, seconds) / seconds), error)
+    less = math.hypot(math.log(seconds / min(fastest, seconds)), error)
+    return Range(low=seconds * math.exp(-less), high=seconds * math.exp(more))
