@@ -20,18 +20,19 @@ _BITS: tuple[Change, ...] = (
 
 def estimate(problem: Problem, policy: Policy) -> Plan:
     """The plan of a given policy; a UserError names every tier that is short and what would fit."""
-    problem.check_attention(wanted=policy.cpu_attention > 0)
-    _check_tiers(problem, policy)
+    check_policy(problem, policy)
     plan = problem.plan(policy)
     if plan.ledger.shortfalls(plan.hardware):
         short = "; ".join(
             plan.ledger.explain(tier, plan.hardware) for tier in plan.ledger.shortfalls(plan.hardware)
         )
-        raise UserError(f"{short}. {_advice(list(fitting_changes(problem, policy)))}")
+        raise UserError(f"{short}. {advice(problem, policy)}")
     return problem.with_interval(plan)
 
 
-def _check_tiers(problem: Problem, policy: Policy) -> None:
+def check_policy(problem: Problem, policy: Policy) -> None:
+    """A UserError where the machine or the model cannot do what the policy asks, however much memory there is."""
+    problem.check_attention(wanted=policy.cpu_attention > 0)
     named = (("weights", policy.weights), ("cache", policy.cache), ("activations", policy.activations))
     if problem.target.compute_tier == "cpu":
         for name, split in named:
@@ -42,7 +43,9 @@ def _check_tiers(problem: Problem, policy: Policy) -> None:
                 )
 
 
-def _advice(changes: list[str]) -> str:
+def advice(problem: Problem, policy: Policy) -> str:
+    """The nearest changes with which a policy that is too large would fit."""
+    changes = list(fitting_changes(problem, policy))
     if not changes:
         return "No smaller batch and no 4-bit choice fits with these percents; move shares to a larger tier"
     return "Nearest that fits: " + ", or ".join(changes)

@@ -1,4 +1,4 @@
-"""The command `planner`: search, estimate, simulate, calibrate."""
+"""The command `planner`: search, estimate, explain, simulate, calibrate."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from planner.commands.options import SIZE_FLAGS
 _COMMANDS = {
     "search": "the policy with the highest throughput",
     "estimate": "what a given policy would cost, and whether it fits",
+    "explain": "what binds a plan, what else it could be, and why it is not another one",
     "simulate": "play a plan's schedule task by task against a profile",
     "calibrate": "fit a profile's rates to the reports of runs",
 }
@@ -34,10 +35,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _joined(argv: list[str]) -> list[str]:
-    """Negative sizes as one word with their flag, so that they are not taken for flags themselves."""
+    """Negative sizes, and flags in quotes, as one word with their flag, so that they are not taken for flags."""
     joined: list[str] = []
     for word in argv:
-        if joined and joined[-1] in SIZE_FLAGS and word[:1] == "-" and word[1:2].isdecimal():
+        is_size = word[:1] == "-" and word[1:2].isdecimal()
+        if joined and ((joined[-1] in SIZE_FLAGS and is_size) or joined[-1] == "--why-not"):
             joined[-1] = f"{joined[-1]}={word}"
         else:
             joined.append(word)

@@ -110,11 +110,16 @@ def make_target(profile: HardwareProfile, caps: Caps) -> Target:
         compute_tier="gpu" if gpu else "cpu",
         emulated=bool(gpu and gpu.emulated),
         gpu_bytes=gpu_bytes,
-        cpu_bytes=max(0, int((1 - HEADROOM) * _least(host_bytes, caps.cpu_bytes))),
+        cpu_bytes=max(0, usable_bytes(_least(host_bytes, caps.cpu_bytes))),
         disk_bytes=_least(profile.disk.free_bytes, caps.disk_bytes) if profile.disk else 0,
         context_bytes=gpu.context_bytes if gpu else 0,
         process_bytes=profile.host.process_bytes,
     )
+
+
+def usable_bytes(host_bytes: float) -> int:
+    """What a plan may hold of so much host memory."""
+    return int((1 - HEADROOM) * host_bytes)
 
 
 def make_rates(profile: HardwareProfile, dtype: Dtype, *, spreads: float = 0.0) -> Rates:

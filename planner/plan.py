@@ -95,6 +95,10 @@ class Prediction:
     interval: Interval | None = None
     """None in plans that were written before there were any."""
 
+    def of(self, phase: Phase) -> PhasePrediction:
+        """One phase's part."""
+        return {"prefill": self.prefill, "decode": self.decode}[phase]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:

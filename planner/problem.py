@@ -14,7 +14,7 @@ from planner.model import ModelSpec
 from planner.place import place
 from planner.placement import Placement
 from planner.plan import SCHEMA_VERSION, ModelRef, Plan
-from planner.policy import Policy
+from planner.policy import TIERS, Policy, Tier
 from planner.pricing import price
 from planner.work import Choice
 from planner.workload import Workload
@@ -51,6 +51,12 @@ class Problem:
             raise UserError(
                 f"the attention of {self.model.name} cannot run apart from its layers; use --cpu-attention off"
             )
+
+    def with_limit(self, tier: Tier, limit: int) -> Problem:
+        """The same with another limit on a tier."""
+        gpu, cpu, disk = (limit if tier == other else self.target.limit_bytes(other) for other in TIERS)
+        target = replace(self.target, gpu_bytes=gpu, cpu_bytes=cpu, disk_bytes=disk)
+        return replace(self, target=target)
 
     def prefill_rows(self, gpu_batch_size: int) -> int:
         """Sequences of a prefill chunk, where memory allows it."""

@@ -75,13 +75,14 @@ def place_within(problem: Problem, request: Request, candidate: Candidate, count
         short = problem.place(policy)[1].shortfalls(problem.target)
         if not short:
             plan = problem.plan(policy)
-            return plan if _is_quick_enough(plan, request) else None
+            return plan if is_quick_enough(plan, request) else None
         for tier, excess in short.items():
             allowed[tier] = max(0, allowed[tier] - 2 * attempt * excess)
     return None
 
 
-def _is_quick_enough(plan: Plan, request: Request) -> bool:
+def is_quick_enough(plan: Plan, request: Request) -> bool:
+    """Whether a block keeps the latency asked for."""
     limit = request.max_latency_s
     return limit is None or plan.prediction.prefill.seconds + plan.prediction.decode.seconds <= limit
 

@@ -23,7 +23,7 @@ _EVEN_BLOCKS = 8
 """Gpu batches that divide the prompts into up to this many are tried."""
 _COARSE_GROUPS = 3
 _NUM_FINALISTS = 3
-_WORTH_IT = 0.005
+WORTH_IT = 0.005
 """A disk, attention on the CPU or a larger block must bring this much; less is within the model's error."""
 
 Reporter = Callable[[str], None]
@@ -88,7 +88,7 @@ def _best(problem: Problem, plans: Iterable[Plan]) -> Plan | None:
     if not scored:
         return None
     top = max(found for found, _ in scored)
-    near = [(found, plan) for found, plan in scored if found >= top * (1 - _WORTH_IT)]
+    near = [(found, plan) for found, plan in scored if found >= top * (1 - WORTH_IT)]
     return min(near, key=lambda pair: (*_burden(pair[1]), -pair[0]))[1]
 
 

@@ -66,15 +66,9 @@ def _more_memory(problem: Problem, request: Request, candidate: Candidate) -> It
         now = problem.target.limit_bytes(tier)
         for rounding in _ROUNDING:
             limit = now + round(more.get(tier, 0) * rounding)
-            if place_within(_with_limit(problem, tier, limit), request, candidate, 1):
+            if place_within(problem.with_limit(tier, limit), request, candidate, 1):
                 yield f"{format_bytes(limit)} on {tier} instead of {format_bytes(now)}"
                 break
-
-
-def _with_limit(problem: Problem, tier: Tier, limit: int) -> Problem:
-    target = problem.target
-    gpu, cpu, disk = (limit if tier == other else target.limit_bytes(other) for other in TIERS)
-    return replace(problem, target=replace(target, gpu_bytes=gpu, cpu_bytes=cpu, disk_bytes=disk))
 
 
 def _fewer_bits(problem: Problem, request: Request, candidate: Candidate) -> Iterator[str]:

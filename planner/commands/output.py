@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from hwprofiles.files import write_atomically
 from hwprofiles.terminal import make_console
@@ -24,3 +26,10 @@ def deliver(plan: Plan, arguments: argparse.Namespace, *notes: str) -> int:
     if arguments.output:
         console.print(f"plan written to {arguments.output}")
     return 0
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str], None]]:
+    """Shows on stderr, where a person watches, what a search is at."""
+    with make_console(stderr=True).status("searching") as status:
+        yield status.update

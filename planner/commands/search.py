@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from hwprofiles.errors import UserError
-from hwprofiles.terminal import make_console
 from planner.commands.options import add_output, add_problem, problem_of
-from planner.commands.output import deliver
+from planner.commands.output import deliver, progress
 from planner.frontier import frontier
 from planner.frontier_file import check_path, write
 from planner.plan import Plan
@@ -58,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         max_latency_s=arguments.max_latency,
     )
     realised: list[Plan] = []
-    with _progress() as report:
+    with progress() as report:
         plan = search(problem, request, report, keep=realised.append)
         if plan is None:
             raise UserError(explain_shortage(problem, request))
@@ -71,11 +68,3 @@ def run(arguments: argparse.Namespace) -> int:
             write(arguments.frontier, frontier(problem, request, plan, realised, report))
             notes.append(f"frontier written to {arguments.frontier}")
     return deliver(plan, arguments, *notes)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """Shows on stderr, where a person watches, what the search is at."""
-    console = make_console(stderr=True)
-    with console.status("searching") as status:
-        yield status.update

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from hwprofiles.errors import UserError
-from hwprofiles.profile import load_profile
 from hwprofiles.terminal import make_console
-from planner.commands.options import add_plan, add_profile
+from planner.commands.options import add_plan, add_plan_profile, profile_of
 from planner.plan import load_plan
 from planner.pricing import price
 from planner.render_simulation import simulation_view
@@ -20,7 +18,7 @@ from planner.trace import TraceWriter, write_prediction
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The plan, the profile, and how much is played."""
     add_plan(parser)
-    add_profile(parser)
+    add_plan_profile(parser)
     parser.add_argument(
         "--trace", type=Path, metavar="FILE", help="write the tasks as a Chrome/Perfetto trace (JSON)"
     )
@@ -37,14 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Play it, show it beside the closed formula, and write the trace."""
     if arguments.tokens is not None and arguments.tokens < 1:
         raise UserError(f"--tokens is {arguments.tokens}; play at least one")
-    plan, profile = load_plan(arguments.plan), load_profile(arguments.hw)
-    sizes, rates = plan.sizes(), rates_for(plan, profile)
-    if profile.digest() != plan.hardware.digest:
-        print(
-            f"warning: the plan was made with another profile ({plan.hardware.name}), or with another version "
-            f"of {profile.name}; what follows is for the one given",
-            file=sys.stderr,
-        )
+    plan = load_plan(arguments.plan)
+    sizes, rates = plan.sizes(), rates_for(plan, profile_of(plan, arguments))
     simulation = simulate(sizes, rates, representative(sizes, arguments.tokens))
     make_console().print(simulation_view(price(sizes, rates), simulation))
     if arguments.trace:
