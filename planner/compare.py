@@ -87,7 +87,13 @@ def _lines(left: Plan, right: Plan) -> list[Line]:
         )
         for (section, name), fact in {**ours, **theirs}.items()
     ]
-    return sorted([*lines, *_rearranged(left, right)], key=lambda line: get_args(Section).index(line.section))
+    return sorted([*lines, *_rearranged(left, right)], key=_position)
+
+
+def _position(line: Line) -> tuple[int, int]:
+    """Section by section, memory tier by tier."""
+    tier = next((index for index, tier in enumerate(TIERS) if line.name.startswith(f"{tier} ")), 0)
+    return get_args(Section).index(line.section), tier if line.section == "memory" else 0
 
 
 def _facts(plan: Plan) -> Iterator[_Fact]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 
 from hwprofiles.units import format_bytes
@@ -27,16 +29,16 @@ _TITLES = {
 
 def explanation_view(found: Explanation) -> RenderableType:
     """What was asked for, each part under a title."""
-    parts: list[RenderableType] = []
+    parts: list[Iterator[RenderableType]] = []
     if found.reasons:
-        parts += _reasons(found.reasons)
+        parts.append(_reasons(found.reasons))
     if found.what_ifs:
-        parts += _what_ifs(found.what_ifs)
+        parts.append(_what_ifs(found.what_ifs))
     if found.why_not:
-        parts += _why_not(found.why_not)
+        parts.append(_why_not(found.why_not))
     if found.diff is not None:
-        parts += _diff(found.diff)
-    return Group(*parts)
+        parts.append(_diff(found.diff))
+    return Group(*(piece for index, part in enumerate(parts) for piece in chain([""] * (index > 0), part)))
 
 
 def _reasons(found: Reasons) -> Iterator[RenderableType]:
@@ -45,9 +47,13 @@ def _reasons(found: Reasons) -> Iterator[RenderableType]:
     yield "\n[bold]What each tier holds, and why[/bold]"
     for view in found.tiers:
         yield tier_sentence(view, binds=view.tier in found.binding_limits)
-        yield from (f"  {holding_sentence(holding)}" for holding in view.holdings)
+        yield from (_indented(holding_sentence(holding)) for holding in view.holdings)
     yield "\n[bold]Why not a larger block, or attention elsewhere[/bold]"
-    yield from map(alternative_sentence, found.alternatives)
+    yield from (_indented(alternative_sentence(other)) for other in found.alternatives)
+
+
+def _indented(text: str) -> RenderableType:
+    return Padding(text, (0, 0, 0, 2))
 
 
 def tier_sentence(view: TierView, *, binds: bool) -> str:
@@ -84,16 +90,16 @@ def _effect(move: Move) -> str:
 
 def _room(lacking_bytes: Mapping[Tier, int]) -> str:
     short = [f"{tier} lacks {format_bytes(nbytes)}" for tier, nbytes in lacking_bytes.items() if nbytes]
-    return f"but {' and '.join(short)}" if short else "and there is room: a new search may find it"
+    return f"but {' and '.join(short)}" if short else "and there is room for it"
 
 
 def alternative_sentence(other: Alternative) -> str:
     """What a change of the policy would bring, and what it lacks."""
     if other.gain > NOTICED:
-        return f"  {other.what}: {100 * other.gain:.1f}% faster, {_room(other.lacking_bytes)}."
+        return f"{other.what}: {100 * other.gain:.1f}% faster, {_room(other.lacking_bytes)}."
     if other.gain >= -NOTICED:
-        return f"  {other.what}: as fast."
-    return f"  {other.what}: {-100 * other.gain:.1f}% slower."
+        return f"{other.what}: as fast."
+    return f"{other.what}: {-100 * other.gain:.1f}% slower."
 
 
 def _what_ifs(answers: Sequence[Answer]) -> Iterator[RenderableType]:

@@ -149,7 +149,7 @@ def test_a_limit_binds_where_more_is_wanted() -> None:
     assert ("gpu" in why.binding_limits) == bool(to_gpu.lacking_bytes)
     sentence = holding_sentence(weights)
     assert f" of it on gpu {-100 * to_gpu.slower:.2f}% less" in sentence
-    assert ("there is room" in sentence) == (not to_gpu.lacking_bytes)
+    assert ("there is room for it" in sentence) == (not to_gpu.lacking_bytes)
 
 
 def test_alternatives_are_estimates_of_the_changed_policy() -> None:
