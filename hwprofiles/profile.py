@@ -194,13 +194,21 @@ class Concurrent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """Factors fitted from runs: a task's predicted seconds are multiplied by its resource's factor."""
+    """Factors fitted from runs: predicted seconds are multiplied by them."""
 
     factors: Mapping[str, float]
+    """By resource, or by resource and kind of task."""
     num_runs: int
     error_before: float
     """Median relative error of the predicted phase times, as a fraction."""
     error_after: float
+    worst_before: float | None = None
+    """The largest such error; None in profiles of older versions."""
+    worst_after: float | None = None
+    num_folds: int = 0
+    """The errors after are on runs held out, in so many parts; 0: on the runs that were fitted."""
+    num_outliers: int = 0
+    """Runs that count for less than the others."""
 
     def __post_init__(self) -> None:
         _check_positive(num_runs=self.num_runs, **{f"factors.{name}": x for name, x in self.factors.items()})

@@ -127,8 +127,15 @@ def _calibration_table(calibration: Calibration) -> Table:
         table.add_row(resource, f"{factor:.3f}")
     table.add_section()
     table.add_row("runs", str(calibration.num_runs))
-    table.add_row("error before", f"{calibration.error_before:.1%}")
-    table.add_row("error after", f"{calibration.error_after:.1%}")
+    table.add_row("outliers among them", str(calibration.num_outliers))
+    basis = f"on runs held out, {calibration.num_folds} folds" if calibration.num_folds else "on these runs"
+    for when, middle, worst in (
+        ("before", calibration.error_before, calibration.worst_before),
+        (f"after, {basis}", calibration.error_after, calibration.worst_after),
+    ):
+        table.add_row(f"error {when}: median", f"{middle:.1%}")
+        if worst is not None:
+            table.add_row(f"error {when}: worst", f"{worst:.1%}")
     return table
 
 

@@ -1,44 +1,43 @@
 """Calibrate: factors on the profile's rates that bring predictions nearest to what runs measured.
 
-The measured values of the profile stay as they are. Each factor multiplies the predicted seconds of one
-resource, of launching kernels ("launch") and handing tasks to threads ("handover"), of work that shares cores
-and memory ("contention"), or of a phase.
+The measured values of the profile stay as they are. A factor multiplies the predicted seconds of a resource, of one
+kind of its tasks, of launching kernels and of handing tasks to threads, of work that shares cores, or of a phase.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import mean, median
-
-import numpy as np
-from numpy.typing import NDArray
-from scipy.optimize import least_squares
+from statistics import median
 
 from hwprofiles.errors import UserError
 from hwprofiles.profile import Calibration, HardwareProfile
-from planner.ledger import Sizes
-from planner.machine import CONTENTION, HANDOVER, LAUNCH, make_rates
-from planner.plan import PHASES, Phase, Prediction
-from planner.pricing import price
+from planner.calibrate_fit import Fit, Fitting
+from planner.calibrate_runs import Run
+from planner.factors import Factors
+from planner.plan import Phase
 from planner.report import RunReport
 
-_TOWARDS_ONE = 0.01
-"""Weight of a factor's distance from 1 beside the measurements, whose weights sum to 1 in each phase."""
-_LARGEST_FACTOR = 100.0
-_DIGITS = 4
-Factors = Mapping[str, float]
+MAX_FOLDS = 5
+"""Parts that runs are held out in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseError:
     """One phase of one run, predicted by the profile as it was and as it is now."""
 
+    report: RunReport
     phase: Phase
     measured_s: float
     before_s: float
     after_s: float
+    weight: float
+    """1, or less for an outlier; the whole run counted no more than its least phase."""
+
+    @property
+    def is_outlier(self) -> bool:
+        """Far from what the other runs say."""
+        return self.weight < 1
 
     @property
     def error_before(self) -> float:
@@ -53,45 +52,53 @@ class PhaseError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """The calibrated profile, and how well it predicts the runs it learned from."""
+    """The calibrated profile, and how well it predicts runs that it did not learn from."""
 
     profile: HardwareProfile
+    calibration: Calibration
+    """The profile's."""
     phases: tuple[PhaseError, ...]
-    """Of each report in turn."""
-    held_out: bool
-    """`after_s` of each run comes from a fit to the other runs."""
+    """Of each report in turn; `after_s` is by a fit to the other folds, or without folds by the fit itself."""
 
 
 def calibrate(profile: HardwareProfile, reports: Sequence[RunReport], *, force: bool = False) -> Outcome:
     """Fit one set of factors to all reports; a UserError for a report of another host unless forced."""
-    runs = [_Run(report) for report in reports]
-    for run in runs:
-        _check(profile, run.report, force)
-    factors = _fit(profile, runs)
-    held_out = len(runs) > 1
-    phases = tuple(
-        error
-        for index, run in enumerate(runs)
-        for error in run.errors(
-            profile, _fit(profile, runs[:index] + runs[index + 1 :]) if held_out else factors
-        )
-    )
-    if not phases:
+    for report in reports:
+        check_report(profile, report, force=force)
+    runs = [run for run in map(Run, reports) if run.measured]
+    if not runs:
         raise UserError("no report has a phase that was run; run at least one block")
-    calibration = Calibration(
-        factors=factors,
-        num_runs=len(runs),
-        error_before=median(error.error_before for error in phases),
-        error_after=median(error.error_after for error in phases),
-    )
-    return Outcome(profile=replace(profile, calibration=calibration), phases=phases, held_out=held_out)
+    fitting, folds = Fitting(profile, runs, {}), _folds(runs)
+    whole = fitting.fit(range(len(runs)))
+    by_fold = [whole.factors]
+    if len(folds) > 1:
+        by_fold = [fitting.fit(_without(folds, fold), start=whole).factors for fold in folds]
+    used = {n: factors for fold, factors in zip(folds, by_fold, strict=True) for n in fold}
+    phases = [
+        error for n, run in enumerate(runs) for error in _errors(profile, run, used[n], whole.weights[n])
+    ]
+    return _outcome(profile, whole, phases, num_runs=len(runs), num_folds=len(folds) if len(folds) > 1 else 0)
 
 
-def _check(profile: HardwareProfile, report: RunReport, force: bool) -> None:
-    if bool(profile.gpus) != (report.plan.hardware.compute_tier == "gpu"):
+def corrected(profile: HardwareProfile, report: RunReport) -> HardwareProfile:
+    """The profile with its factors moved as far as one more run speaks for."""
+    check_report(profile, report)
+    run = Run(report)
+    known = profile.calibration.factors if profile.calibration else {}
+    moved = Fitting(profile, [run], known).fit([0])
+    phases = list(_errors(profile, run, {**known, **moved.factors}, moved.weights[0]))
+    fitted = replace(moved, factors={**known, **moved.factors})
+    return _outcome(profile, fitted, phases, num_runs=1, num_folds=0).profile
+
+
+def check_report(profile: HardwareProfile, report: RunReport, *, force: bool = False) -> None:
+    """A UserError unless the report is of a run on the kind of machine that the profile describes."""
+    hardware = report.plan.hardware
+    described = _kind("gpu" if profile.gpus else "cpu", bool(profile.gpus) and profile.gpus[0].emulated)
+    if (computed := _kind(hardware.compute_tier, hardware.emulated)) != described:
         raise UserError(
-            f"the report of {report.created} computed on {report.plan.hardware.compute_tier}, "
-            f"profile {profile.name} does not; give the profile it was planned with"
+            f"the report of {report.created} computed on {computed}, profile {profile.name} on {described}; "
+            "give the profile it was planned with"
         )
     if report.fingerprint != profile.fingerprint and not force:
         raise UserError(
@@ -101,82 +108,53 @@ def _check(profile: HardwareProfile, report: RunReport, force: bool) -> None:
         )
 
 
-class _Run:
-    """One report, ready to be predicted again under other factors."""
-
-    def __init__(self, report: RunReport) -> None:
-        plan = report.plan
-        self.report, self.dtype = report, plan.model.dtype
-        tier = plan.hardware.compute_tier
-        self.sizes = Sizes(plan.model.spec(), plan.workload, plan.policy, plan.placement, tier)
-        planned = {"prefill": plan.prediction.prefill.seconds, "decode": plan.prediction.decode.seconds}
-        run = [phase for phase in report.phases if phase.measured_s > 0 and planned[phase.phase] > 0]
-        self.measured = {phase.phase: phase.measured_s for phase in run}
-        self.scale = {phase.phase: phase.predicted_s / planned[phase.phase] for phase in run}
-
-    def predict(self, profile: HardwareProfile, factors: Factors) -> Prediction:
-        """One full block under these factors."""
-        return price(self.sizes, make_rates(_with_factors(profile, factors), self.dtype))
-
-    def phase_s(self, prediction: Prediction) -> dict[Phase, float]:
-        """Seconds of each phase that was run, of as many blocks as were run."""
-        seconds = {"prefill": prediction.prefill.seconds, "decode": prediction.decode.seconds}
-        return {phase: seconds[phase] * self.scale[phase] for phase in PHASES if phase in self.measured}
-
-    def resources(self) -> set[str]:
-        """Those that were measured."""
-        return {task.resource for task in self.report.tasks if task.measured_s > 0}
-
-    def residuals(self, prediction: Prediction) -> list[float]:
-        """log(predicted / measured) of each kind of task, by its share of seconds, and of each phase."""
-        phases = self.phase_s(prediction).items()
-        found = [math.log(seconds / self.measured[phase]) for phase, seconds in phases]
-        predicted = {(task.phase, task.kind, task.resource): task.seconds for task in prediction.tasks}
-        for phase in self.measured:
-            tasks = [task for task in self.report.tasks if task.phase == phase and task.measured_s > 0]
-            total = sum(task.measured_s for task in tasks)
-            for task in tasks:
-                seconds = predicted.get((phase, task.kind, task.resource), 0.0) * self.scale[phase]
-                if seconds > 0:
-                    found.append(math.sqrt(task.measured_s / total) * math.log(seconds / task.measured_s))
-        return found
-
-    def errors(self, profile: HardwareProfile, factors: Factors) -> list[PhaseError]:
-        """Each phase before and after."""
-        old = profile.calibration.factors if profile.calibration else {}
-        before, after = self.phase_s(self.predict(profile, old)), self.phase_s(self.predict(profile, factors))
-        return [
-            PhaseError(phase=phase, measured_s=measured, before_s=before[phase], after_s=after[phase])
-            for phase, measured in self.measured.items()
-        ]
+def _kind(compute_tier: str, emulated: bool) -> str:
+    return "an emulated gpu" if emulated else compute_tier
 
 
-def _with_factors(profile: HardwareProfile, factors: Factors) -> HardwareProfile:
-    return replace(
-        profile, calibration=Calibration(factors=factors, num_runs=1, error_before=0.0, error_after=0.0)
+def _folds(runs: Sequence[Run]) -> list[list[int]]:
+    """Runs by number in at most MAX_FOLDS parts; those of one plan in one part."""
+    groups: dict[str, list[int]] = {}
+    for n, run in enumerate(runs):
+        groups.setdefault(run.group, []).append(n)
+    parts = [list(groups.values())[start::MAX_FOLDS] for start in range(min(MAX_FOLDS, len(groups)))]
+    return [[n for group in part for n in group] for part in parts]
+
+
+def _without(folds: Sequence[Sequence[int]], left_out: Sequence[int]) -> list[int]:
+    return sorted(n for fold in folds if fold is not left_out for n in fold)
+
+
+def _errors(
+    profile: HardwareProfile, run: Run, factors: Factors, weights: Mapping[Phase, float]
+) -> Iterator[PhaseError]:
+    """Each phase before and after."""
+    old = profile.calibration.factors if profile.calibration else {}
+    before, after = (run.phase_s(run.predict(profile, used)) for used in (old, factors))
+    for phase, measured in run.measured.items():
+        yield PhaseError(
+            report=run.report,
+            phase=phase,
+            measured_s=measured,
+            before_s=before[phase],
+            after_s=after[phase],
+            weight=weights[phase],
+        )
+
+
+def _outcome(
+    profile: HardwareProfile, fitted: Fit, phases: Sequence[PhaseError], *, num_runs: int, num_folds: int
+) -> Outcome:
+    calibration = Calibration(
+        factors=fitted.factors,
+        num_runs=num_runs,
+        error_before=median(error.error_before for error in phases),
+        error_after=median(error.error_after for error in phases),
+        worst_before=max(error.error_before for error in phases),
+        worst_after=max(error.error_after for error in phases),
+        num_folds=num_folds,
+        num_outliers=sum(min(weights.values()) < 1 for weights in fitted.weights),
     )
-
-
-def _fit(profile: HardwareProfile, runs: Sequence[_Run]) -> dict[str, float]:
-    """Least squares on logarithms over resources, overheads and contention; then what is left of a phase."""
-    names = [*sorted(set().union(*(run.resources() for run in runs))), LAUNCH, HANDOVER, CONTENTION]
-
-    def residuals(logs: NDArray[np.float64]) -> NDArray[np.float64]:
-        factors = dict(zip(names, np.exp(logs).tolist(), strict=True))
-        found = [value for run in runs for value in run.residuals(run.predict(profile, factors))]
-        return np.array([*found, *(math.sqrt(_TOWARDS_ONE) * logs)])
-
-    bound = math.log(_LARGEST_FACTOR)
-    answer = least_squares(residuals, np.zeros(len(names)), bounds=(-bound, bound), loss="soft_l1")
-    factors = dict(zip(names, np.exp(answer.x).tolist(), strict=True))
-    factors |= _phase_factors(profile, runs, factors)
-    return {name: round(value, _DIGITS) for name, value in factors.items()}
-
-
-def _phase_factors(profile: HardwareProfile, runs: Sequence[_Run], factors: Factors) -> dict[str, float]:
-    """The geometric mean of measured / predicted, for each phase."""
-    ratios: dict[str, list[float]] = {}
-    for run in runs:
-        for phase, seconds in run.phase_s(run.predict(profile, factors)).items():
-            ratios.setdefault(phase, []).append(math.log(run.measured[phase] / seconds))
-    return {phase: math.exp(mean(logs)) for phase, logs in ratios.items()}
+    return Outcome(
+        profile=replace(profile, calibration=calibration), calibration=calibration, phases=tuple(phases)
+    )

@@ -13,8 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from planner.cost_compute import ComputeCost, Piece, token_bytes
+from planner.factors import CONTENTION
 from planner.layout import DTYPE_BYTES
-from planner.machine import CONTENTION, Rates
+from planner.machine import Rates
 from planner.model import LayerSpec, ModelSpec
 from planner.policy import Tier
 from planner.schedule import TaskKind
@@ -64,10 +65,11 @@ class CostModel:
 
     def ends(self, step: Step) -> tuple[Piece, Piece]:
         """The compute of one gpu batch's embedding and of its head, their seconds calibrated."""
-        return self._calibrated(self.computing.embedding(step)), self._calibrated(self.computing.head())
+        embedding, head = self.computing.embedding(step), self.computing.head()
+        return self._calibrated(embedding, step.phase), self._calibrated(head, step.phase)
 
-    def _calibrated(self, piece: Piece) -> Piece:
-        return replace(piece, seconds=self.computing.seconds(piece), launch_s=0.0)
+    def _calibrated(self, piece: Piece, kind: str) -> Piece:
+        return replace(piece, seconds=self.computing.seconds(piece, kind), launch_s=0.0)
 
     def attended_bytes(self, held: Held[A], step: Step) -> A:
         """K and V, as they are cached, that the CPU attends to in one decode pass of one layer."""
@@ -142,7 +144,7 @@ class CostModel:
         """Time of a move on its resource, handing it to its thread included."""
         has_thread = self.rates.on_cpu or move.resource.startswith("disk")
         overhead = self.rates.task_overhead_s if has_thread else 0.0
-        factor = self.rates.factor(move.resource)
+        factor = self.rates.factor(move.resource, move.kind)
         return move.num_bytes * (factor / speeds[move.key]) + move.count * overhead
 
     def lanes(self, moves: Iterable[Move[A]], compute: Compute[A], speeds: Speeds) -> list[tuple[str, A]]:

@@ -9,10 +9,12 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from planner.factors import UNPACK
 from planner.layout import DTYPE_BYTES, kv_vector_bytes
 from planner.machine import Rates
 from planner.model import LayerSpec, ModelSpec
 from planner.policy import Tier
+from planner.schedule import ATTEND
 from planner.work import A, Choice, Compute, Held, Step
 
 OPS_PER_LAYER = 12
@@ -76,9 +78,10 @@ class ComputeCost:
         far = self._cpu_attention(step)
         return Compute(
             count=held.batches,
-            linear_s=held.batches * self.seconds(linear) + held.passes * self.seconds(unpacking),
-            near_s=near * self.seconds(row),
-            attend_s=attended * (far.seconds * self.rates.factor("cpu"))
+            linear_s=held.batches * self.seconds(linear, step.phase)
+            + held.passes * self.seconds(unpacking, UNPACK),
+            near_s=near * self.seconds(row, ATTEND if is_decode else step.phase),
+            attend_s=attended * (far.seconds * self.rates.factor("cpu", ATTEND))
             + num_attends * self.rates.task_overhead_s,
             attend_count=num_attends,
             flops=held.batches * linear.flops + near * row.flops,
@@ -88,9 +91,9 @@ class ComputeCost:
             attend_bytes=attended * far.num_bytes,
         )
 
-    def seconds(self, piece: Piece) -> float:
-        """Calibrated."""
-        return piece.seconds * self.rates.factor(self.compute_tier) + piece.launch_s
+    def seconds(self, piece: Piece, kind: str) -> float:
+        """Calibrated as this kind of compute."""
+        return piece.seconds * self.rates.factor(self.compute_tier, kind) + piece.launch_s
 
     def embedding(self, step: Step) -> Piece:
         """The hidden states of one gpu batch's new tokens, read from a table and written."""

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from hwprofiles.errors import UserError
 from hwprofiles.profile import AttentionPoint, DiskPoint, Dtype, Gpu, HardwareProfile, Rate
+from planner.factors import HANDOVER, LAUNCH, Factors, factor_of
 from planner.ledger import Target
 
 HEADROOM = 0.02
@@ -17,10 +18,6 @@ _IO_SHARE = 4
 """One core in this many is left to copies and disk threads while the CPU attends."""
 _WORTH_A_THREAD = 1.03
 """More disk threads are used only where they bring 3% or more."""
-LAUNCH, HANDOVER = "launch", "handover"
-"""Calibrate launching kernels and handing tasks to threads, as a resource's factor does its rate."""
-CONTENTION = "contention"
-"""Calibrates the work that shares cores or memory."""
 T = TypeVar("T")
 Reading = Callable[[Rate], float]
 """The figure that is taken of a measured rate."""
@@ -88,12 +85,12 @@ class Rates:
     task_overhead_s: float
     io_threads: int
     attention_threads: int
-    factors: Mapping[str, float]
-    """Calibration: predicted seconds on a resource are multiplied by its factor."""
+    factors: Factors
+    """Calibration: predicted seconds are multiplied by these."""
 
-    def factor(self, resource: str) -> float:
-        """The calibration factor of a resource; 1 where there is none."""
-        return self.factors.get(resource, 1.0)
+    def factor(self, resource: str, kind: str = "") -> float:
+        """The calibration factor of a kind of task on a resource; without a kind, of the resource."""
+        return factor_of(self.factors, resource, kind)
 
 
 def make_target(profile: HardwareProfile, caps: Caps) -> Target:

@@ -14,13 +14,13 @@ from planner.machine import Rates
 from planner.model import LayerSpec
 from planner.plan import Phase, PhasePrediction, Prediction, TaskPrediction
 from planner.schedule import ATTEND, TaskKind
-from planner.work import Choice, Compute, Held, Move, Step, steps_of
+from planner.work import MAX_DECODE_GROUPS, Choice, Compute, Held, Move, Step, steps_of
 
 NOT_RUN = "none"
 """The binding resource of a phase without passes: a single generated token leaves no decode."""
 
 
-def price(sizes: Sizes, rates: Rates) -> Prediction:
+def price(sizes: Sizes, rates: Rates, max_decode_groups: int = MAX_DECODE_GROUPS) -> Prediction:
     """The prediction for one full block."""
     policy, workload = sizes.policy, sizes.workload
     cost = CostModel(
@@ -32,7 +32,7 @@ def price(sizes: Sizes, rates: Rates) -> Prediction:
     )
     layers = _layer_groups(sizes)
     phases: dict[Phase, _PhaseSum] = {"prefill": _PhaseSum(), "decode": _PhaseSum()}
-    for step in steps_of(workload):
+    for step in steps_of(workload, max_decode_groups):
         _add_step(phases[step.phase], cost, layers, step)
     prefill, decode = (phases[phase].prediction(rates.factor(phase)) for phase in ("prefill", "decode"))
     tokens = policy.block_size * workload.gen_len

@@ -10,14 +10,20 @@ from hwprofiles.profile import load_profile
 from hwprofiles.terminal import make_console
 from planner.calibrate import calibrate
 from planner.commands.options import add_profile
+from planner.kept_reports import load_reports
 from planner.render_calibration import calibration_view
-from planner.report import load_report
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The profile and the reports."""
     add_profile(parser)
-    parser.add_argument("reports", nargs="+", type=Path, metavar="REPORT", help="report.json of a run")
+    parser.add_argument(
+        "reports",
+        nargs="+",
+        type=Path,
+        metavar="REPORT",
+        help="report.json of a run, or a directory of such files (the newest of it)",
+    )
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="HW.YAML", help="calibrated profile to write"
     )
@@ -26,7 +32,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Fit, write the profile, and show the errors before and after."""
-    reports = [load_report(path) for path in arguments.reports]
+    reports = list(load_reports(arguments.reports))
     outcome = calibrate(load_profile(arguments.hw), reports, force=arguments.force)
     write_atomically(arguments.output, outcome.profile.to_yaml())
     console = make_console()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from hwprofiles.profile import Calibration, HardwareProfile
 from planner.machine import Caps
+from planner.model import ModelSpec
 from planner.plan import PHASES, Phase, Prediction
 from planner.policy import Policy
 from planner.problem import Problem, make_problem
@@ -21,17 +22,24 @@ def with_factors(profile: HardwareProfile, factors: Mapping[str, float]) -> Hard
     return replace(profile, calibration=calibration)
 
 
-def problem_on(profile: HardwareProfile) -> Problem:
+def problem_on(profile: HardwareProfile, model: ModelSpec | None = None, prompt_len: int = 64) -> Problem:
     """A small model on this machine."""
-    return make_problem(small_opt(), Workload(prompt_len=64, gen_len=17), profile, Caps())
+    workload = Workload(prompt_len=prompt_len, gen_len=17)
+    return make_problem(model or small_opt(), workload, profile, Caps())
 
 
 def report_of(
-    profile: HardwareProfile, policy: Policy, factors: Mapping[str, float], *, scale: float = 1.0
+    profile: HardwareProfile,
+    policy: Policy,
+    factors: Mapping[str, float],
+    *,
+    scale: float = 1.0,
+    model: ModelSpec | None = None,
+    prompt_len: int = 64,
 ) -> RunReport:
     """What a run of this policy reports on a machine slower by `factors`; `scale` blocks of it."""
-    plan = problem_on(profile).plan(policy)
-    really = problem_on(with_factors(profile, factors)).plan(policy).prediction
+    plan = problem_on(profile, model, prompt_len).plan(policy)
+    really = problem_on(with_factors(profile, factors), model, prompt_len).plan(policy).prediction
     predicted_tasks = {(t.phase, t.kind, t.resource): t for t in plan.prediction.tasks}
     return RunReport(
         schema_version=SCHEMA_VERSION,
@@ -77,6 +85,15 @@ def report_of(
             TierReport(tier="cpu", ledger_bytes=1, limit_bytes=1, measured_peak_bytes=None),
         ),
         plan=plan,
+    )
+
+
+def times(report: RunReport, draw: Callable[[], float]) -> RunReport:
+    """The report with each measured time multiplied by a number drawn for it."""
+    return replace(
+        report,
+        phases=tuple(replace(phase, measured_s=phase.measured_s * draw()) for phase in report.phases),
+        tasks=tuple(replace(task, measured_s=task.measured_s * draw()) for task in report.tasks),
     )
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from hwprofiles.errors import UserError
 from hwprofiles.profile import AttentionPoint, Calibration, Concurrent, DiskPoint, Rate, load_profile
-from planner.machine import HANDOVER, HEADROOM, LAUNCH, Caps, Curve, make_rates, make_target
+from planner.factors import HANDOVER, LAUNCH
+from planner.machine import HEADROOM, Caps, Curve, make_rates, make_target
 from tests.planner.problems import GB, MB, emulated
 
 

@@ -1,0 +1,202 @@
+"""The fit of calibration: factors that a few runs cannot distort; docs/cost-model.md explains it.
+
+Least squares on log(predicted / measured). Each kind's factor is drawn towards its resource's, each resource's
+towards what is known without these runs: the measured rate. How strongly depends on the number of runs and on how
+far they disagree; a run far from all others counts less.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import least_squares
+
+from hwprofiles.profile import HardwareProfile
+from planner.calibrate_runs import Run, Vector
+from planner.factors import CONTENTION, HANDOVER, LAUNCH, Factors, factor_of, resource_of
+from planner.plan import PHASES, Phase, Prediction
+from planner.work import MAX_DECODE_GROUPS
+
+PRIOR_NOISE = 0.3
+"""Standard deviation of a run's log(measured / predicted) about what its factors say, before any run is seen."""
+PRIOR_RUNS = 6.0
+"""PRIOR_NOISE counts as so many observations of it."""
+OUTLIER_Z = 3.5
+"""Robust z score above which a run is an outlier (Iglewicz and Hoaglin, 1993)."""
+OUTLIER_RUNS = 5
+"""With fewer runs it cannot be told which is the wild one."""
+_LEAST_MAD = 0.03
+"""Runs that agree better than this are not told apart."""
+_MAD_TO_SIGMA = 0.6745
+_KIND_SPREAD, _RESOURCE_SPREAD = 0.25, 0.5
+"""Standard deviation of log factors: of a kind about its resource, of a resource about the measured rate."""
+_SPREADS = {LAUNCH: 1.0, HANDOVER: 0.7, CONTENTION: 0.3, "prefill": 0.2, "decode": 0.2}
+_ROBUST_FROM = 1.5
+"""In standard deviations: from about here on, a row's pull no longer grows with its distance."""
+_STEPS, _ROUNDS = 6, 2
+_ENOUGH = 0.003
+"""Steps end when no parameter has moved further."""
+_COARSE_GROUPS = 2
+"""Of decode passes: enough for slopes."""
+_STEP = 1e-4
+_DIGITS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """Factors, and how much each run counted for them."""
+
+    factors: dict[str, float]
+    weights: tuple[Mapping[Phase, float], ...]
+    """Of each run's phases: 1, or less for an outlier. A run counts as the least of them."""
+    parameters: Vector
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Linear:
+    """The rows of some runs near a point: log(predicted / measured) = errors + slopes @ step."""
+
+    runs: tuple[Run, ...]
+    point: Vector
+    errors: Vector
+    slopes: Vector
+    """[rows, parameters]."""
+
+
+class Fitting:
+    """Runs as a function of parameters, each a log factor's distance from the one it is drawn towards.
+
+    `known` are the factors that hold without these runs.
+    """
+
+    def __init__(self, profile: HardwareProfile, runs: Sequence[Run], known: Factors) -> None:
+        self.profile, self.runs = profile, runs
+        self.used = [{*names, *map(resource_of, names)} for names in (run.factor_names() for run in runs)]
+        self.names = sorted(set().union(*self.used))
+        self.centre = np.log([factor_of(known, *name.split(".")) for name in self.names])
+        self.spread = np.array([_spread(name) for name in self.names])
+        self.tree = np.eye(len(self.names))
+        """[factors, parameters]: a kind's log factor is its own parameter and its resource's."""
+        for i, name in enumerate(self.names):
+            self.tree[i, self.names.index(resource_of(name))] = 1.0
+        self._priced: dict[tuple[str, int, bytes], Prediction] = {}
+
+    def fit(self, chosen: Sequence[int], start: Fit | None = None) -> Fit:
+        """The factors that these runs and prior knowledge speak for; Gauss-Newton, linear from step to step."""
+        point = start.parameters if start else np.zeros(len(self.names))
+        noise, weights = PRIOR_NOISE, [dict.fromkeys(self.runs[n].measured, 1.0) for n in chosen]
+        linear = self._linear(chosen, point)
+        for _ in range(_STEPS):
+            for _ in range(_ROUNDS):
+                found, noise = self._solve(linear, weights, noise)
+                weights = _weights(linear, found)
+            done = float(np.max(np.abs(found - linear.point))) < _ENOUGH
+            linear = self._linear(chosen, found)
+            if done:
+                break
+        logs = (self.centre + self.tree @ linear.point).tolist()
+        return Fit(
+            factors={name: round(math.exp(log), _DIGITS) for name, log in zip(self.names, logs, strict=True)},
+            weights=tuple(weights),
+            parameters=linear.point,
+        )
+
+    def _solve(
+        self, linear: _Linear, weights: Sequence[Mapping[Phase, float]], noise: float
+    ) -> tuple[Vector, float]:
+        """The parameters under these weights and this noise, and the noise that then remains."""
+        counts = [
+            min(of_run.values()) * run.evidence for of_run, run in zip(weights, linear.runs, strict=True)
+        ]
+        scale = np.sqrt(np.concatenate(counts)) / noise
+        slopes = np.vstack([scale[:, None] * linear.slopes, np.diag(1 / self.spread)])
+        offset = np.concatenate([scale * (linear.errors - linear.slopes @ linear.point), 0 * self.spread])
+        answer = least_squares(
+            lambda x: offset + slopes @ x,
+            linear.point,
+            jac=lambda _: slopes,
+            loss=_loss(len(scale)),
+            f_scale=_ROBUST_FROM,
+        )
+        prior = answer.x / self.spread
+        free = len(prior) - np.trace(np.linalg.inv(answer.jac.T @ answer.jac) / self.spread**2)
+        """Parameters that the runs decide, not the prior."""
+        seen = max(0.0, float(noise**2 * scale @ scale - free))
+        rest = float(2 * answer.cost - prior @ prior)
+        variance = (PRIOR_RUNS * PRIOR_NOISE**2 + noise**2 * rest) / (PRIOR_RUNS + seen)
+        return answer.x, math.sqrt(variance)
+
+    def _linear(self, chosen: Sequence[int], point: Vector) -> _Linear:
+        runs = tuple(self.runs[n] for n in chosen)
+        rows = [run.predicted_logs(self._price(run, point)) for run in runs]
+        slopes = [self._slopes(self.runs[n], self.used[n], point) for n in chosen]
+        errors = np.concatenate([found - run.logs for found, run in zip(rows, runs, strict=True)])
+        return _Linear(runs=runs, point=point, errors=errors, slopes=np.vstack(slopes) @ self.tree)
+
+    def _slopes(self, run: Run, used: Collection[str], point: Vector) -> Vector:
+        """[rows, factors]: of log(predicted) over log factors, priced coarsely."""
+        whole = run.predicted_logs(self._price(run, point, num_groups=_COARSE_GROUPS))
+        slopes = np.zeros((len(whole), len(self.names)))
+        for i, name in enumerate(self.names):
+            if name in used:
+                moved = self._price(run, point, num_groups=_COARSE_GROUPS, moved=i)
+                slopes[:, i] = (run.predicted_logs(moved) - whole) / _STEP
+        return slopes
+
+    def _price(
+        self, run: Run, point: Vector, *, num_groups: int = MAX_DECODE_GROUPS, moved: int | None = None
+    ) -> Prediction:
+        """The run's plan at a point, or with one log factor moved from it; runs of one plan are priced once."""
+        logs = self.centre + self.tree @ point
+        if moved is not None:
+            logs[moved] += _STEP
+        key = run.group, num_groups, logs.tobytes()
+        if key not in self._priced:
+            factors = dict(zip(self.names, np.exp(logs).tolist(), strict=True))
+            self._priced[key] = run.predict(self.profile, factors, num_groups)
+        return self._priced[key]
+
+
+def _spread(name: str) -> float:
+    return _KIND_SPREAD if resource_of(name) != name else _SPREADS.get(name, _RESOURCE_SPREAD)
+
+
+def _loss(num_rows: int) -> Callable[[Vector], Vector]:
+    """scipy's loss and its two derivatives: soft_l1 on the first rows, which are measured; squares on the prior's."""
+
+    def loss(z: Vector) -> Vector:
+        rho = np.vstack([z, np.ones_like(z), np.zeros_like(z)])
+        data = 1 + z[:num_rows]
+        rho[:, :num_rows] = 2 * (np.sqrt(data) - 1), data**-0.5, -0.5 * data**-1.5
+        return rho
+
+    return loss
+
+
+def _weights(linear: _Linear, parameters: Vector) -> list[dict[Phase, float]]:
+    """1 for each phase of each run, less for one whose error is far from that of all other runs."""
+    errors = linear.errors + linear.slopes @ (parameters - linear.point)
+    parts = np.split(errors, np.cumsum([len(run.logs) for run in linear.runs])[:-1])
+    of_runs = [
+        dict(zip(run.measured, part.tolist(), strict=False))
+        for run, part in zip(linear.runs, parts, strict=True)
+    ]
+    weights: list[dict[Phase, float]] = [{} for _ in of_runs]
+    for phase in PHASES:
+        having = [n for n, of_run in enumerate(of_runs) if phase in of_run]
+        scores = _robust_z([of_runs[n][phase] for n in having])
+        for n, z in zip(having, scores, strict=True):
+            weights[n][phase] = min(1.0, (OUTLIER_Z / z) ** 2) if z > 0 else 1.0
+    return weights
+
+
+def _robust_z(errors: Sequence[float]) -> list[float]:
+    """How far each is from the others' median, in standard deviations by their median distance from it."""
+    if len(errors) < OUTLIER_RUNS:
+        return [0.0 for _ in errors]
+    far = np.abs(np.array(errors) - np.median(errors))
+    found: list[float] = (_MAD_TO_SIGMA * far / max(_LEAST_MAD, float(np.median(far)))).tolist()
+    return found

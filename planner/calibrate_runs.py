@@ -1,0 +1,107 @@
+"""A run as calibration sees it: its plan, to be priced again under other factors, and what was measured of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hwprofiles.profile import Calibration, HardwareProfile
+from hwprofiles.yaml_io import dump_yaml
+from planner.factors import CONTENTION, HANDOVER, LAUNCH, UNPACK, Factors, kind_name
+from planner.machine import make_rates
+from planner.plan import PHASES, Phase, Plan, Prediction
+from planner.pricing import price
+from planner.report import RunReport
+from planner.schedule import ATTEND, TaskKind
+from planner.work import MAX_DECODE_GROUPS
+
+Vector = NDArray[np.float64]
+_SMALL_SHARE = 0.02
+"""Of a phase's busy seconds: what a task kind with this share tells of its rate counts half."""
+_OVERHEADS = (LAUNCH, HANDOVER, CONTENTION)
+
+
+class Run:
+    """One report; its rows are the phases and the kinds of tasks that were predicted and measured."""
+
+    def __init__(self, report: RunReport) -> None:
+        plan = report.plan
+        self.report, self.dtype, self.sizes = report, plan.model.dtype, plan.sizes()
+        self.group = group_of(plan)
+        planned = {"prefill": plan.prediction.prefill.seconds, "decode": plan.prediction.decode.seconds}
+        run = [phase for phase in report.phases if phase.measured_s > 0 and planned[phase.phase] > 0]
+        self.measured: dict[Phase, float] = {phase.phase: phase.measured_s for phase in run}
+        self.scale = {phase.phase: phase.predicted_s / planned[phase.phase] for phase in run}
+        known = {(task.phase, task.kind, task.resource) for task in plan.prediction.tasks if task.seconds > 0}
+        self._tasks = [
+            task
+            for task in report.tasks
+            if task.phase in self.measured
+            and task.measured_s > 0
+            and (task.phase, task.kind, task.resource) in known
+        ]
+        self.logs = np.log([*self.measured.values(), *(task.measured_s for task in self._tasks)])
+        self.evidence = self._evidence()
+        """How much each row counts: every phase as one, the kinds of tasks of one resource together as one."""
+
+    def predict(
+        self, profile: HardwareProfile, factors: Factors, num_groups: int = MAX_DECODE_GROUPS
+    ) -> Prediction:
+        """One full block under these factors; fewer groups of decode passes are faster and coarser."""
+        return price(self.sizes, make_rates(with_factors(profile, factors), self.dtype), num_groups)
+
+    def phase_s(self, prediction: Prediction) -> dict[Phase, float]:
+        """Seconds of each phase that was run, of as many blocks as were run."""
+        seconds = {"prefill": prediction.prefill.seconds, "decode": prediction.decode.seconds}
+        return {phase: seconds[phase] * self.scale[phase] for phase in PHASES if phase in self.measured}
+
+    def predicted_logs(self, prediction: Prediction) -> Vector:
+        """log(seconds) of each row."""
+        found = {(task.phase, task.kind, task.resource): task.seconds for task in prediction.tasks}
+        tasks = [found[task.phase, task.kind, task.resource] * self.scale[task.phase] for task in self._tasks]
+        phases = self.phase_s(prediction)
+        return np.log([*(phases[phase] for phase in self.measured), *tasks])
+
+    def factor_names(self) -> set[str]:
+        """Factors of kinds that this run's tasks take, and of what is not a task."""
+        names = {*_OVERHEADS, *self.measured}
+        for task in self._tasks:
+            if task.kind == TaskKind.COMPUTE:
+                names.add(kind_name(task.resource, task.phase))
+                if task.phase == "decode":
+                    names.add(kind_name(task.resource, ATTEND))
+                if self.report.plan.policy.weight_bits == 4:
+                    names.add(kind_name(task.resource, UNPACK))
+            else:
+                names.add(kind_name(task.resource, task.kind))
+        return names
+
+    def _evidence(self) -> Vector:
+        busy: defaultdict[Phase, float] = defaultdict(float)
+        for task in self._tasks:
+            busy[task.phase] += task.measured_s
+        shares = [task.measured_s / busy[task.phase] for task in self._tasks]
+        of_resource: defaultdict[str, float] = defaultdict(float)
+        for task, share in zip(self._tasks, shares, strict=True):
+            of_resource[task.resource] += share
+        tasks = [
+            share / (of_resource[task.resource] + _SMALL_SHARE)
+            for task, share in zip(self._tasks, shares, strict=True)
+        ]
+        return np.array([*(1.0 for _ in self.measured), *tasks])
+
+
+def group_of(plan: Plan) -> str:
+    """What runs of one plan have in common, even where the profile was calibrated between them."""
+    parts = plan.model, plan.workload, plan.policy, plan.placement
+    return hashlib.sha256("".join(dump_yaml(part) for part in parts).encode()).hexdigest()
+
+
+def with_factors(profile: HardwareProfile, factors: Factors) -> HardwareProfile:
+    """The profile as if these had been fitted."""
+    calibration = Calibration(factors=factors, num_runs=1, error_before=0.0, error_after=0.0)
+    return replace(profile, calibration=calibration)
