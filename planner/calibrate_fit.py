@@ -34,7 +34,7 @@ _MAD_TO_SIGMA = 0.6745
 _KIND_SPREAD, _RESOURCE_SPREAD = 0.25, 0.5
 """Standard deviation of log factors: of a kind about its resource, of a resource about the measured rate."""
 _SPREADS = {LAUNCH: 1.0, HANDOVER: 0.7, CONTENTION: 0.3, "prefill": 0.2, "decode": 0.2}
-_ROBUST_FROM = 1.5
+_ROBUST_FROM = 1.0
 """In standard deviations: from about here on, a row's pull no longer grows with its distance."""
 _STEPS, _ROUNDS = 6, 2
 _ENOUGH = 0.003
@@ -121,13 +121,12 @@ class Fitting:
             loss=_loss(len(scale)),
             f_scale=_ROBUST_FROM,
         )
-        prior = answer.x / self.spread
-        free = len(prior) - np.trace(np.linalg.inv(answer.jac.T @ answer.jac) / self.spread**2)
+        free = len(self.names) - np.trace(np.linalg.inv(answer.jac.T @ answer.jac) / self.spread**2)
         """Parameters that the runs decide, not the prior."""
         seen = max(0.0, float(noise**2 * scale @ scale - free))
-        rest = float(2 * answer.cost - prior @ prior)
-        variance = (PRIOR_RUNS * PRIOR_NOISE**2 + noise**2 * rest) / (PRIOR_RUNS + seen)
-        return answer.x, math.sqrt(variance)
+        errors = linear.errors + linear.slopes @ (answer.x - linear.point)
+        rest = noise**2 * scale**2 @ np.minimum(errors**2, (_ROBUST_FROM * PRIOR_NOISE) ** 2)
+        return answer.x, math.sqrt((PRIOR_RUNS * PRIOR_NOISE**2 + float(rest)) / (PRIOR_RUNS + seen))
 
     def _linear(self, chosen: Sequence[int], point: Vector) -> _Linear:
         runs = tuple(self.runs[n] for n in chosen)

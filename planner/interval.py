@@ -31,7 +31,7 @@ def make_band(profile: HardwareProfile, dtype: Dtype) -> Band:
     return Band(
         slow=make_rates(profile, dtype, spreads=-_SPREADS),
         fast=make_rates(profile, dtype, spreads=_SPREADS),
-        error=calibration.error_after if calibration and calibration.num_runs > 1 else None,
+        error=calibration.error_after if calibration and calibration.num_folds else None,
     )
 
 

@@ -24,7 +24,7 @@ def with_factors(profile: HardwareProfile, factors: Mapping[str, float]) -> Hard
 
 def problem_on(profile: HardwareProfile, model: ModelSpec | None = None, prompt_len: int = 64) -> Problem:
     """A small model on this machine."""
-    workload = Workload(prompt_len=prompt_len, gen_len=17)
+    workload = Workload(prompt_len=prompt_len, gen_len=5)
     return make_problem(model or small_opt(), workload, profile, Caps())
 
 
@@ -51,7 +51,7 @@ def report_of(
         num_blocks=1,
         num_requests=policy.block_size,
         prompt_tokens=policy.block_size * 64,
-        generated_tokens=policy.block_size * 17,
+        generated_tokens=policy.block_size * 5,
         padding_tokens=0,
         phases=tuple(
             PhaseReport(
