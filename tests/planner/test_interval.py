@@ -75,9 +75,11 @@ def shown(plan: Plan) -> str:
     return console.export_text()
 
 
-def calibrated(profile: HardwareProfile, error: float, num_runs: int) -> HardwareProfile:
+def calibrated(profile: HardwareProfile, error: float, num_folds: int) -> HardwareProfile:
     """The profile after a calibration that changed nothing."""
-    calibration = Calibration(factors={}, num_runs=num_runs, error_before=error, error_after=error)
+    calibration = Calibration(
+        factors={}, num_runs=5, error_before=error, error_after=error, num_folds=num_folds
+    )
     return dataclasses.replace(profile, calibration=calibration)
 
 
@@ -106,7 +108,7 @@ def test_more_spread_is_never_narrower(
     profile = with_spreads(profile, lambda _: seed.choice((0.0, 0.01, 0.05, 0.3)))
     wider = with_spreads(profile, lambda rate: rate.spread * seed.uniform(1.0, more))
     if error is not None:
-        wider = calibrated(wider, error, num_runs=4)
+        wider = calibrated(wider, error, num_folds=4)
     plan, narrow = interval_of(profile, policy)
     again, wide = interval_of(wider, policy)
     for (point, inner), (same, outer) in zip(ranges(plan, narrow), ranges(again, wide), strict=True):
@@ -137,11 +139,11 @@ def test_all_rates_alike_scale_the_time(spread: float) -> None:
     assert found.throughput_tokens_per_s.low == pytest.approx(rate / factor)
 
 
-@pytest.mark.parametrize(("num_runs", "counts"), [(1, False), (2, True)])
-def test_the_calibrations_error_counts_if_runs_were_held_out(num_runs: int, counts: bool) -> None:
-    """With one run the error is that of the fit to itself, which says nothing of other runs."""
+@pytest.mark.parametrize(("num_folds", "counts"), [(0, False), (2, True)])
+def test_the_calibrations_error_counts_if_runs_were_held_out(num_folds: int, counts: bool) -> None:
+    """With runs of one plan only, the error is that of the fit to itself, which says nothing of other runs."""
     profile, policy = POLICIES["cpu"]
-    profile = calibrated(with_spreads(profile, lambda _: 0.0), 0.04, num_runs)
+    profile = calibrated(with_spreads(profile, lambda _: 0.0), 0.04, num_folds)
     plan, found = interval_of(profile, policy)
     width = found.decode_s.high / plan.prediction.decode.seconds
     assert width == pytest.approx(math.exp(1.645 / 0.6745 * 0.04) if counts else 1.0)
