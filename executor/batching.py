@@ -1,13 +1,13 @@
-"""Requests to blocks of gpu batches: longest first, left-padded, as little padding as sorting allows."""
+"""Requests to blocks of gpu batches, left-padded; planner/batching.py says which go together."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 
+from planner.batching import block_bounds, longest_first
 from planner.prompts import Request
 
 
@@ -47,31 +47,14 @@ def make_blocks(
 ) -> list[Block]:
     """Every request in exactly one gpu batch of at most `gpu_batch_size` rows, `num_gpu_batches` to a block.
 
-    Sorted over the whole job, longest prompt first: the block that needs most memory runs first, and rows of
-    one gpu batch have nearly the same length. Rows of equal length are sorted by max_tokens, so that they end
-    together. Only the last block may be smaller; it has as few gpu batches as hold it, and their sizes differ
-    by at most one row.
+    Which is in which, planner.batching says: by the same rules a plan's blocks are priced.
     """
-    ordered = sorted(
-        requests, key=lambda request: (-len(request.prompt_ids), -request.max_tokens, request.index)
-    )
-    block_size = gpu_batch_size * num_gpu_batches
+    requests = sorted(requests, key=lambda request: request.index)
+    order = longest_first([(len(request.prompt_ids), request.max_tokens) for request in requests])
     return [
-        Block(
-            gpu_batches=tuple(
-                _left_pad(rows, pad_id)
-                for rows in _spread(ordered[start : start + block_size], gpu_batch_size)
-            )
-        )
-        for start in range(0, len(ordered), block_size)
+        Block(gpu_batches=tuple(_left_pad([requests[order[n]] for n in batch], pad_id) for batch in block))
+        for block in block_bounds(len(order), gpu_batch_size, num_gpu_batches)
     ]
-
-
-def _spread(requests: list[Request], gpu_batch_size: int) -> list[list[Request]]:
-    """Consecutive groups of at most `gpu_batch_size`, as few as possible, their sizes equal up to one."""
-    num_groups = -(-len(requests) // gpu_batch_size)
-    bounds = [len(requests) * group // num_groups for group in range(num_groups + 1)]
-    return [requests[start:end] for start, end in pairwise(bounds)]
 
 
 def _left_pad(requests: list[Request], pad_id: int) -> GpuBatch:

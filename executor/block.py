@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 
 import torch
@@ -11,8 +10,7 @@ from executor.batching import Block, GpuBatch
 from executor.sampling import Sampler
 from executor.template import Arguments
 from planner.ledger import Sizes
-from planner.placement import CACHE_GROUPS, CacheRows, TierRows
-from planner.policy import TIERS
+from planner.placement import CacheRows, TierRows
 
 
 @dataclass(slots=True)
@@ -59,7 +57,7 @@ class BatchState:
 def batch_states(
     block: Block, samplers: list[Sampler], sizes: Sizes, device: torch.device
 ) -> list[BatchState]:
-    """The state of each gpu batch of a block; rows beyond a batch's own are cut from the slowest tier up."""
+    """The state of each gpu batch of a block, which may have fewer rows than planned."""
     states = []
     for k, (batch, sampler) in enumerate(zip(block.gpu_batches, samplers, strict=True)):
         rows, step = len(batch.requests), sizes.policy.prefill_rows
@@ -68,8 +66,8 @@ def batch_states(
             BatchState(
                 batch=batch,
                 sampler=sampler,
-                cache_rows=CacheRows(**_clip(sizes.placement.cache_rows[k], CACHE_GROUPS, rows)),
-                activation_rows=TierRows(**_clip(sizes.placement.activation_rows[k], TIERS, rows)),
+                cache_rows=sizes.placement.cache_rows[k].first(rows),
+                activation_rows=sizes.placement.activation_rows[k].first(rows),
                 pads=None if pads is None else pads.to(device),
                 host_pads=pads,
                 chunks=tuple((first, min(step, rows - first)) for first in range(0, rows, step)),
@@ -80,17 +78,5 @@ def batch_states(
 
 def clipped_sizes(sizes: Sizes, states: list[BatchState]) -> Sizes:
     """The sizes of this block, whose gpu batches may be fewer and smaller than planned."""
-    placement = dataclasses.replace(
-        sizes.placement,
-        cache_rows=tuple(state.cache_rows for state in states),
-        activation_rows=tuple(state.activation_rows for state in states),
-    )
+    placement = sizes.placement.first([state.num_rows for state in states])
     return Sizes(sizes.model, sizes.workload, sizes.policy, placement, sizes.compute_tier)
-
-
-def _clip(rows: CacheRows | TierRows, names: tuple[str, ...], total: int) -> dict[str, int]:
-    clipped, left = {}, total
-    for name in names:
-        clipped[name] = min(getattr(rows, name), left)
-        left -= clipped[name]
-    return clipped

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from hwprofiles.errors import UserError
@@ -36,6 +37,10 @@ class CacheRows:
         """Rows of the gpu batch."""
         return self.gpu + self.cpu + self.cpu_attend + self.disk + self.disk_attend
 
+    def first(self, rows: int) -> CacheRows:
+        """Of a smaller gpu batch; rows are cut from the slowest tier up."""
+        return CacheRows(**dict(_first(self.counts(), rows)))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TierRows:
@@ -53,6 +58,10 @@ class TierRows:
     def total(self) -> int:
         """Rows of the gpu batch."""
         return self.gpu + self.cpu + self.disk
+
+    def first(self, rows: int) -> TierRows:
+        """Of a smaller gpu batch; rows are cut from the slowest tier up."""
+        return TierRows(**dict(_first(self.counts(), rows)))
 
 
 def group_tier(group: CacheGroup) -> Tier:
@@ -83,3 +92,19 @@ class Placement:
             raise UserError(
                 f"cache_rows has {len(self.cache_rows)} gpu batches, activation_rows {len(self.activation_rows)}"
             )
+
+    def first(self, batch_rows: Sequence[int]) -> Placement:
+        """Of a smaller block, whose gpu batches have so many rows."""
+        return replace(
+            self,
+            cache_rows=tuple(kept.first(n) for kept, n in zip(self.cache_rows, batch_rows, strict=False)),
+            activation_rows=tuple(
+                kept.first(n) for kept, n in zip(self.activation_rows, batch_rows, strict=False)
+            ),
+        )
+
+
+def _first(counts: Sequence[tuple[str, int]], rows: int) -> Iterator[tuple[str, int]]:
+    for name, count in counts:
+        yield name, min(count, rows)
+        rows -= min(count, rows)
