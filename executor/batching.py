@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from planner.batching import block_bounds, longest_first
+from planner.batching import BatchLengths, block_bounds, longest_first
 from planner.prompts import Request
 
 
@@ -33,6 +33,11 @@ class GpuBatch:
     @property
     def num_pad_tokens(self) -> int:
         return sum(self.pad_lens)
+
+    def lengths(self, num_passes: int) -> BatchLengths:
+        """As the planner prices it, with so many tokens generated."""
+        rows, prompt_len = len(self.requests), self.prompt_len
+        return BatchLengths(rows, prompt_len, num_passes, rows * prompt_len - self.num_pad_tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

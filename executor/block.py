@@ -74,9 +74,3 @@ def batch_states(
             )
         )
     return states
-
-
-def clipped_sizes(sizes: Sizes, states: list[BatchState]) -> Sizes:
-    """The sizes of this block, whose gpu batches may be fewer and smaller than planned."""
-    placement = sizes.placement.first([state.num_rows for state in states])
-    return Sizes(sizes.model, sizes.workload, sizes.policy, placement, sizes.compute_tier)

@@ -10,7 +10,7 @@ import torch
 
 from executor.activations import ActivationHomes
 from executor.batching import Block
-from executor.block import batch_states, clipped_sizes
+from executor.block import batch_states
 from executor.cache import CacheHomes
 from executor.checkpoint import Checkpoint
 from executor.disk import DiskStore
@@ -112,7 +112,7 @@ class _BlockRun:
     def __init__(self, engine: Engine, block: Block, samplers: list[Sampler], reporter: Reporter) -> None:
         self.engine, self.reporter, device = engine, reporter, engine.options.device
         self.states = batch_states(block, samplers, engine.sizes, device)
-        self.sizes = clipped_sizes(engine.sizes, self.states)
+        self.sizes = engine.sizes.of_rows([state.num_rows for state in self.states])
         self.lanes = Lanes(device, overlap=engine.options.overlap, delay=engine.options.delay)
         self.tails: dict[int, list[Handle]] = {}
         self.unfinished = [True] * len(self.states)

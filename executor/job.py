@@ -19,7 +19,7 @@ from executor.engine import Engine, EngineOptions
 from executor.loading import LoadProgress
 from executor.measure import Measurements
 from executor.progress import Reporter
-from executor.report import JobTotals, make_report
+from executor.report import JobTotals, known_rates, make_report
 from executor.results import ResultFile
 from executor.sampling import Completion, Sampler
 from executor.tokenize import encode_prompt, load_tokenizer
@@ -103,6 +103,7 @@ def run_job(
 
     `sink` is given each block's completions once their lines are safe.
     """
+    known_rates(plan)
     memory.reset_peak()
     device = compute_device(plan)
     if device.type == "cpu":
@@ -141,7 +142,7 @@ def run_job(
             completions = _run_block(engine, block, eos_ids, tokenizer, reporter)
             if results:
                 results.append(completions)
-            totals.add(block, completions)
+            totals.add(block, completions, engine.measurements.passes)
             sink(completions)
         disk_bytes = engine.store.allocated_bytes() if engine.store else 0
         return make_report(plan, engine.measurements, totals, device, disk_bytes=disk_bytes)
@@ -189,7 +190,7 @@ def job_requests(plan: Plan, options: JobOptions, tokenizer: PreTrainedTokenizer
     requests = read_requests(
         options.input_path,
         partial(encode_prompt, tokenizer),
-        default_max_tokens=workload.gen_len,
+        default_max_tokens=workload.default_gen_len or workload.gen_len,
         max_positions=spec.max_positions,
     )
     _check_lengths(requests, plan)

@@ -78,6 +78,8 @@ class Measurements:
         self.phase_s: dict[Phase, float] = {"prefill": 0.0, "decode": 0.0}
         self.phase_tokens: dict[Phase, int] = {"prefill": 0, "decode": 0}
         self.num_blocks = 0
+        self.passes: dict[int, int] = {}
+        """Of each gpu batch of the latest block: tokens generated for it."""
         self.recorder: Recorder | None = None
         self._pending: deque[Handle] = deque()
         self._forget: Callable[[Handle], None] = lambda _: None
@@ -91,7 +93,7 @@ class Measurements:
         self._forget = forget
         self._clock = DeviceClock(device) if device.type == "cuda" else None
         self._began = self._prefilled = self._ended = time.perf_counter()
-        self._timeline, self._token = Timeline(self._began), 0
+        self._timeline, self._token, self.passes = Timeline(self._began), 0, {}
         if self.recorder:
             self.recorder.start_block(self._began)
 
@@ -110,6 +112,7 @@ class Measurements:
         """A gpu batch's token has been sampled; `num_tokens` went through the layers for it."""
         at = self._finished_at(handle)
         i = handle.task.i
+        self.passes[handle.task.k] = i + 1
         if i > self._token:
             self._next_token(i)
         self._ended = max(self._ended, at)

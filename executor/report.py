@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import torch
@@ -12,11 +13,15 @@ from executor import memory
 from executor.batching import Block
 from executor.measure import Key, Measurements, Total
 from executor.sampling import Completion
+from hwprofiles.errors import UserError
 from hwprofiles.host import current_fingerprint
+from planner.batching import BlockLengths
 from planner.bottleneck import phase_activity
-from planner.plan import PHASES, Phase, Plan, TaskPrediction
+from planner.machine import Rates
+from planner.plan import PHASES, Phase, Plan, Prediction, TaskPrediction
+from planner.pricing import price_blocks
 from planner.report import SCHEMA_VERSION, PhaseReport, RunReport, TaskReport, TierReport
-from planner.schedule import ATTEND, TaskKind
+from planner.schedule import ATTEND
 
 
 @dataclass(slots=True)
@@ -27,9 +32,12 @@ class JobTotals:
     prompt_tokens: int = 0
     generated_tokens: int = 0
     padding_tokens: int = 0
+    blocks: Counter[BlockLengths] = field(default_factory=Counter)
+    """As they were run: sequences may have ended early."""
 
-    def add(self, block: Block, completions: Sequence[Completion]) -> None:
-        """One more block."""
+    def add(self, block: Block, completions: Sequence[Completion], passes: Mapping[int, int]) -> None:
+        """One more block, with the tokens generated for each of its gpu batches."""
+        self.blocks[tuple(batch.lengths(passes[k]) for k, batch in enumerate(block.gpu_batches))] += 1
         self.num_requests += len(completions)
         self.prompt_tokens += sum(len(c.request.prompt_ids) for c in completions)
         self.generated_tokens += sum(len(c.token_ids) for c in completions)
@@ -40,8 +48,8 @@ def make_report(
     plan: Plan, measured: Measurements, totals: JobTotals, device: torch.device, *, disk_bytes: int
 ) -> RunReport:
     """The report of everything that was measured; `disk_bytes` are what the file system counts for the disk tier."""
-    scales = {phase: _scale(plan, measured, phase) for phase in PHASES}
-    phases = tuple(_phase_report(plan, measured, phase, scales[phase]) for phase in PHASES)
+    predicted = predict(plan, totals.blocks, totals.generated_tokens) if totals.blocks else None
+    phases = tuple(_phase_report(predicted, measured, phase) for phase in PHASES)
     predicted_s = sum(phase.predicted_s for phase in phases)
     measured_s = sum(phase.measured_s for phase in phases)
     found = (phase_activity(phase, measured.activities[phase]) for phase in PHASES)
@@ -60,7 +68,7 @@ def make_report(
         phases=phases,
         throughput_tokens_per_s=_ratio(totals.generated_tokens, measured_s),
         predicted_throughput_tokens_per_s=_ratio(totals.generated_tokens, predicted_s),
-        tasks=tuple(_task_reports(plan, measured, scales)),
+        tasks=tuple(_task_reports(predicted, measured)),
         memory=tuple(_tier_reports(plan, device, disk_bytes)),
         prompt_tokens=totals.prompt_tokens,
         generated_tokens=totals.generated_tokens,
@@ -71,40 +79,38 @@ def make_report(
     )
 
 
-def _scale(plan: Plan, measured: Measurements, phase: Phase) -> float:
-    """How many full blocks' worth of compute tasks were run: the last block may be short, sequences may end early."""
-    resource = "gpu" if plan.hardware.compute_tier == "gpu" else "cpu"
-    predicted = sum(
-        task.count
-        for task in plan.prediction.tasks
-        if (task.phase, task.kind) == (phase, TaskKind.COMPUTE.value)
-    )
-    done = measured.totals.get((phase, TaskKind.COMPUTE.value, resource), Total()).count
-    return done / predicted if predicted else float(measured.num_blocks)
+def predict(plan: Plan, blocks: Mapping[BlockLengths, int], num_tokens: int) -> Prediction:
+    """What the plan's cost model says of blocks as they were run."""
+    return price_blocks(plan.sizes(), known_rates(plan), blocks, num_tokens)
 
 
-def _phase_report(plan: Plan, measured: Measurements, phase: Phase, scale: float) -> PhaseReport:
-    prediction = plan.prediction.prefill if phase == "prefill" else plan.prediction.decode
+def known_rates(plan: Plan) -> Rates:
+    """What the plan was predicted with; a UserError for a plan that does not say."""
+    if plan.rates is None:
+        raise UserError("the plan holds no rates, it was written by an older version; search again")
+    return plan.rates
+
+
+def _phase_report(predicted: Prediction | None, measured: Measurements, phase: Phase) -> PhaseReport:
     seconds, tokens = measured.phase_s[phase], measured.phase_tokens[phase]
+    of_phase = {"prefill": predicted.prefill, "decode": predicted.decode} if predicted else {}
     return PhaseReport(
         phase=phase,
-        predicted_s=prediction.seconds * scale,
+        predicted_s=of_phase[phase].seconds if predicted else 0.0,
         measured_s=seconds,
         tokens=tokens,
         tokens_per_s=_ratio(tokens, seconds),
     )
 
 
-def _task_reports(plan: Plan, measured: Measurements, scales: dict[Phase, float]) -> list[TaskReport]:
-    predicted = {(task.phase, task.kind, task.resource): task for task in plan.prediction.tasks}
-    keys: list[Key] = sorted({*predicted, *measured.totals})
-    return [
-        _task_report(key, predicted.get(key), measured.totals.get(key, Total()), scales[key[0]])
-        for key in keys
-    ]
+def _task_reports(predicted: Prediction | None, measured: Measurements) -> list[TaskReport]:
+    tasks = predicted.tasks if predicted else ()
+    known = {(task.phase, task.kind, task.resource): task for task in tasks}
+    keys: list[Key] = sorted({*known, *measured.totals})
+    return [_task_report(key, known.get(key), measured.totals.get(key, Total())) for key in keys]
 
 
-def _task_report(key: Key, predicted: TaskPrediction | None, total: Total, scale: float) -> TaskReport:
+def _task_report(key: Key, predicted: TaskPrediction | None, total: Total) -> TaskReport:
     phase, kind, resource = key
     return TaskReport(
         phase=phase,
@@ -112,8 +118,8 @@ def _task_report(key: Key, predicted: TaskPrediction | None, total: Total, scale
         resource=resource,
         count=total.count,
         num_bytes=total.num_bytes,
-        flops=predicted.flops * scale if predicted else 0.0,
-        predicted_s=predicted.seconds * scale if predicted else 0.0,
+        flops=predicted.flops if predicted else 0.0,
+        predicted_s=predicted.seconds if predicted else 0.0,
         measured_s=total.seconds,
     )
 

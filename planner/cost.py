@@ -8,7 +8,6 @@ constraint for each.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -41,6 +40,8 @@ class CostModel:
     choice: Choice
     compute_tier: Tier
     rates: Rates
+    rows: float | None = None
+    """Sequences of a gpu batch; None: as many as chosen."""
 
     @property
     def element_bytes(self) -> int:
@@ -56,7 +57,11 @@ class CostModel:
     def computing(self) -> ComputeCost:
         """The formulas of the compute tasks."""
         return ComputeCost(
-            model=self.model, choice=self.choice, compute_tier=self.compute_tier, rates=self.rates
+            model=self.model,
+            choice=self.choice,
+            compute_tier=self.compute_tier,
+            rates=self.rates,
+            rows=self.choice.gpu_batch_size if self.rows is None else self.rows,
         )
 
     def compute(self, layer: LayerSpec, held: Held[A], step: Step) -> Compute[A]:
@@ -169,7 +174,7 @@ class CostModel:
         if self.compute_tier == "gpu":
             yield "link", (moved["h2d"] + moved["d2h"]) * (rates.factor("h2d") / rates.both_bytes_per_s)
         yield "cpu_mem", self._host_memory_s(moved, compute)
-        if math.isfinite(rates.parallel):
+        if rates.parallel is not None:
             shared = compute.attend_s
             if rates.on_cpu:
                 shared = shared + compute.linear_s + compute.near_s
@@ -186,7 +191,9 @@ class CostModel:
             touched = touched + compute.num_bytes
         return touched * (self.rates.factor("cpu_mem") / self.rates.cpu_memory_bytes_per_s)
 
-    def chain(self, moves: Iterable[Move[A]], compute: Compute[A], speeds: Speeds, num_gpu_batches: int) -> A:
+    def chain(
+        self, moves: Iterable[Move[A]], compute: Compute[A], speeds: Speeds, num_gpu_batches: float
+    ) -> A:
         """From a gpu batch's activations in this layer to those in the next: none of it overlaps itself."""
         total = compute.linear_s + compute.near_s
         for move in moves:

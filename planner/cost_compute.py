@@ -67,6 +67,8 @@ class ComputeCost:
     choice: Choice
     compute_tier: Tier
     rates: Rates
+    rows: float
+    """Sequences of a gpu batch, on average."""
 
     def layer(self, layer: LayerSpec, held: Held[A], step: Step) -> Compute[A]:
         """The compute tasks of one pass of one layer."""
@@ -97,12 +99,12 @@ class ComputeCost:
 
     def embedding(self, step: Step) -> Piece:
         """The hidden states of one gpu batch's new tokens, read from a table and written."""
-        hidden = self.choice.gpu_batch_size * step.num_new * self.model.hidden_size
+        hidden = self.rows * step.num_new * self.model.hidden_size
         return total([self._in_memory(2.0 * hidden * self._element_bytes), self._launches_of_end()])
 
     def head(self) -> Piece:
         """Final norm, head and sampling of one gpu batch; only a sequence's last token goes through them."""
-        batch, numel = self.choice.gpu_batch_size, self.model.head_numel
+        batch, numel = self.rows, self.model.head_numel
         return total([self._product(batch, 2.0 * batch * numel, numel), self._launches_of_end()])
 
     def _launches_of_end(self) -> Piece:
@@ -115,7 +117,7 @@ class ComputeCost:
 
     def _linear(self, layer: LayerSpec, step: Step) -> Piece:
         """Everything but attention, for one gpu batch; prefill goes through it in chunks of prefill_rows."""
-        batch, rates = self.choice.gpu_batch_size, self.rates
+        batch, rates = self.rows, self.rates
         chunks = math.ceil(batch / self.choice.prefill_rows) if step.phase == "prefill" else 1
         tokens = batch * step.num_new / chunks
         hit = experts_hit(layer, tokens)
@@ -158,7 +160,7 @@ class ComputeCost:
     def _attention(self, step: Step) -> Piece:
         """One sequence's attention on the compute device; half of the pairs where the mask is causal."""
         model, rates = self.model, self.rates
-        pairs = step.num_new * step.context * (0.5 if step.phase == "prefill" else 1.0)
+        pairs = step.num_pairs * (0.5 if step.phase == "prefill" else 1.0)
         flops = 4.0 * pairs * model.num_heads * model.head_dim
         read = self._kv_bytes(step.context)
         attention = Piece(max(flops / rates.gemm.best, read / rates.attention_bytes_per_s), flops, read)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 from planner.layout import activations_resident, is_resident, is_streamed, token_stride
 from planner.ledger import Sizes
@@ -56,6 +56,17 @@ def held_by_batches(sizes: Sizes, j: int, ks: Collection[int]) -> Held[float]:
             disk_activations=float(sum(batch.disk > 0 for batch in moved)),
         ),
     )
+
+
+def of_share(held: Held[float], share: float) -> Held[float]:
+    """The same for a share of the gpu batches, taken as alike; the weights are loaded for them as for all."""
+    if share == 1.0:
+        return held
+    whole = {"counts", "passes", "cpu_weight_bytes", "disk_weight_bytes"}
+    scaled = {f.name: getattr(held, f.name) * share for f in fields(held) if f.name not in whole}
+    loads = {"link_weights", "disk_weights"}
+    counts = {f.name: getattr(held.counts, f.name) * share for f in fields(Counts) if f.name not in loads}
+    return replace(held, **scaled, counts=replace(held.counts, **counts))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ The planner's memory limits and the executor's allocations both come from here a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from hwprofiles.errors import UserError
@@ -31,6 +31,7 @@ from planner.workspace import (
     Fed,
     argument_bytes,
     logits_bytes,
+    padding_bytes,
     quantise_temporaries,
     request_bytes,
     tokenizer_bytes,
@@ -159,6 +160,13 @@ class Sizes:
             for key, layer in kinds.items()
         }
         self.slabs = [slabs[key] for key in keys]
+
+    def of_rows(self, batch_rows: Sequence[int]) -> Sizes:
+        """Of a smaller block, whose gpu batches have so many rows."""
+        if tuple(rows.total for rows in self.placement.cache_rows) == tuple(batch_rows):
+            return self
+        placement = self.placement.first(batch_rows)
+        return Sizes(self.model, self.workload, self.policy, placement, self.compute_tier)
 
     def ends(self) -> int:
         """Embeddings, final norm and head, each tensor aligned, on the compute tier."""
@@ -322,9 +330,18 @@ def _process(sizes: Sizes, target: Target) -> Iterator[Entry]:
     yield _both("cpu", "process", target.process_bytes)
     yield _both("cpu", "libraries", LIBRARY_BYTES)
     yield _both("cpu", "tokenizer", tokenizer_bytes(model))
-    prompts = workload.num_prompts or sizes.policy.block_size
-    yield _both("cpu", "requests", request_bytes(prompts, workload.prompt_len, workload.gen_len))
+    yield _both("cpu", "requests", _requests(workload, sizes.policy))
     yield Entry(tier="cpu", purpose="loading", prefill_bytes=0, decode_bytes=0, loading_bytes=LOADING_BYTES)
+
+
+def _requests(workload: Workload, policy: Policy) -> int:
+    """All prompts and their answers; and the padding of all gpu batches, at most.
+
+    In a job sorted by length a batch's rows differ by no more than what the lengths fall by from its first to its last.
+    """
+    histogram = workload.histogram or ((workload.prompt_len, workload.gen_len, policy.block_size),)
+    held = sum(request_bytes(count, prompt_len, gen_len) for prompt_len, gen_len, count in histogram)
+    return held + padding_bytes((policy.gpu_batch_size - 1) * (histogram[0][0] - histogram[-1][0]))
 
 
 def dequantised_layer_bytes(layer: LayerSpec, element_bytes: int) -> int:

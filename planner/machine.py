@@ -79,8 +79,8 @@ class Rates:
     disk_write: Curve
     disk_parallel: float
     """How many of reading and writing the disk does at full speed at once: 1 to 2."""
-    parallel: float
-    """How many of copies each way, CPU attention and disk reads the host does at full speed at once."""
+    parallel: float | None
+    """How many of copies each way, CPU attention and disk reads the host does at full speed at once; None: unknown."""
     launch_overhead_s: float
     task_overhead_s: float
     io_threads: int
@@ -236,14 +236,14 @@ def _disk_parallel(profile: HardwareProfile) -> float:
     return _within(disk.both_read_bytes_per_s.median / read + disk.both_write_bytes_per_s.median / write, 2)
 
 
-def _parallel(profile: HardwareProfile, attention: Sequence[AttentionPoint]) -> float:
+def _parallel(profile: HardwareProfile, attention: Sequence[AttentionPoint]) -> float | None:
     """The shares of its own full rate that each part keeps while all are at work, added.
 
     Parts that share cores or memory fully add up to 1, parts that do not disturb each other to their number.
     """
     together = profile.concurrent
     if together is None:
-        return math.inf
+        return None
     measured = profile.host.attention.get(together.cpu_attention_dtype or "float32") or attention
     alone = [p.bytes_per_s.median for p in measured if p.threads == together.cpu_attention_threads]
     best = max(alone or [p.bytes_per_s.median for p in measured])

@@ -11,6 +11,7 @@ from typing import Literal
 from hwprofiles.profile import Dtype
 from hwprofiles.yaml_io import check_schema, dump_yaml, from_plain, load_yaml
 from planner.ledger import Ledger, Sizes, Target
+from planner.machine import Rates
 from planner.model import ModelSpec, spec_from_config
 from planner.placement import Placement
 from planner.policy import Policy
@@ -101,6 +102,25 @@ class Prediction:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JobPrediction:
+    """What the cost model says of all blocks of the job, each with its own lengths, the last one as small as it is."""
+
+    num_blocks: int
+    last_block_size: int
+    padding_tokens: int
+    """Fill in front of the shorter prompts of gpu batches."""
+    prefill_s: float
+    decode_s: float
+    throughput_tokens_per_s: float
+    """Tokens to generate / (prefill + decode)."""
+
+    @property
+    def seconds(self) -> float:
+        """The whole job, once the weights are loaded."""
+        return self.prefill_s + self.decode_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """All that the executor needs to run, and all that the report is held against."""
 
@@ -115,6 +135,15 @@ class Plan:
     prediction: Prediction
     request: Request | None = None
     """What it was searched for with; None where the policy was given."""
+    job: JobPrediction | None = None
+    """None where the number of prompts is open."""
+    rates: Rates | None = None
+    """What was predicted with; None in plans of older versions."""
+
+    @property
+    def throughput_tokens_per_s(self) -> float:
+        """Predicted, over all prompts; over a full block where their number is open."""
+        return (self.job or self.prediction).throughput_tokens_per_s
 
     def sizes(self) -> Sizes:
         """The sizes of all that it holds and moves."""

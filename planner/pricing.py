@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 
 from planner.cost import SHARED, CostModel, compute_seconds
 from planner.cost_compute import total as total_of
-from planner.held import held_by_block
+from planner.held import held_by_block, of_share
 from planner.ledger import Sizes
 from planner.machine import Rates
 from planner.model import LayerSpec
-from planner.plan import Phase, PhasePrediction, Prediction, TaskPrediction
+from planner.passes import Blocks, Run, full_block, runs_of
+from planner.plan import JobPrediction, Phase, PhasePrediction, Prediction, TaskPrediction
 from planner.schedule import ATTEND, TaskKind
-from planner.work import MAX_DECODE_GROUPS, Choice, Compute, Held, Move, Step, steps_of
+from planner.work import MAX_DECODE_GROUPS, Choice, Compute, Held, Move, Step
 
 NOT_RUN = "none"
 """The binding resource of a phase without passes: a single generated token leaves no decode."""
@@ -23,23 +24,41 @@ NOT_RUN = "none"
 def price(sizes: Sizes, rates: Rates, max_decode_groups: int = MAX_DECODE_GROUPS) -> Prediction:
     """The prediction for one full block."""
     policy, workload = sizes.policy, sizes.workload
-    cost = CostModel(
-        model=sizes.model,
-        workload=workload,
-        choice=Choice.of(policy),
-        compute_tier=sizes.compute_tier,
-        rates=rates,
+    return _price(
+        sizes, rates, [full_block(policy, workload, max_decode_groups)], policy.block_size * workload.gen_len
     )
-    layers = _layer_groups(sizes)
+
+
+def predict_job(sizes: Sizes, rates: Rates) -> JobPrediction:
+    """The prediction for all prompts of a workload, whose number must be known."""
+    policy, workload = sizes.policy, sizes.workload
+    blocks = workload.blocks(policy.gpu_batch_size, policy.num_gpu_batches)
+    found, num_blocks = price_blocks(sizes, rates, blocks, workload.gen_tokens), blocks.total()
+    padding = sum(batch.padding_tokens * count for block, count in blocks.items() for batch in block)
+    return JobPrediction(
+        num_blocks=num_blocks,
+        last_block_size=(workload.num_prompts or 0) - (num_blocks - 1) * policy.block_size,
+        padding_tokens=padding,
+        prefill_s=found.prefill.seconds,
+        decode_s=found.decode.seconds,
+        throughput_tokens_per_s=found.throughput_tokens_per_s,
+    )
+
+
+def price_blocks(sizes: Sizes, rates: Rates, blocks: Blocks, num_tokens: int) -> Prediction:
+    """The prediction for these blocks one after the other, which generate `num_tokens` tokens together."""
+    return _price(sizes, rates, runs_of(blocks), num_tokens)
+
+
+def _price(sizes: Sizes, rates: Rates, runs: Iterable[Run], num_tokens: int) -> Prediction:
     phases: dict[Phase, _PhaseSum] = {"prefill": _PhaseSum(), "decode": _PhaseSum()}
-    for step in steps_of(workload, max_decode_groups):
-        _add_step(phases[step.phase], cost, layers, step)
+    for run in runs:
+        _add_run(phases, sizes.of_rows(run.batch_rows), rates, run)
     prefill, decode = (phases[phase].prediction(rates.factor(phase)) for phase in ("prefill", "decode"))
-    tokens = policy.block_size * workload.gen_len
     return Prediction(
         prefill=prefill,
         decode=decode,
-        throughput_tokens_per_s=tokens / (prefill.seconds + decode.seconds),
+        throughput_tokens_per_s=num_tokens / (prefill.seconds + decode.seconds),
         tasks=tuple(task for phase, total in phases.items() for task in total.task_predictions(phase)),
     )
 
@@ -63,7 +82,7 @@ class _PhaseSum:
     busy: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     tasks: defaultdict[tuple[str, str], _TaskSum] = field(default_factory=lambda: defaultdict(_TaskSum))
 
-    def add(self, kind: str, resource: str, times: int, total: _TaskSum) -> None:
+    def add(self, kind: str, resource: str, times: float, total: _TaskSum) -> None:
         """Add `times` passes' tasks."""
         if not total.count:
             return
@@ -105,11 +124,28 @@ class _LayerGroup:
     count: int
 
 
-def _add_step(total: _PhaseSum, cost: CostModel, layers: list[_LayerGroup], step: Step) -> None:
+def _add_run(phases: dict[Phase, _PhaseSum], sizes: Sizes, rates: Rates, run: Run) -> None:
+    cost = CostModel(
+        model=sizes.model,
+        workload=sizes.workload,
+        choice=Choice.of(sizes.policy),
+        compute_tier=sizes.compute_tier,
+        rates=rates,
+        rows=run.mean_rows,
+    )
+    groups = _layer_groups(sizes)
+    for step in run.steps:
+        layers = [replace(group, held=of_share(group.held, step.share)) for group in groups]
+        _add_step(phases[step.phase], cost, layers, step, run.num_blocks)
+
+
+def _add_step(
+    total: _PhaseSum, cost: CostModel, layers: list[_LayerGroup], step: Step, num_blocks: int
+) -> None:
     for group in layers:
         _add_layers(total, cost, group, step)
     ends, tier, held = total_of(cost.ends(step)), cost.compute_tier, layers[0].held
-    times = step.num_steps * int(held.batches)
+    times = step.num_steps * held.batches
     total.seconds += ends.seconds * times
     total.lanes[tier] += ends.seconds * times
     total.add(
@@ -122,9 +158,10 @@ def _add_step(total: _PhaseSum, cost: CostModel, layers: list[_LayerGroup], step
     speeds = cost.speeds(moves)
     if step.phase == "prefill":  # nothing runs before the first layer has come
         loads = [move for move in moves if move.kind == TaskKind.LOAD_WEIGHT]
-        total.seconds += sum(cost.seconds(move, speeds) for move in loads)
+        total.seconds += sum(cost.seconds(move, speeds) for move in loads) * step.num_steps
+    drains = step.num_steps if step.phase == "prefill" else num_blocks
     stores = [move for move in moves if move.kind == TaskKind.STORE_CACHE]
-    total.seconds += sum(cost.seconds(move, speeds) for move in stores) / held.batches
+    total.seconds += sum(cost.seconds(move, speeds) for move in stores) / held.batches * drains
 
 
 def _add_layers(total: _PhaseSum, cost: CostModel, group: _LayerGroup, step: Step) -> None:
@@ -132,7 +169,7 @@ def _add_layers(total: _PhaseSum, cost: CostModel, group: _LayerGroup, step: Ste
     moves, compute = cost.moves(held, step), cost.compute(group.layer, held, step)
     speeds = cost.speeds(moves)
     lanes = cost.lanes(moves, compute, speeds)
-    lanes.append((cost.compute_tier, cost.chain(moves, compute, speeds, int(held.batches))))
+    lanes.append((cost.compute_tier, cost.chain(moves, compute, speeds, held.batches)))
     total.seconds += times * max(seconds for _, seconds in lanes)
     largest: defaultdict[str, float] = defaultdict(float)
     for resource, seconds in lanes:

@@ -15,7 +15,7 @@ from planner.place import place
 from planner.placement import Placement
 from planner.plan import SCHEMA_VERSION, ModelRef, Plan
 from planner.policy import TIERS, Policy, Tier
-from planner.pricing import price
+from planner.pricing import predict_job, price
 from planner.work import Choice
 from planner.workload import Workload
 
@@ -85,6 +85,8 @@ class Problem:
             placement=placement,
             ledger=ledger,
             prediction=price(sizes, self.rates),
+            job=predict_job(sizes, self.rates) if self.workload.num_prompts else None,
+            rates=self.rates,
         )
 
     def with_interval(self, plan: Plan) -> Plan:
@@ -97,7 +99,8 @@ class Problem:
 
 def make_problem(model: ModelSpec, workload: Workload, profile: HardwareProfile, caps: Caps) -> Problem:
     """A UserError where the model cannot hold the workload's sequences."""
-    if model.max_positions is not None and workload.max_len > model.max_positions:
+    longest = max((prompt + gen for prompt, gen, _ in workload.lengths), default=workload.max_len)
+    if model.max_positions is not None and longest > model.max_positions:
         raise UserError(
             f"prompt_len {workload.prompt_len} + gen_len {workload.gen_len} = {workload.max_len} tokens, "
             f"{model.name} has {model.max_positions} positions; shorten --prompt-len or --gen-len"

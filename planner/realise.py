@@ -64,6 +64,7 @@ def place_within(problem: Problem, request: Request, candidate: Candidate, count
         moves_activations=candidate.moves_activations,
         num_gpu_batches=count,
         max_decode_groups=_FINE_GROUPS,
+        of_longest=request.max_latency_s is not None,
     )
     allowed = tier_limits(problem)
     program = Program(relaxed, limits_of(problem, request, candidate.choice, allowed))

@@ -15,6 +15,7 @@ from functools import cached_property
 
 from planner.cost import CostModel
 from planner.ledger import ACTIVATION_SLOTS, WEIGHT_STAGING, Entry, make_ledger
+from planner.passes import mean_steps
 from planner.placement import CacheRows, Placement, TierRows
 from planner.plan import PHASES, Phase
 from planner.policy import TIERS, Policy, Split, Tier
@@ -41,6 +42,8 @@ class Relaxed:
     """Activations may leave the compute tier, for which slots are kept."""
     num_gpu_batches: int | None
     max_decode_groups: int
+    of_longest: bool = False
+    """Times are those of a block of the longest prompts, which a limit on latency is for; otherwise of a mean one."""
 
     @cached_property
     def cost(self) -> CostModel:
@@ -106,7 +109,10 @@ class Relaxed:
     @cached_property
     def steps(self) -> list[Step]:
         """Prefill and the groups of decode passes."""
-        return steps_of(self.problem.workload, self.max_decode_groups)
+        workload = self.problem.workload
+        if self.of_longest or not workload.lengths:
+            return steps_of(workload, self.max_decode_groups)
+        return mean_steps(workload.blocks(self.choice.gpu_batch_size, 1), self.max_decode_groups)
 
     @cached_property
     def cache_units(self) -> float:

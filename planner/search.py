@@ -66,10 +66,8 @@ def search(
 
 
 def score(problem: Problem, plan: Plan) -> float:
-    """Generated tokens per second over all prompts, the last block counted as a whole one."""
-    block_s = plan.prediction.prefill.seconds + plan.prediction.decode.seconds
-    prompts = problem.workload.num_prompts or plan.policy.block_size
-    return prompts * problem.workload.gen_len / (block_s * math.ceil(prompts / plan.policy.block_size))
+    """Tokens per second over all prompts, or of a full block where their number is open."""
+    return plan.throughput_tokens_per_s
 
 
 def _promise(problem: Problem, candidate: Candidate) -> float:
@@ -145,6 +143,7 @@ class _Walk:
                 moves_activations=moves,
                 num_gpu_batches=None,
                 max_decode_groups=_COARSE_GROUPS,
+                of_longest=self.request.max_latency_s is not None,
             )
             limits = limits_of(self.problem, self.request, choice, tier_limits(self.problem))
             solution = solve(relaxed, limits)

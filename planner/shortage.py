@@ -94,6 +94,7 @@ def _shortage(
         moves_activations=candidate.moves_activations,
         num_gpu_batches=1,
         max_decode_groups=1,
+        of_longest=request.max_latency_s is not None,
     )
     limits = limits_of(problem, request, candidate.choice, tier_limits(problem))
     return shortage(relaxed, limits, tiers)

@@ -52,16 +52,25 @@ class Step:
     """One pass over the layers, standing for `num_steps` like it."""
 
     phase: Phase
-    num_new: int
-    """Tokens of a sequence that are computed."""
+    num_new: float
+    """Tokens of a sequence that are computed; the mean of its sequences."""
     context: float
     """Tokens attended to, the new ones included; the mean of the passes it stands for."""
-    num_steps: int
+    num_steps: float
+    spread: float = 0.0
+    """Variance of the prompts' lengths in prefill: so many more pairs are attended to than `num_new * context`."""
+    share: float = 1.0
+    """Of the gpu batches, those it is made for: the others have ended."""
 
     @property
     def num_cached(self) -> float:
         """Tokens whose K and V are loaded."""
         return self.context - self.num_new
+
+    @property
+    def num_pairs(self) -> float:
+        """Of a new token and one it may attend to, for one sequence."""
+        return self.num_new * self.context + self.spread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

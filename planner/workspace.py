@@ -111,6 +111,11 @@ def request_bytes(num: int, prompt_len: int, gen_len: int) -> int:
     return num * (_REQUEST_BYTES + prompt_len * 2 * _INDEX + gen_len * _ANSWER_BYTES)
 
 
+def padding_bytes(num_tokens: int) -> int:
+    """Fill in the rows of gpu batches."""
+    return num_tokens * _INDEX
+
+
 def logits_bytes(model: ModelSpec, rows: int, element_bytes: int) -> int:
     """Logits in the model's dtype, and twice in float32."""
     return rows * model.vocab_size * (element_bytes + 2 * _FLOAT32)
