@@ -31,7 +31,7 @@ class Point:
     latency_s: float
     """Of one block, prefill and decode."""
     tokens_per_s: float
-    """Generated tokens over both phases of all blocks; the last block is counted as a full one."""
+    """Generated tokens over both phases of all blocks."""
     is_efficient: bool
     """No other plan has less latency and as much throughput, or as little and more."""
     is_chosen: bool
