@@ -24,6 +24,7 @@ from executor.results import ResultFile
 from executor.sampling import Completion, Sampler
 from executor.tokenize import encode_prompt, load_tokenizer
 from executor.trace import TraceOptions, open_trace
+from hwprofiles.allocation import give_back_large_tensors
 from hwprofiles.errors import UserError
 from planner.plan import Plan
 from planner.prompts import Request, read_requests, synthetic_requests
@@ -107,7 +108,7 @@ def run_job(
     memory.reset_peak()
     device = compute_device(plan)
     if device.type == "cpu":
-        memory.give_back_large_tensors()
+        give_back_large_tensors()
     checkpoint = Checkpoint(options.model_dir, plan.model.spec()) if options.model_dir else None
     tokenizer = load_tokenizer(options.model_dir) if options.model_dir and options.input_path else None
     requests = job_requests(plan, options, tokenizer)

@@ -3,33 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 from pathlib import Path
 
 import torch
-
-from hwprofiles.units import MIB
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
 """Resets VmHWM to VmRSS; see proc_pid_clear_refs(5)."""
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-"""Of mallopt(3)."""
-_LARGE_BYTES, _KEPT_BYTES = 4 * MIB, 64 * MIB
-"""From where on an allocation is a mapping; and what may stay free at the top of the heap."""
-
-
-def give_back_large_tensors() -> None:
-    """Let every large allocation of this process be a mapping of its own, which goes back when it is freed.
-
-    glibc would keep freed tensors of up to 32 MiB in its heap, where they fragment: up to twice what is in use.
-    Fresh pages cost a few percent of the time of a CPU that computes. Other C libraries are left alone.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
-        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 def resident_bytes() -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from hwprofiles.allocation import give_back_large_tensors
 from hwprofiles.budget import DTYPES, Budget, Pace, Progress
 from hwprofiles.errors import UserError
 from hwprofiles.host import Processor, current_fingerprint, memory_limits, processor
@@ -19,6 +20,7 @@ from hwprofiles.probes.buffers import affordable_bytes
 from hwprofiles.probes.compute import gemm_curves, launch_overhead
 from hwprofiles.probes.concurrent import measure_concurrent
 from hwprofiles.probes.disk import check_directory, measure_disk, scratch_file
+from hwprofiles.probes.layers import LAYER_POINTS, elementwise_rate, layer_points, prompt_attention_rates
 from hwprofiles.probes.links import measure_link
 from hwprofiles.probes.memory import memory_rate
 from hwprofiles.probes.process import ProcessCost, process_cost
@@ -56,6 +58,8 @@ def measure(request: Request, progress: Progress) -> HardwareProfile:
     working_set = affordable_bytes(
         max(request.budget.working_set_bytes, _CACHES_IN_WORKING_SET * cpu.cache_bytes)
     )
+    if not any(device.type == "cuda" for device in gpus):
+        give_back_large_tensors()  # as a run does that computes on the CPU
     pace = Pace(request.budget.total_s, count_points(request.budget, gpus, len(threads)), progress)
     with _all_cores(cpu.physical_cores):
         pace.next("memory of a fresh process")
@@ -94,8 +98,9 @@ def count_points(budget: Budget, gpus: tuple[torch.device, ...], num_thread_coun
     """How many points `measure` takes with these devices."""
     gemm = len(DTYPES) * len(budget.gemm_rows)
     link = 4 * len(budget.link_sizes_bytes) + 1
-    per_gpu = sum(link + 1 + (gemm + 1 if device.type == "cuda" else 0) for device in gpus)
-    host = 3 + gemm + len(DTYPES) * num_thread_counts
+    layer = LAYER_POINTS + len(DTYPES)
+    per_gpu = sum(link + 1 + (gemm + 1 + layer if device.type == "cuda" else 0) for device in gpus)
+    host = 4 + gemm + layer + len(DTYPES) * num_thread_counts
     disk = 2 * len(budget.disk_block_bytes) * len(budget.disk_threads) + 1
     return host + per_gpu + disk + 1
 
@@ -173,6 +178,9 @@ def _measure_host(
         attention=attention_curves(working_set_bytes, threads, pace),
         task_overhead_s=task_overhead(pace.next("handing a task to a thread")),
         process_bytes=cost.resident_bytes,
+        elementwise_bytes_per_s=elementwise_rate(CPU, pace.next("elementwise operations")),
+        layer=layer_points(CPU, pace),
+        prompt_attention=prompt_attention_rates(CPU, pace),
     )
 
 
@@ -193,6 +201,8 @@ def _measure_gpu(request: Request, device: torch.device, host: Host, cost: Proce
         launch_overhead_s=launch_overhead(device, pace.next(f"{device} launch overhead")),
         context_bytes=0 if emulated else cost.context_bytes[device.index],
         link=measure_link(device, buffer_bytes, request.budget, pace),
+        layer=() if emulated else layer_points(device, pace),
+        prompt_attention={} if emulated else prompt_attention_rates(device, pace),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -65,6 +65,17 @@ class AttentionPoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LayerPoint:
+    """Host time of one token's pass through a small decoder layer of so many operations (views not counted)."""
+
+    operations: int
+    seconds: Rate
+
+    def __post_init__(self) -> None:
+        _check_positive(operations=self.operations)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SizePoint:
     """One copy of `size_bytes`."""
 
@@ -119,6 +130,10 @@ class Gpu:
     launch_overhead_s: Rate
     context_bytes: int
     link: Link
+    layer: tuple[LayerPoint, ...] = ()
+    """Host time to issue a small layer; empty in older profiles."""
+    prompt_attention: Mapping[Dtype, Rate] = field(default_factory=dict)
+    """FLOP per second of prompts' attention to themselves; empty in older profiles."""
 
     def __post_init__(self) -> None:
         _check_positive(memory_bytes=self.memory_bytes)
@@ -145,6 +160,11 @@ class Host:
     """Handing one task from one thread to another."""
     process_bytes: int
     """Resident memory of a process that has imported torch and transformers (and initialised CUDA)."""
+    elementwise_bytes_per_s: Rate | None = None
+    """Of operations that write new tensors; null in older profiles."""
+    layer: tuple[LayerPoint, ...] = ()
+    """As a GPU's, where the CPU computes."""
+    prompt_attention: Mapping[Dtype, Rate] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_positive(

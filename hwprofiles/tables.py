@@ -151,6 +151,21 @@ def _host_figures(host: Host) -> Iterator[Figure]:
             label = f"attention {dtype}, threads {threads.threads}"
             yield Figure(group=group, label=label, rate=threads.bytes_per_s, form=format_rate)
     yield Figure(group=group, label="handing over a task", rate=host.task_overhead_s, form=format_seconds)
+    if host.elementwise_bytes_per_s:
+        yield Figure(group=group, label="elementwise", rate=host.elementwise_bytes_per_s, form=format_rate)
+    yield from _layer_figures(group, host)
+
+
+def _layer_figures(group: str, part: Host | Gpu) -> Iterator[Figure]:
+    for point in part.layer:
+        yield Figure(
+            group=group,
+            label=f"layer, {point.operations} operations",
+            rate=point.seconds,
+            form=format_seconds,
+        )
+    for dtype, rate in part.prompt_attention.items():
+        yield Figure(group=group, label=f"prompt attention {dtype}", rate=rate, form=format_flops)
 
 
 def _gpu_figures(group: str, gpu: Gpu) -> Iterator[Figure]:
@@ -160,6 +175,7 @@ def _gpu_figures(group: str, gpu: Gpu) -> Iterator[Figure]:
             label = f"gemm {dtype}, rows {product.rows}"
             yield Figure(group=group, label=label, rate=product.flops_per_s, form=format_flops)
     yield Figure(group=group, label="launch", rate=gpu.launch_overhead_s, form=format_seconds)
+    yield from _layer_figures(group, gpu)
     link = gpu.link
     for name, points in (
         ("h2d pinned", link.h2d_pinned),

@@ -27,6 +27,8 @@ SHARED: Mapping[str, tuple[str, ...]] = {
     "cores": ("gpu", "cpu", "h2d", "d2h", "disk_read", "disk_write"),
 }
 """Lanes that several resources have in common; the busiest of them is said to bind."""
+HOST = "host"
+"""The lane of the thread that issues a GPU's work."""
 Speeds = Mapping[tuple[str, str], float]
 """Bytes per second of the moves of (kind, resource)."""
 
@@ -74,7 +76,8 @@ class CostModel:
         return self._calibrated(embedding, step.phase), self._calibrated(head, step.phase)
 
     def _calibrated(self, piece: Piece, kind: str) -> Piece:
-        return replace(piece, seconds=self.computing.seconds(piece, kind), launch_s=0.0)
+        issued = 0.0 if self.rates.on_cpu else piece.issue_s
+        return replace(piece, seconds=max(self.computing.seconds(piece, kind), issued), issue_s=0.0)
 
     def attended_bytes(self, held: Held[A], step: Step) -> A:
         """K and V, as they are cached, that the CPU attends to in one decode pass of one layer."""
@@ -163,6 +166,8 @@ class CostModel:
         lanes = [(self.compute_tier, compute.linear_s + compute.near_s), *busy.items()]
         if self.compute_tier == "gpu":
             lanes.append(("cpu", compute.linear_s + compute.attend_s))
+        if not self.rates.on_cpu:
+            lanes.append((HOST, compute.issue_s))
         return [*lanes, *self._shared_lanes(busy, moved, compute)]
 
     def _shared_lanes(
@@ -203,5 +208,8 @@ class CostModel:
 
 
 def compute_seconds(compute: Compute[float]) -> float:
-    """Time of compute tasks: the CPU attends its rows while the compute device attends the others."""
-    return compute.linear_s + max(compute.near_s, compute.attend_s)
+    """Time of compute tasks: the CPU attends its rows while the compute device attends the others.
+
+    A GPU is not done before the host has issued it all.
+    """
+    return max(compute.linear_s + max(compute.near_s, compute.attend_s), compute.issue_s)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from planner.elementwise import elementwise
 from planner.factors import UNPACK
 from planner.layout import DTYPE_BYTES, kv_vector_bytes
 from planner.machine import Rates
@@ -17,12 +18,12 @@ from planner.policy import Tier
 from planner.schedule import ATTEND
 from planner.work import A, Choice, Compute, Held, Step
 
-OPS_PER_LAYER = 12
-"""Kernels of a dense layer: two norms, four projections, attention, three of the MLP, two sums."""
-OPS_PER_EXPERT = 4
-"""Kernels of one expert: two products, the activation, the weighted sum."""
-OPS_OF_END = 2
-"""Embedding and positions; final norm and head."""
+OPERATIONS_OF_END = 18
+"""Embedding, positions and what layers are called with; final norm, head and sampling."""
+ENGINE_OPERATIONS = 20
+"""What the engine does around a layer's call (binding weights, finding rows, notes), in operations' worth of time."""
+LOGITS_BYTES = 12
+"""Moved for each logit beside its product: to float32, and read again for the next token."""
 EAGER_PASSES = 6
 """Reads and writes of attention scores that are not fused: product, mask (2), softmax (2), product."""
 DEQUANTISE_BYTES = 27
@@ -34,15 +35,15 @@ QUANTISE_BYTES = 60
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some compute: seconds at the profile's rates, FLOP, bytes of memory, and seconds of launching."""
+    """Some compute: seconds at the profile's rates, FLOP, bytes of memory, and seconds of the host to issue it."""
 
     seconds: float
     flops: float = 0.0
     num_bytes: float = 0.0
-    launch_s: float = 0.0
+    issue_s: float = 0.0
 
     def __mul__(self, times: float) -> Piece:
-        return Piece(self.seconds * times, self.flops * times, self.num_bytes * times, self.launch_s * times)
+        return Piece(self.seconds * times, self.flops * times, self.num_bytes * times, self.issue_s * times)
 
 
 NOTHING = Piece(0.0)
@@ -55,7 +56,7 @@ def total(parts: Iterable[Piece]) -> Piece:
         sum(piece.seconds for piece in pieces),
         sum(piece.flops for piece in pieces),
         sum(piece.num_bytes for piece in pieces),
-        sum(piece.launch_s for piece in pieces),
+        sum(piece.issue_s for piece in pieces),
     )
 
 
@@ -82,6 +83,7 @@ class ComputeCost:
             count=held.batches,
             linear_s=held.batches * self.seconds(linear, step.phase)
             + held.passes * self.seconds(unpacking, UNPACK),
+            issue_s=held.batches * (linear.issue_s * float(not self.rates.on_cpu)),
             near_s=near * self.seconds(row, ATTEND if is_decode else step.phase),
             attend_s=attended * (far.seconds * self.rates.factor("cpu", ATTEND))
             + num_attends * self.rates.task_overhead_s,
@@ -94,22 +96,31 @@ class ComputeCost:
         )
 
     def seconds(self, piece: Piece, kind: str) -> float:
-        """Calibrated as this kind of compute."""
-        return piece.seconds * self.rates.factor(self.compute_tier, kind) + piece.launch_s
+        """Calibrated as this kind of compute; a CPU that computes does what the host must do in its own time."""
+        own = piece.issue_s if self.rates.on_cpu else 0.0
+        return piece.seconds * self.rates.factor(self.compute_tier, kind) + own
 
     def embedding(self, step: Step) -> Piece:
         """The hidden states of one gpu batch's new tokens, read from a table and written."""
         hidden = self.rows * step.num_new * self.model.hidden_size
-        return total([self._in_memory(2.0 * hidden * self._element_bytes), self._launches_of_end()])
+        return total(
+            [self._written(2.0 * hidden * self._element_bytes), self._host_time(OPERATIONS_OF_END, 1)]
+        )
 
     def head(self) -> Piece:
         """Final norm, head and sampling of one gpu batch; only a sequence's last token goes through them."""
         batch, numel = self.rows, self.model.head_numel
-        return total([self._product(batch, 2.0 * batch * numel, numel), self._launches_of_end()])
+        logits = self._written(float(LOGITS_BYTES) * batch * self.model.vocab_size)
+        return total(
+            [self._product(batch, 2.0 * batch * numel, numel), logits, self._host_time(OPERATIONS_OF_END, 1)]
+        )
 
-    def _launches_of_end(self) -> Piece:
-        started = self.rates.task_overhead_s if self.rates.on_cpu else 0.0
-        return Piece(0.0, launch_s=OPS_OF_END * self.rates.launch_overhead_s + started)
+    def _host_time(self, operations: int, num_calls: int) -> Piece:
+        """Calling modules of so many operations, as one task."""
+        rates = self.rates
+        calls = num_calls * (rates.call_s + operations * rates.operation_s)
+        engine = rates.task_overhead_s + ENGINE_OPERATIONS * rates.operation_s
+        return Piece(0.0, issue_s=calls + engine)
 
     @property
     def _element_bytes(self) -> int:
@@ -117,14 +128,14 @@ class ComputeCost:
 
     def _linear(self, layer: LayerSpec, step: Step) -> Piece:
         """Everything but attention, for one gpu batch; prefill goes through it in chunks of prefill_rows."""
-        batch, rates = self.rows, self.rates
+        batch = self.rows
         chunks = math.ceil(batch / self.choice.prefill_rows) if step.phase == "prefill" else 1
         tokens = batch * step.num_new / chunks
         hit = experts_hit(layer, tokens)
-        launches = Piece(0.0, launch_s=(OPS_PER_LAYER + OPS_PER_EXPERT * hit) * rates.launch_overhead_s)
-        started = Piece(0.0, launch_s=rates.task_overhead_s if rates.on_cpu else 0.0)
+        counted = elementwise(self.model, layer)
+        own = self._written(tokens * counted.token_bytes)
         products = total(self._products(layer, tokens, hit))
-        return total([total([products, self._elementwise(layer, tokens), launches]) * chunks, started])
+        return total([total([products, own]) * chunks, self._host_time(counted.operations, chunks)])
 
     def _products(self, layer: LayerSpec, tokens: float, hit: float) -> Iterable[Piece]:
         """The matrices all tokens go through, and the experts that are hit, each with its share of tokens."""
@@ -145,10 +156,9 @@ class ComputeCost:
         """Work that only reads and writes memory."""
         return Piece(touched / self.rates.memory_bytes_per_s, 0.0, touched)
 
-    def _elementwise(self, layer: LayerSpec, tokens: float) -> Piece:
-        """Two norms and two sums over the hidden states, the activation function over the MLP's width."""
-        width = layer.intermediate_size * (3 if layer.gated else 2) * max(1, layer.experts_per_token)
-        return self._in_memory(tokens * (10 * self.model.hidden_size + width) * self._element_bytes)
+    def _written(self, touched: float) -> Piece:
+        """Elementwise work, whose results are new tensors."""
+        return Piece(touched / self.rates.elementwise_bytes_per_s, 0.0, touched)
 
     def _dequantise(self, layer: LayerSpec) -> Piece:
         """Unpacking a layer's 4-bit weights, once a pass."""
@@ -163,7 +173,8 @@ class ComputeCost:
         pairs = step.num_pairs * (0.5 if step.phase == "prefill" else 1.0)
         flops = 4.0 * pairs * model.num_heads * model.head_dim
         read = self._kv_bytes(step.context)
-        attention = Piece(max(flops / rates.gemm.best, read / rates.attention_bytes_per_s), flops, read)
+        flops_per_s = rates.prompt_attention_flops_per_s if step.phase == "prefill" else rates.gemm.best
+        attention = Piece(max(flops / flops_per_s, read / rates.attention_bytes_per_s), flops, read)
         scores = 0.0 if model.cpu_attention else EAGER_PASSES * model.num_heads * self._element_bytes * pairs
         return total([attention, self._in_memory(scores + self._converted_bytes(step))])
 

@@ -81,7 +81,13 @@ class Rates:
     """How many of reading and writing the disk does at full speed at once: 1 to 2."""
     parallel: float | None
     """How many of copies each way, CPU attention and disk reads the host does at full speed at once; None: unknown."""
-    launch_overhead_s: float
+    elementwise_bytes_per_s: float
+    """Of the compute device, for operations whose results are new tensors."""
+    prompt_attention_flops_per_s: float
+    """Prompts attending to themselves, on the compute device."""
+    call_s: float
+    operation_s: float
+    """Host time of calling a layer, and for each of its operations."""
     task_overhead_s: float
     io_threads: int
     attention_threads: int
@@ -139,6 +145,8 @@ def make_rates(profile: HardwareProfile, dtype: Dtype, *, spreads: float = 0.0) 
     memory = at(gpu.memory_bytes_per_s if gpu else host.memory_bytes_per_s)
     io_threads = _io_threads(profile)
     h2d, d2h, both = _link(gpu, at)
+    call_s, operation_s = _host_time(profile, overhead)
+    prompt = (host if on_cpu or gpu is None else gpu).prompt_attention.get(dtype)
     factors = profile.calibration.factors if profile.calibration else {}
     return Rates(
         on_cpu=on_cpu,
@@ -154,7 +162,12 @@ def make_rates(profile: HardwareProfile, dtype: Dtype, *, spreads: float = 0.0) 
         disk_write=_disk_curve(profile.disk.write if profile.disk else (), io_threads, at),
         disk_parallel=_disk_parallel(profile),
         parallel=_parallel(profile, attention),
-        launch_overhead_s=overhead(gpu.launch_overhead_s) * factors.get(LAUNCH, 1.0) if gpu else 0.0,
+        elementwise_bytes_per_s=at(host.elementwise_bytes_per_s)
+        if on_cpu and host.elementwise_bytes_per_s
+        else memory,
+        prompt_attention_flops_per_s=at(prompt) if prompt else max(at(p.flops_per_s) for p in gemm),
+        call_s=call_s * factors.get(LAUNCH, 1.0),
+        operation_s=operation_s * factors.get(LAUNCH, 1.0),
         task_overhead_s=overhead(host.task_overhead_s) * factors.get(HANDOVER, 1.0),
         io_threads=io_threads,
         attention_threads=threads,
@@ -184,6 +197,22 @@ def _attention_threads(points: Sequence[AttentionPoint], cores: int, at: Reading
     allowed = [point for point in points if point.threads <= most]
     best = max(allowed, key=lambda point: (point.bytes_per_s.median, -point.threads))
     return best.threads, at(best.bytes_per_s)
+
+
+def _host_time(profile: HardwareProfile, at: Callable[[Rate], float]) -> tuple[float, float]:
+    """Seconds of a layer's call and of one operation: a line through the measured layers.
+
+    Older and published profiles have no such layers: then every operation takes what a launch does.
+    """
+    gpu = profile.gpus[0] if profile.gpus else None
+    points = profile.host.layer if gpu is None or gpu.emulated else gpu.layer
+    if not points:
+        return 0.0, at(gpu.launch_overhead_s) if gpu else 0.0
+    (few, less_s), *_, (many, more_s) = sorted(
+        (point.operations, at(point.seconds)) for point in (*points, points[0])
+    )
+    operation_s = max(0.0, more_s - less_s) / max(1, many - few)
+    return max(0.0, less_s - few * operation_s), operation_s
 
 
 def _io_threads(profile: HardwareProfile) -> int:

@@ -153,6 +153,8 @@ def _faster_device(rates: Rates, factor: float) -> Rates:
     return replace(
         rates,
         gemm=_scaled(rates.gemm, factor),
+        elementwise_bytes_per_s=rates.elementwise_bytes_per_s * factor,
+        prompt_attention_flops_per_s=rates.prompt_attention_flops_per_s * factor,
         memory_bytes_per_s=rates.memory_bytes_per_s * factor,
         attention_bytes_per_s=rates.attention_bytes_per_s * factor,
     )
@@ -165,6 +167,8 @@ def _faster_host(rates: Rates, factor: float) -> Rates:
         device,
         cpu_attention_bytes_per_s=rates.cpu_attention_bytes_per_s * factor,
         cpu_memory_bytes_per_s=rates.cpu_memory_bytes_per_s * factor,
+        call_s=rates.call_s / factor,
+        operation_s=rates.operation_s / factor,
     )
 
 
@@ -181,7 +185,8 @@ def _merged_gpus(problem: Problem, count: int) -> Problem:
     rates, target = _faster_device(problem.rates, count), problem.target
     rates = replace(
         rates,
-        launch_overhead_s=rates.launch_overhead_s / count,
+        call_s=rates.call_s / count,
+        operation_s=rates.operation_s / count,
         h2d=_scaled(rates.h2d, count),
         d2h=_scaled(rates.d2h, count),
         both_bytes_per_s=rates.both_bytes_per_s * count,

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
-from planner.cost import SHARED, CostModel, compute_seconds
+from planner.cost import HOST, SHARED, CostModel, compute_seconds
 from planner.cost_compute import total as total_of
 from planner.held import held_by_block, of_share
 from planner.ledger import Sizes
@@ -176,7 +176,8 @@ def _add_layers(total: _PhaseSum, cost: CostModel, group: _LayerGroup, step: Ste
         largest[resource] = max(largest[resource], seconds)
     for resource, seconds in largest.items():
         total.lanes[resource] += times * seconds
-    total.busy["cpu_mem"] += times * largest["cpu_mem"]
+    for resource in ("cpu_mem", HOST):
+        total.busy[resource] += times * largest[resource]
     for move in moves:
         total.add(move.kind.value, move.resource, times, _moved(cost, move, speeds))
     total.add(TaskKind.COMPUTE.value, cost.compute_tier, times, _computed(compute))

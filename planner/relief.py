@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from hwprofiles.profile import HardwareProfile
 from hwprofiles.units import format_seconds
+from planner.cost import HOST
 from planner.machine_change import parse_changes
 from planner.plan import PHASES, Phase, Plan
 from planner.pricing import NOT_RUN, price
@@ -20,6 +21,7 @@ _REMEDY: Mapping[str, str] = {
     "gpu": "gpu-rate=x2",
     "cpu": "cpu-rate=x2",
     "cpu_mem": "cpu-rate=x2",
+    HOST: "cpu-rate=x2",
 }
 _NAMED = 0.005
 """Busy shares that are worth a word."""

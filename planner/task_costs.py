@@ -105,6 +105,7 @@ def _end(piece: Piece) -> Compute[float]:
     return Compute(
         count=1.0,
         linear_s=piece.seconds,
+        issue_s=0.0,
         near_s=0.0,
         attend_s=0.0,
         attend_count=0.0,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from hwprofiles.units import format_seconds
 from planner.advise import advice, check_policy
 from planner.compare import Line, decided_lines
+from planner.cost import HOST
 from planner.plan import PHASES, Phase, Plan
 from planner.policy import Policy, Tier
 from planner.pricing import NOT_RUN
@@ -153,12 +154,14 @@ class _Scaled:
     def most_added(self, phase: Phase, resource: str, than: _Scaled) -> tuple[str, float]:
         """The kind of task on a resource that takes most seconds more, and how many.
 
-        No task is said to be on host memory; those that use it are all but the GPU's.
+        No task is said to be on host memory, or on the thread that issues a GPU's work: on the one are all tasks
+        but the GPU's, on the other those.
         """
         added: defaultdict[str, float] = defaultdict(float)
         for scaled, sign in ((self, 1), (than, -1)):
             for task in scaled.prediction.tasks:
-                on_it = task.resource != "gpu" if resource == "cpu_mem" else task.resource == resource
+                is_gpu = task.resource == "gpu"
+                on_it = {"cpu_mem": not is_gpu, HOST: is_gpu}.get(resource, task.resource == resource)
                 if task.phase == phase and on_it:
                     added[f"{task.kind} on {task.resource}"] += sign * task.seconds * scaled.blocks
         return max(added.items(), key=lambda item: item[1], default=("", 0.0))

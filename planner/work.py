@@ -134,7 +134,9 @@ class Compute(Generic[A]):
 
     count: A
     linear_s: A
-    """Projections, MLP, norms, dequantising weights, launching."""
+    """Projections, MLP, norms, dequantising weights."""
+    issue_s: A
+    """The host's time to issue it to a GPU, which goes on meanwhile; a CPU's is in `linear_s`."""
     near_s: A
     """Attention on the compute device."""
     attend_s: A

@@ -16,7 +16,8 @@ _FLOAT32 = 4
 _INDEX = 8
 _WRITTEN_OUT = frozenset({"gelu_new", "gelu_fast", "gelu_python", "gelu_accurate", "quick_gelu"})
 """Activation functions that transformers spells out in elementary operations, each with a result of its own."""
-_WRITTEN_OUT_FAMILIES = frozenset({"bloom"})
+_WRITTEN_OUT_FAMILIES = frozenset({"bloom", "gpt2"})
+"""Where a config that names no activation function has such a one."""
 _ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function")
 _QUANTISE_BYTES, _QUANTISE_MOST = 12, 4 * MIB
 """Temporaries of executor/quantize.py, which works slice by slice in float32: of one value, and of a slice."""
@@ -80,12 +81,17 @@ def _mlp(model: ModelSpec, layer: LayerSpec, element_bytes: int) -> int:
 
 def _activation_copies(model: ModelSpec, layer: LayerSpec) -> int:
     """How many tensors as wide as the MLP are alive at once."""
-    names = {str(model.config.get(key)) for key in _ACTIVATIONS}
-    if names & _WRITTEN_OUT or model.config["model_type"] in _WRITTEN_OUT_FAMILIES:
+    if writes_activation_out(model):
         return 5
     if any("gate_up_proj" in tensor.name for tensor in layer.tensors):
         return 4  # gate and up come as one tensor, which lives on
     return 3 if layer.gated else 2
+
+
+def writes_activation_out(model: ModelSpec) -> bool:
+    """Whether the MLP's activation function is spelled out in elementary operations."""
+    names = {str(model.config[key]) for key in _ACTIVATIONS if key in model.config}
+    return bool(names & _WRITTEN_OUT) if names else model.config["model_type"] in _WRITTEN_OUT_FAMILIES
 
 
 def quantise_temporaries(numel: int) -> int:

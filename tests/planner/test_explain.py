@@ -90,7 +90,12 @@ def test_relief_is_the_plan_on_a_profile_twice_as_fast(profile: HardwareProfile)
     problem, policy = problem_of(small_opt(), profile), policy_of(near, near, near)
     fast = faster_host_memory(profile)
     if profile.gpus:
-        gpu = replace(profile.gpus[0], gemm=fast.host.gemm, memory_bytes_per_s=fast.host.memory_bytes_per_s)
+        gpu = replace(
+            profile.gpus[0],
+            gemm=fast.host.gemm,
+            memory_bytes_per_s=fast.host.memory_bytes_per_s,
+            launch_overhead_s=Rate(median=profile.gpus[0].launch_overhead_s.median / 2),
+        )
         fast = replace(fast, gpus=(gpu,))
     expected = problem_of(small_opt(), fast).plan(policy).prediction
     for bound in reasons(problem, profile, problem.plan(policy)).phases:

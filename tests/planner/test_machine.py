@@ -108,6 +108,6 @@ def test_calibration_multiplies_overheads() -> None:
         make_rates(replace(profile, calibration=calibration), "float16"),
         make_rates(profile, "float16"),
     )
-    assert rates.launch_overhead_s == pytest.approx(3 * plain.launch_overhead_s)
+    assert rates.operation_s == pytest.approx(3 * plain.operation_s)
     assert rates.task_overhead_s == pytest.approx(2 * plain.task_overhead_s)
     assert (rates.factor("h2d"), rates.factor("d2h")) == (1.5, 1.0)

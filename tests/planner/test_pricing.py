@@ -156,6 +156,7 @@ def test_an_expert_is_read_only_when_hit() -> None:
     assert experts_hit(layer, 1) == pytest.approx(2)
     assert 7.9 < experts_hit(layer, 32) < 8
     problem = problem_of(small_mixtral())
+    problem = replace(problem, rates=replace(problem.rates, operation_s=0.0))
     near = policy_of(ON_GPU, ON_GPU, ON_GPU, batches=1)
     one = problem.plan(replace(near, gpu_batch_size=1, prefill_rows=1)).prediction.decode.busy_s["gpu"]
     many = problem.plan(replace(near, gpu_batch_size=32, prefill_rows=1)).prediction.decode.busy_s["gpu"]

@@ -1,0 +1,98 @@
+"""Layers: what a decoder layer costs beside its matrix products and its cache.
+
+Three figures. Host time of a small layer, by its number of operations: Python, dispatch and launches, which is all
+that a layer of one token and a few weights costs. The rate of elementwise operations whose results are new tensors,
+as transformers' layers write them. The rate of a prompt's attention to itself.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from hwprofiles.budget import DTYPES, Pace
+from hwprofiles.probes.buffers import fill_random
+from hwprofiles.probes.compute import TORCH_DTYPE, synchronize
+from hwprofiles.probes.timing import Rounds, measured_rate, rate_of, rounds_of, seconds_per_round
+from hwprofiles.profile import Dtype, LayerPoint, Rate
+from hwprofiles.units import MIB
+
+_SMALL = 64
+_ROUNDS = 5
+_FEW_LAYERS, _MORE_LAYERS = 2, 10
+FAMILIES: dict[str, tuple[int, dict[str, object]]] = {
+    "opt": (13, {"ffn_dim": 2 * _SMALL, "word_embed_proj_dim": _SMALL}),
+    "qwen3": (54, {"intermediate_size": 2 * _SMALL, "num_key_value_heads": 4, "head_dim": 16}),
+}
+"""A family of few operations a layer, and one of many; views left out. tests/hwprofiles/test_layers.py counts them."""
+LAYER_POINTS = len(FAMILIES)
+_ELEMENTWISE_BYTES = 8 * MIB
+_PROMPT, _HEADS, _HEAD_SIZE = 256, 16, 64
+_PROMPT_ROWS = {"cpu": 4, "cuda": 64}
+
+
+def layer_points(device: torch.device, pace: Pace) -> tuple[LayerPoint, ...]:
+    """Host seconds of one token's pass through a small layer; on a GPU nothing waits for its kernels."""
+    points = []
+    for family, (operations, _) in FAMILIES.items():
+        slice_s = pace.next(f"{device} layer of {operations} operations")
+        few, more = (decoder(family, num_layers, device) for num_layers in (_FEW_LAYERS, _MORE_LAYERS))
+        seconds = [_layer_seconds(few, more, device, slice_s / _ROUNDS) for _ in range(_ROUNDS)]
+        points.append(LayerPoint(operations=operations, seconds=rate_of(seconds)))
+    return tuple(points)
+
+
+def _layer_seconds(few: nn.Module, more: nn.Module, device: torch.device, slice_s: float) -> float:
+    """What the layers that only one of two models has take, each; both are timed in turn."""
+    ids = torch.ones(1, 1, dtype=torch.long, device=device)
+    with torch.inference_mode():
+        short, long = (
+            min(seconds_per_round(rounds_of(partial(model, input_ids=ids, use_cache=False)), slice_s / 2))
+            for model in (few, more)
+        )
+    synchronize(device)
+    return max(long - short, 1e-9) / (_MORE_LAYERS - _FEW_LAYERS)
+
+
+def elementwise_rate(device: torch.device, slice_s: float) -> Rate:
+    """Bytes read and written per second by sums whose results are new tensors; half of them bf16, half float32."""
+    count = _ELEMENTWISE_BYTES // 4
+    single = fill_random(torch.empty(count, device=device))
+    half = fill_random(torch.empty(2 * count, dtype=torch.bfloat16, device=device))
+
+    def add() -> None:
+        torch.add(single, single)
+        torch.add(half, half)
+
+    return measured_rate(rounds_of(add, lambda: synchronize(device)), 2 * 3 * _ELEMENTWISE_BYTES, slice_s)
+
+
+def prompt_attention_rates(device: torch.device, pace: Pace) -> dict[Dtype, Rate]:
+    """FLOP per second of causal attention of prompts, the half that is masked left out."""
+    rates: dict[Dtype, Rate] = {}
+    rows = _PROMPT_ROWS[device.type]
+    for dtype in DTYPES:
+        flops = 2.0 * rows * _HEADS * _PROMPT**2 * _HEAD_SIZE
+        run = _prompts(rows, dtype, device)
+        rates[dtype] = measured_rate(run, flops, pace.next(f"{device} prompt attention {dtype}"))
+    return rates
+
+
+def _prompts(rows: int, dtype: Dtype, device: torch.device) -> Rounds:
+    shape = rows, _HEADS, _PROMPT, _HEAD_SIZE
+    heads = fill_random(torch.empty(shape, dtype=TORCH_DTYPE[dtype], device=device))
+    return rounds_of(
+        lambda: scaled_dot_product_attention(heads, heads, heads, is_causal=True), lambda: synchronize(device)
+    )
+
+
+def decoder(family: str, num_layers: int, device: torch.device) -> nn.Module:
+    """A small random model in bfloat16."""
+    sizes = {"hidden_size": _SMALL, "num_attention_heads": 4, "vocab_size": 64, "max_position_embeddings": 64}
+    config = AutoConfig.for_model(family, num_hidden_layers=num_layers, **sizes, **FAMILIES[family][1])
+    model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).to(device).eval()
+    return model
