@@ -145,7 +145,7 @@ def main() -> int:
         prompt_len=arguments.prompt_len,
         gen_len=arguments.gen_len,
         offload_dir=arguments.offload_dir,
-        commit=arguments.commit or _commit(),
+        commit=arguments.commit or current_commit(),
         timeout_s=arguments.timeout,
     )
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -159,7 +159,7 @@ def main() -> int:
     return 0
 
 
-def _commit() -> str:
+def current_commit() -> str:
     done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return done.stdout.strip()
 
