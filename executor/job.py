@@ -117,7 +117,7 @@ def run_job(
         if options.output_path:
             results = stack.enter_context(ResultFile(options.output_path, requests, model=plan.model.name))
             pending = results.pending
-        totals = JobTotals()
+        totals = JobTotals(has_tokenizer=tokenizer is not None)
         if not pending:
             return make_report(plan, Measurements(), totals, device, disk_bytes=0)
         blocks = make_blocks(

@@ -17,6 +17,7 @@ from hwprofiles.errors import UserError
 from hwprofiles.host import current_fingerprint
 from planner.batching import BlockLengths
 from planner.bottleneck import phase_activity
+from planner.ledger import TOKENIZER
 from planner.machine import Rates
 from planner.plan import PHASES, Phase, Plan, Prediction, TaskPrediction
 from planner.pricing import price_blocks
@@ -28,6 +29,7 @@ from planner.schedule import ATTEND
 class JobTotals:
     """What has been run so far, in this process."""
 
+    has_tokenizer: bool = True
     num_requests: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
@@ -69,7 +71,7 @@ def make_report(
         throughput_tokens_per_s=_ratio(totals.generated_tokens, measured_s),
         predicted_throughput_tokens_per_s=_ratio(totals.generated_tokens, predicted_s),
         tasks=tuple(_task_reports(predicted, measured)),
-        memory=tuple(_tier_reports(plan, device, disk_bytes)),
+        memory=tuple(_tier_reports(plan, device, disk_bytes, has_tokenizer=totals.has_tokenizer)),
         prompt_tokens=totals.prompt_tokens,
         generated_tokens=totals.generated_tokens,
         padding_tokens=totals.padding_tokens,
@@ -124,13 +126,16 @@ def _task_report(key: Key, predicted: TaskPrediction | None, total: Total) -> Ta
     )
 
 
-def _tier_reports(plan: Plan, device: torch.device, disk_bytes: int) -> list[TierReport]:
+def _tier_reports(
+    plan: Plan, device: torch.device, disk_bytes: int, *, has_tokenizer: bool
+) -> list[TierReport]:
     """Each tier's ledger beside what the operating system (or CUDA) counted.
 
     An emulated gpu tier lies in the process's own memory, where it cannot be told from the cpu tier: both are counted
-    together as `host`.
+    together as `host`. A run on made-up prompts has no tokenizer, and its ledger neither.
     """
-    hardware, ledger = plan.hardware, plan.ledger
+    hardware = plan.hardware
+    ledger = plan.ledger if has_tokenizer else plan.ledger.without(TOKENIZER)
     resident = memory.peak_resident_bytes()
     rows = []
     if hardware.compute_tier == "gpu":

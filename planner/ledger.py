@@ -40,6 +40,8 @@ from planner.workspace import (
 
 PART_BYTES = 16 * MIB
 """Smaller copies are slower than the link."""
+TOKENIZER = "tokenizer"
+"""Purpose of what runs on made-up prompts do without."""
 LOADING_BYTES = 40 * MIB
 """Read buffers while a checkpoint is loaded; free again before the first block."""
 LIBRARY_BYTES = 12 * MIB
@@ -100,6 +102,10 @@ class Ledger:
             sum(e.prefill_bytes for e in mine),
             sum(e.decode_bytes for e in mine),
         )
+
+    def without(self, purpose: str) -> Ledger:
+        """What is left where one purpose does not arise."""
+        return Ledger(entries=tuple(entry for entry in self.entries if entry.purpose != purpose))
 
     def bytes_of(self, tier: Tier, purpose: str) -> int:
         """The peak of one purpose on one tier; 0 if there is none."""
@@ -329,7 +335,7 @@ def _process(sizes: Sizes, target: Target) -> Iterator[Entry]:
     model, workload = sizes.model, sizes.workload
     yield _both("cpu", "process", target.process_bytes)
     yield _both("cpu", "libraries", LIBRARY_BYTES)
-    yield _both("cpu", "tokenizer", tokenizer_bytes(model))
+    yield _both("cpu", TOKENIZER, tokenizer_bytes(model))
     yield _both("cpu", "requests", _requests(workload, sizes.policy))
     yield Entry(tier="cpu", purpose="loading", prefill_bytes=0, decode_bytes=0, loading_bytes=LOADING_BYTES)
 
