@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol, cast
 
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers.utils import logging
 
 from executor.preflight import host_headroom
 from executor.sampling import Completion
@@ -48,9 +50,10 @@ def reference_model(model_dir: Path, model: ModelRef, device: torch.device) -> P
             f"verify needs all of {model.name} in host memory at once, {format_bytes(needed)}, "
             f"{format_bytes(free)} is free ({name}); verify on a larger machine, or a smaller model of the family"
         )
-    loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        model_dir, dtype=getattr(torch, model.dtype)
-    )
+    with _no_bar():
+        loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            model_dir, dtype=getattr(torch, model.dtype)
+        )
     loaded.generation_config = GenerationConfig()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -58,6 +61,18 @@ def reference_model(model_dir: Path, model: ModelRef, device: torch.device) -> P
             torch.nn.Module.to(loaded, device)
     loaded.eval()
     return loaded
+
+
+@contextmanager
+def _no_bar() -> Iterator[None]:
+    """Transformers shows no progress of its own among ours."""
+    was_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            logging.enable_progress_bar()
 
 
 def compare(
