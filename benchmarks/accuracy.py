@@ -23,7 +23,7 @@ from statistics import median
 
 import yaml
 
-from benchmarks.run_cases import current_commit, machine_facts
+from benchmarks.facts import current_commit, machine_facts
 from hwprofiles.profile import HardwareProfile, load_profile
 from planner.calibrate import calibrate
 from planner.machine import make_rates

@@ -18,7 +18,7 @@ def memory_limit_bytes(root: Path = Path("/")) -> int | None:
     """
     limits = [
         limit
-        for directory in _directories("memory", root)
+        for directory in group_directories("memory", root)
         for name in _LIMIT_NAMES
         if (limit := _read_number(directory / name)) is not None and 0 < limit < _UNLIMITED_BYTES
     ]
@@ -31,7 +31,7 @@ def memory_headroom_bytes(root: Path = Path("/")) -> int | None:
     Pages of files count as free: the kernel takes them back before it refuses memory.
     """
     headrooms = []
-    for directory in _directories("memory", root):
+    for directory in group_directories("memory", root):
         limits = [_read_number(directory / name) for name in _LIMIT_NAMES]
         used = [_read_number(directory / name) for name in ("memory.current", "memory.usage_in_bytes")]
         for limit in limits:
@@ -50,7 +50,7 @@ def _file_bytes(directory: Path) -> int:
 
 def cpu_quota(root: Path = Path("/")) -> int | None:
     """Processors' worth of time this process is granted, rounded up; None where there is no quota."""
-    quotas = [quota for directory in _directories("cpu", root) if (quota := _quota_of(directory)) is not None]
+    quotas = [quota for directory in group_directories("cpu", root) if (quota := _quota_of(directory)) is not None]
     return math.ceil(min(quotas)) if quotas else None
 
 
@@ -65,8 +65,11 @@ def _quota_of(directory: Path) -> float | None:
     return quota / period if quota is not None and quota > 0 and period else None
 
 
-def _directories(controller: str, root: Path) -> Iterator[Path]:
-    """This process's group and its ancestors, innermost first, in every hierarchy with `controller`."""
+def group_directories(controller: str, root: Path = Path("/")) -> Iterator[Path]:
+    """This process's group and its ancestors, innermost first, in every hierarchy with `controller`.
+
+    The hierarchy of version 2 is always among them: whether it has the controller is written in its files.
+    """
     mounts = tuple(_mounts(root))
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)

@@ -1,0 +1,247 @@
+"""Our run of a case and its peers', in turn on the same machine: a JSON of all runs, and a table.
+
+    python -m benchmarks.compare two-core --peer accelerate --hw two-core
+    python -m benchmarks.compare opt-30b-fp16 --peer zero_inference --hw hw.yaml --wheels wheels
+
+In the first round every setting that the case lists for a peer is run after ours; with --rounds, the further ones run
+the best setting only. Without --peer our cases are run alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+
+from benchmarks.cases import Case, chosen_cases, load_cases
+from benchmarks.facts import current_commit, machine_facts
+from benchmarks.ours import OurRun, Setting, make_checkpoint, make_plan, run_plan
+from benchmarks.page_cache import forget_files
+from benchmarks.peers.base import Peer, PeerRun, check_settings, job_of, run_peer
+from benchmarks.peers.factory import PEERS, peer_named
+from benchmarks.peers.install import install
+from benchmarks.result import OurFigures, PeerRuns, Result, write_result
+from benchmarks.table import console_table
+from hwprofiles.errors import UserError, run_cli
+from hwprofiles.profile import load_profile
+from hwprofiles.terminal import make_console
+from planner.plan import Plan, load_plan
+
+RESULTS = Path(__file__).with_name("results")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """What all cases of a call have in common."""
+
+    setting: Setting
+    peers: tuple[Peer, ...]
+    wheels: Path | None
+    rounds: int
+    directory: Path
+    """For checkpoints, offloaded weights and packages; removed at the end."""
+
+
+def run_case(name: str, case: Case, session: Session) -> Result:
+    """A case and its peers; what fails is in the result as an error."""
+    directory = session.directory / name
+    directory.mkdir()
+    result = Result(
+        case=name,
+        commands=(),
+        commit=current_commit(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        machine=machine_facts(),
+    )
+    try:
+        checkpoint = make_checkpoint(case, directory) if case.checkpoint else None
+        planning = make_plan(case, session.setting, directory / "plan.yaml", checkpoint)
+    except UserError as error:
+        return replace(result, error=str(error))
+    turns = Turns(case, load_plan(directory / "plan.yaml"), session, directory, checkpoint)
+    turns.play()
+    median = turns.median()
+    return replace(
+        result,
+        commands=(planning, turns.ours[0].command),
+        profile=_profile_facts(session.setting.hw),
+        report=median.report if median else None,
+        error=None if median else turns.ours[-1].error,
+        runs=tuple(_figures(run) for run in turns.ours),
+        peers=tuple(
+            PeerRuns(name=peer.name, how=peer.how, runs=tuple(turns.theirs[peer.name]))
+            for peer in session.peers
+        ),
+    )
+
+
+class Turns:
+    """The runs of one case: ours, then each peer's, as often as there are rounds."""
+
+    def __init__(
+        self, case: Case, plan: Plan, session: Session, directory: Path, checkpoint: Path | None
+    ) -> None:
+        self.ours: list[OurRun] = []
+        self.theirs: dict[str, list[PeerRun]] = {peer.name: [] for peer in session.peers}
+        self._case, self._plan, self._session = case, plan, session
+        self._directory, self._checkpoint = directory, checkpoint
+
+    def play(self) -> None:
+        """All rounds."""
+        for index in range(self._session.rounds):
+            self._run_ours()
+            for peer in self._session.peers:
+                for setting in self._settings(peer, is_first=index == 0):
+                    self._run_theirs(peer, setting)
+
+    def median(self) -> OurRun | None:
+        """Of our runs that were done the middle one, by throughput; the slower one of two."""
+        done = sorted((run for run in self.ours if run.report), key=lambda run: _throughput(run) or 0.0)
+        return done[(len(done) - 1) // 2] if done else None
+
+    def _settings(self, peer: Peer, *, is_first: bool) -> Sequence[dict[str, object]]:
+        best = PeerRuns(name=peer.name, how=peer.how, runs=self.theirs[peer.name]).best()
+        if is_first:
+            return [dict(setting) for setting in self._case.peers[peer.name]]
+        return [dict(best.setting)] if best else []
+
+    def _run_ours(self) -> None:
+        self._forget()
+        self.ours.append(
+            run_plan(
+                self._directory / "plan.yaml",
+                self._session.setting,
+                self._directory,
+                checkpoint=self._checkpoint,
+                limit_bytes=self._case.limit_bytes(),
+            )
+        )
+
+    def _run_theirs(self, peer: Peer, setting: dict[str, object]) -> None:
+        self._forget()
+        with tempfile.TemporaryDirectory(dir=self._directory) as work_dir:
+            job = job_of(self._plan, checkpoint=self._checkpoint, work_dir=Path(work_dir), setting=setting)
+            run = run_peer(
+                peer,
+                job,
+                self._session.directory / peer.name,
+                limit_bytes=self._case.limit_bytes(),
+                timeout_s=self._session.setting.timeout_s,
+            )
+        self.theirs[peer.name].append(run)
+
+    def _forget(self) -> None:
+        """So that the checkpoint is read from the disk by everyone."""
+        if self._checkpoint:
+            forget_files(self._checkpoint)
+
+
+def _throughput(run: OurRun) -> float | None:
+    return _figures(run).throughput_tokens_per_s
+
+
+def _figures(run: OurRun) -> OurFigures:
+    """What a result keeps of a run of ours."""
+    report = run.report or {}
+    phases = report.get("phases")
+    seconds = {phase["phase"]: phase["measured_s"] for phase in phases} if isinstance(phases, list) else {}
+    found = report.get("throughput_tokens_per_s")
+    return OurFigures(
+        prefill_s=seconds.get("prefill"),
+        decode_s=seconds.get("decode"),
+        throughput_tokens_per_s=found if isinstance(found, float) else None,
+        error=run.error,
+        ran=run.ran,
+    )
+
+
+def _profile_facts(hw: str) -> dict[str, object]:
+    profile = load_profile(hw)
+    return {"name": profile.name, "digest": profile.digest(), "created": profile.created}
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="CASE", help=f"of {', '.join(load_cases())}; default all")
+    parser.add_argument("--hw", required=True, metavar="NAME-OR-PATH", help="profile of this machine")
+    parser.add_argument(
+        "--peer", action="append", default=[], metavar="NAME", help=f"may be repeated: {', '.join(PEERS)}"
+    )
+    parser.add_argument(
+        "--wheels",
+        type=Path,
+        metavar="DIR",
+        help="take the peers' packages from here instead of the registry",
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=1, metavar="N", help="ours and theirs in turn (default 1)"
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, default=RESULTS, metavar="DIR", help="default: benchmarks/results"
+    )
+    parser.add_argument("--prompt-len", type=int, default=512)
+    parser.add_argument("--gen-len", type=int, default=32)
+    parser.add_argument(
+        "--work-dir", type=Path, default=Path(tempfile.gettempdir()), metavar="DIR", help="for large files"
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=900, metavar="SECONDS", help="that a run may take (default 900)"
+    )
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    cases = chosen_cases(arguments.names, load_cases())
+    peers = tuple(peer_named(name) for name in arguments.peer)
+    for name, case in cases.items():
+        for peer in peers:
+            if peer.name not in case.peers:
+                raise UserError(f"case {name} lists no settings for {peer.name}; add them to cases.yaml")
+            for setting in case.peers[peer.name]:
+                check_settings(peer, setting, f"cases.yaml: {name}: {peer.name}")
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    console = make_console()
+    with tempfile.TemporaryDirectory(prefix="tierplan-benchmark-", dir=arguments.work_dir) as directory:
+        session = Session(
+            setting=Setting(
+                hw=arguments.hw,
+                prompt_len=arguments.prompt_len,
+                gen_len=arguments.gen_len,
+                offload_dir=directory,
+                timeout_s=arguments.timeout,
+            ),
+            peers=peers,
+            wheels=arguments.wheels,
+            rounds=arguments.rounds,
+            directory=Path(directory),
+        )
+        for peer in peers:
+            install(peer, Path(directory, peer.name), arguments.wheels)
+        for name, case in cases.items():
+            result = run_case(name, case, session)
+            write_result(result, arguments.output / f"{'-'.join((name, *arguments.peer))}.json")
+            console.print(console_table(result, case))
+    return 0
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> int:
+    """The command line."""
+    arguments = _build_parser().parse_args()
+    signal.signal(signal.SIGTERM, _interrupt)
+    return run_cli(lambda: _run(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
