@@ -70,7 +70,7 @@ def make_plan(case: Case, setting: Setting, plan: Path, checkpoint: Path | None 
     done = subprocess.run(command, capture_output=True, text=True, timeout=setting.timeout_s, check=False)
     if done.returncode:
         raise UserError(done.stderr.strip()[-_ERROR_TAIL:].removeprefix("error: "))
-    return shown(command)
+    return shown(command, plan.parent)
 
 
 def run_plan(
@@ -91,10 +91,13 @@ def run_plan(
     )
     found = json.loads(report.read_text()) if report.is_file() else None
     return OurRun(
-        command=shown(command), report=found, error=None if found else ran.log.strip()[-_ERROR_TAIL:], ran=ran
+        command=shown(command, directory),
+        report=found,
+        error=None if found else ran.log.strip()[-_ERROR_TAIL:],
+        ran=ran,
     )
 
 
-def shown(command: list[str]) -> str:
-    """A command as it can be typed."""
-    return shlex.join(["python", *command[1:]])
+def shown(command: list[str], directory: Path) -> str:
+    """A command as it can be typed; `directory`, which is gone after the session, is DIR."""
+    return shlex.join(["python", *command[1:]]).replace(str(directory), "DIR")

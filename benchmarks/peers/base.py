@@ -123,7 +123,7 @@ def run_peer(
     figures = _figures(tells)
     return PeerRun(
         setting=job.setting,
-        command=shown(command),
+        command=shown(command, directory),
         figures=figures,
         throughput_tokens_per_s=_throughput(figures, job.gen_len),
         error=None if figures else _why(ran),
