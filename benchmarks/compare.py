@@ -215,7 +215,6 @@ def _run(arguments: argparse.Namespace) -> int:
                 hw=arguments.hw,
                 prompt_len=arguments.prompt_len,
                 gen_len=arguments.gen_len,
-                offload_dir=directory,
                 timeout_s=arguments.timeout,
             ),
             peers=peers,

@@ -24,7 +24,6 @@ class Setting:
     """The profile that plans are made with: a name or a path."""
     prompt_len: int
     gen_len: int
-    offload_dir: str
     timeout_s: float
     """For each command."""
 
@@ -81,7 +80,7 @@ def run_plan(
     report.unlink(missing_ok=True)
     command = [sys.executable, "-m", "executor", "run", str(plan)]
     command += ["--model-path", str(checkpoint)] if checkpoint else ["--dummy-weights"]
-    command += ["--report", str(report), "--offload-dir", setting.offload_dir]
+    command += ["--report", str(report), "--offload-dir", str(directory)]
     ran = run_confined(
         command,
         limit_bytes=limit_bytes,

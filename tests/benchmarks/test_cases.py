@@ -16,7 +16,7 @@ from benchmarks.peers.factory import PEERS, peer_named
 from hwprofiles.errors import UserError
 
 CASES = load_cases()
-SETTING = Setting(hw="h200-host", prompt_len=512, gen_len=32, offload_dir="/tmp", timeout_s=60)
+SETTING = Setting(hw="h200-host", prompt_len=512, gen_len=32, timeout_s=60)
 
 
 @pytest.mark.parametrize("name", CASES)

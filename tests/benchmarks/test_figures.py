@@ -12,8 +12,8 @@ from benchmarks.cases import Case, Target
 from benchmarks.confine import Ran
 from benchmarks.figures import Figures, figures_of
 from benchmarks.peers.base import PeerFigures, PeerRun
-from benchmarks.result import OurFigures, PeerRuns, Result, load_result, result_text
-from benchmarks.table import COLUMNS, RESULTS, row_of
+from benchmarks.result import OurFigures, PeerRuns, Result, load_result, result_text, write_result
+from benchmarks.table import COLUMNS, RESULTS, result_paths, row_of
 
 REPORT: dict[str, object] = {
     "plan": {
@@ -158,14 +158,14 @@ def test_failures_are_shown() -> None:
     assert "does not fit" in case_section(failed)
 
 
-def test_results_come_back(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_results_come_back(tmp_path: Path) -> None:
     """A written result is read as the same."""
-    path = tmp_path_factory.mktemp("results") / "some.json"
-    path.write_text(result_text(result(peer_run(1, 2))))
+    path = tmp_path / "some.json"
+    write_result(result(peer_run(1.0, 2.0)), path)
     assert result_text(load_result(path)) == path.read_text()
 
 
-@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", result_paths(RESULTS), ids=lambda path: path.stem)
 def test_a_kept_result_s_gaps_have_causes(path: Path) -> None:
     """What the binding resource waited for accounts for the time it was idle."""
     found = figures_of(load_result(path).report or {})
