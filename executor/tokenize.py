@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from hwprofiles.errors import UserError
+from planner.chat_template import NO_TEMPLATE, REFUSALS, refused
 from planner.prompt_line import Messages, Prompt
+from planner.tokenizer import check_ids
 
 
 def load_tokenizer(model_dir: Path) -> PreTrainedTokenizerBase:
@@ -37,9 +38,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[i
         return _encode_text(tokenizer, prompt, add_special_tokens=True)
     if isinstance(prompt, list):
         return _encode_text(tokenizer, _render_chat(tokenizer, prompt), add_special_tokens=False)
-    for token_id in prompt:
-        if not 0 <= token_id < len(tokenizer):
-            raise UserError(f"prompt holds token id {token_id}, the tokenizer has 0 to {len(tokenizer) - 1}")
+    check_ids(prompt, len(tokenizer))
     return prompt
 
 
@@ -51,11 +50,9 @@ def _encode_text(
 
 def _render_chat(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str:
     if tokenizer.chat_template is None:
-        raise UserError("the model's tokenizer has no chat template; write prompt instead of messages")
+        raise UserError(NO_TEMPLATE)
     try:
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    except (TemplateError, ValueError, TypeError) as error:
-        raise UserError(
-            f"the chat template refuses these messages ({' '.join(str(error).split())})"
-        ) from None
+    except REFUSALS as error:
+        raise refused(error) from None
     return str(text)

@@ -1,4 +1,4 @@
-"""Byte sizes and rates as people write them ("16GB", "2.5 GiB", "1.2 GB/s"), in and out."""
+"""Byte sizes, rates and durations as people write them ("16GB", "1.2 GB/s", "1h30m"), in and out."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ _SUFFIX = {
     "K": 10**3, "KB": 10**3, "M": 10**6, "MB": 10**6, "G": 10**9, "GB": 10**9, "T": 10**12, "TB": 10**12,
     "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
 }  # fmt: skip
+_DURATION_S = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+_DURATION = re.compile(
+    r"\s*" + "".join(rf"(?:([0-9]*\.?[0-9]+)\s*{unit}\s*)?" for unit in _DURATION_S), re.IGNORECASE
+)
 _SIZE = re.compile(r"\s*(-?[0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-z]*?)(/s)?\s*", re.IGNORECASE)
 
 
@@ -59,3 +63,26 @@ def format_seconds(seconds: float) -> str:
     if seconds >= 1e-3:
         return f"{seconds * 1e3:.1f} ms"
     return f"{seconds * 1e6:.1f} us"
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of a duration such as "8h", "1h30m", "2d" or "45s"; a UserError names what is wrong."""
+    match = _DURATION.fullmatch(text)
+    if match is None or not any(match.groups()):
+        raise UserError(f"duration {text!r} is not understood; write for example 30m, 8h, 2d or 1h30m")
+    parts = zip(match.groups(), _DURATION_S.values(), strict=True)
+    seconds = sum(float(number) * size for number, size in parts if number)
+    if not 0 < seconds < math.inf:
+        raise UserError(f"duration {text!r} must be longer than nothing; write for example 30m or 8h")
+    return seconds
+
+
+def format_duration(seconds: float) -> str:
+    """A duration as `parse_duration` takes it, such as "2h5m7s"; below a minute as `format_seconds`."""
+    if seconds < 60:
+        return format_seconds(seconds)
+    left, text = round(seconds), ""
+    for unit, size in _DURATION_S.items():
+        number, left = divmod(left, size)
+        text += f"{number}{unit}" * (number > 0)
+    return text

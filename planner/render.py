@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from hwprofiles.units import format_bytes, format_seconds
-from planner.plan import PHASES, PhasePrediction, Plan, Prediction, Range
+from planner.plan import PHASES, PhasePrediction, Plan, Range
 from planner.policy import TIERS, Bits, Split
 
 
@@ -18,20 +18,22 @@ def plan_view(plan: Plan, *notes: str) -> RenderableType:
         _policy_table(plan),
         _memory_table(plan),
         _prediction_table(plan),
-        *_throughput(plan.prediction),
+        *_throughput(plan),
         *notes,
     )
 
 
-def _throughput(prediction: Prediction) -> Iterator[str]:
+def _throughput(plan: Plan) -> Iterator[str]:
     """The point, its interval, and what the interval stands for."""
+    prediction, phases = plan.prediction, "over prefill and decode"
+    phases += " of the longest block" * bool(plan.workload.lengths)
     rate, interval = f"{prediction.throughput_tokens_per_s:,.2f} generated tokens/s", prediction.interval
     if interval is None or not interval.throughput_tokens_per_s.width:
-        yield f"[bold]Throughput {rate}[/bold] over prefill and decode"
+        yield f"[bold]Throughput {rate}[/bold] {phases}"
         if interval:
             yield "No range: the profile's figures have no spread"
         return
-    yield f"[bold]Throughput {rate}, {_ends(interval.throughput_tokens_per_s)}[/bold], over prefill and decode"
+    yield f"[bold]Throughput {rate}, {_ends(interval.throughput_tokens_per_s)}[/bold], {phases}"
     if interval.error is None:
         source = (
             "the spread of the profile's rates; the model's own error is not in them: see planner calibrate"
@@ -81,8 +83,13 @@ def describe_policy(plan: Plan) -> str:
     )
     return (
         f"gpu batch {policy.gpu_batch_size} x {policy.num_gpu_batches} = block of {policy.block_size}, "
-        f"prompt {plan.workload.prompt_len}, gen {plan.workload.gen_len}{attention}"
+        f"{_lengths(plan)}{attention}"
     )
+
+
+def _lengths(plan: Plan) -> str:
+    up_to = "up to " * bool(plan.workload.lengths)
+    return f"prompt {up_to}{plan.workload.prompt_len}, gen {up_to}{plan.workload.gen_len}"
 
 
 def _percents(split: Split) -> str:
@@ -106,7 +113,10 @@ def _prediction_table(plan: Plan) -> Table:
     tokens = {"prefill": block * plan.workload.prompt_len, "decode": block * (plan.workload.gen_len - 1)}
     interval = prediction.interval
     ranges = (interval.prefill_s, interval.decode_s) if interval else (None, None)
-    table = make_table("Predicted for one block", "phase", "time", "range", "tokens/s", "bound by", "busy")
+    longest = " of the longest prompts and answers" * bool(plan.workload.lengths)
+    table = make_table(
+        f"Predicted for one block{longest}", "phase", "time", "range", "tokens/s", "bound by", "busy"
+    )
     for phase, predicted, found in zip(PHASES, (prediction.prefill, prediction.decode), ranges, strict=True):
         if not predicted.seconds:
             table.add_row(phase, "not run", "", "", "", "")
@@ -137,6 +147,6 @@ def four_bit_note(plan: Plan, four_bit: Plan | None) -> str:
     """What 4-bit weights and cache would bring beside a lossless plan."""
     if four_bit is None:
         return "4-bit weights and cache: no plan fits"
-    rate = four_bit.prediction.throughput_tokens_per_s
-    ratio = rate / plan.prediction.throughput_tokens_per_s
+    rate = four_bit.throughput_tokens_per_s
+    ratio = rate / plan.throughput_tokens_per_s
     return f"With --weight-bits 4 --kv-bits 4 (lossy): {rate:,.2f} tokens/s, {ratio:.2f} times as many"

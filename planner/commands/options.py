@@ -11,11 +11,11 @@ from hwprofiles.errors import UserError
 from hwprofiles.host import mismatch
 from hwprofiles.profile import Dtype, HardwareProfile, load_profile, shipped_names
 from hwprofiles.units import parse_bytes
+from planner.commands.workload import add_workload, workload_of
 from planner.machine import Caps
 from planner.model import load_model
 from planner.plan import Plan
 from planner.problem import Problem, make_problem
-from planner.workload import Workload
 
 SIZE_FLAGS = ("--gpu-mem", "--cpu-mem", "--disk")
 
@@ -29,14 +29,7 @@ def add_problem(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=(*get_args(Dtype), "auto"), default="auto", help="default: auto, the checkpoint's"
     )
-    parser.add_argument("--prompt-len", type=int, default=512, metavar="TOKENS", help="default: 512")
-    parser.add_argument("--gen-len", type=int, default=32, metavar="TOKENS", help="default: 32")
-    parser.add_argument(
-        "--num-prompts",
-        type=int,
-        metavar="N",
-        help="prompts in all (default: as many as the best block wants)",
-    )
+    add_workload(parser)
     for tier, flag, what in (
         ("gpu", "--gpu-mem", "GPU memory, such as 16GB"),
         ("cpu", "--cpu-mem", "host memory that the whole process may use"),
@@ -106,15 +99,13 @@ def problem_of(arguments: argparse.Namespace) -> Problem:
     """The problem that `add_problem`'s flags describe; a profile of another host warns."""
     profile = load_profile(arguments.hw)
     dtype: Dtype | None = None if arguments.dtype == "auto" else arguments.dtype
-    workload = Workload(
-        prompt_len=arguments.prompt_len, gen_len=arguments.gen_len, num_prompts=arguments.num_prompts
-    )
     caps = Caps(
         gpu_bytes=_size(arguments.gpu_bytes),
         cpu_bytes=_size(arguments.cpu_bytes),
         disk_bytes=_size(arguments.disk_bytes),
     )
-    problem = make_problem(load_model(arguments.model, dtype), workload, profile, caps)
+    model = load_model(arguments.model, dtype)
+    problem = make_problem(model, workload_of(arguments, model), profile, caps)
     warning = mismatch(profile)
     if warning:
         print(f"warning: {warning}", file=sys.stderr)

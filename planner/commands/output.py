@@ -6,12 +6,14 @@ import argparse
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 
 from hwprofiles.files import write_atomically
 from hwprofiles.terminal import make_console
 from hwprofiles.yaml_io import to_plain
 from planner.plan import Plan
 from planner.render import plan_view
+from planner.render_job import job_lines
 
 
 def deliver(plan: Plan, arguments: argparse.Namespace, *notes: str) -> int:
@@ -22,7 +24,7 @@ def deliver(plan: Plan, arguments: argparse.Namespace, *notes: str) -> int:
         print(json.dumps(to_plain(plan), indent=1))
         return 0
     console = make_console()
-    console.print(plan_view(plan, *notes))
+    console.print(plan_view(plan, *job_lines(plan, datetime.now().astimezone()), *notes))
     if arguments.output:
         console.print(f"plan written to {arguments.output}")
     return 0

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from hwprofiles.errors import UserError
-from hwprofiles.units import format_bytes, format_flops, format_rate, format_seconds, parse_bytes
+from hwprofiles.units import (
+    format_bytes,
+    format_duration,
+    format_flops,
+    format_rate,
+    format_seconds,
+    parse_bytes,
+    parse_duration,
+)
 
 
 @pytest.mark.parametrize(
@@ -47,3 +55,31 @@ def test_formats_choose_the_unit() -> None:
         "850.0 ms",
         "20.0 us",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("30m", 1800), ("8h", 28800), ("2d", 172800), ("1h30m", 5400), ("1.5H", 5400), (" 1d 2h 3m 4s ", 93784)],
+)
+def test_durations_are_understood(text: str, expected: float) -> None:
+    """Days to seconds, in this order, each at most once."""
+    assert parse_duration(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "8", "8 hours", "h", "0h", "-1h", "30m1h", "1e400s", "8:00"])
+def test_a_bad_duration_is_quoted(text: str) -> None:
+    """The error quotes what was written and shows how to write it."""
+    with pytest.raises(UserError, match="write for example") as caught:
+        parse_duration(text)
+    assert repr(text) in str(caught.value)
+
+
+@pytest.mark.parametrize("seconds", [60, 90, 3600, 7507, 86400, 200_000])
+def test_a_duration_reads_back(seconds: int) -> None:
+    """What is written is understood again."""
+    assert parse_duration(format_duration(seconds)) == seconds
+
+
+def test_short_durations() -> None:
+    """Below a minute in seconds and their parts."""
+    assert [format_duration(s) for s in (0.5, 59.5, 3661)] == ["500.0 ms", "59.50 s", "1h1m1s"]
