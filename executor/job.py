@@ -19,7 +19,7 @@ from executor.engine import Engine, EngineOptions
 from executor.loading import LoadProgress
 from executor.measure import Measurements
 from executor.progress import Reporter
-from executor.report import JobTotals, known_rates, make_report
+from executor.report import JobTotals, make_report
 from executor.results import ResultFile
 from executor.sampling import Completion, Sampler
 from executor.tokenize import encode_prompt, load_tokenizer
@@ -104,7 +104,7 @@ def run_job(
 
     `sink` is given each block's completions once their lines are safe.
     """
-    known_rates(plan)
+    plan.known_rates()
     memory.reset_peak()
     device = compute_device(plan)
     if device.type == "cpu":

@@ -13,12 +13,10 @@ from executor import memory
 from executor.batching import Block
 from executor.measure import Key, Measurements, Total
 from executor.sampling import Completion
-from hwprofiles.errors import UserError
 from hwprofiles.host import current_fingerprint
 from planner.batching import BlockLengths
 from planner.bottleneck import phase_activity
 from planner.ledger import TOKENIZER
-from planner.machine import Rates
 from planner.plan import PHASES, Phase, Plan, Prediction, TaskPrediction
 from planner.pricing import price_blocks
 from planner.report import SCHEMA_VERSION, PhaseReport, RunReport, TaskReport, TierReport
@@ -83,14 +81,7 @@ def make_report(
 
 def predict(plan: Plan, blocks: Mapping[BlockLengths, int], num_tokens: int) -> Prediction:
     """What the plan's cost model says of blocks as they were run."""
-    return price_blocks(plan.sizes(), known_rates(plan), blocks, num_tokens)
-
-
-def known_rates(plan: Plan) -> Rates:
-    """What the plan was predicted with; a UserError for a plan that does not say."""
-    if plan.rates is None:
-        raise UserError("the plan holds no rates, it was written by an older version; search again")
-    return plan.rates
+    return price_blocks(plan.sizes(), plan.known_rates(), blocks, num_tokens)
 
 
 def _phase_report(predicted: Prediction | None, measured: Measurements, phase: Phase) -> PhaseReport:

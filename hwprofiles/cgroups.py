@@ -50,7 +50,9 @@ def _file_bytes(directory: Path) -> int:
 
 def cpu_quota(root: Path = Path("/")) -> int | None:
     """Processors' worth of time this process is granted, rounded up; None where there is no quota."""
-    quotas = [quota for directory in group_directories("cpu", root) if (quota := _quota_of(directory)) is not None]
+    quotas = [
+        quota for directory in group_directories("cpu", root) if (quota := _quota_of(directory)) is not None
+    ]
     return math.ceil(min(quotas)) if quotas else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -19,6 +20,8 @@ Section = Literal[
 """In the order in which they are shown; `work` is by kind of task, in seconds for each generated token."""
 _DECIDED: tuple[Section, ...] = ("policy", "placement", "memory", "prediction", "work")
 """What a policy decides and leads to; the others say what it was sought for."""
+_LONGEST = 60
+"""Characters of a list that is shown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,13 +130,23 @@ def _flat(section: Section, data: object, prefix: str = "") -> Iterator[_Fact]:
         elif isinstance(value, int | float | str) and not isinstance(value, bool):
             yield _Fact(section, name, value, _form(name))
         else:
-            yield _Fact(section, name, "none" if value is None else str(value))
+            yield _Fact(section, name, _short(value))
+
+
+def _short(value: object) -> str:
+    """None, a truth value, or a list, of which a long one is told from another by a hash."""
+    text = "none" if value is None else str(value)
+    if len(text) <= _LONGEST or not isinstance(value, Sequence):
+        return text
+    return f"{len(value)} entries, hash {hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def _form(name: str) -> Form:
     """The unit that a key's name gives."""
     if name == "cpu_attention":
         return "percent"
+    if name.endswith("tokens_per_s"):
+        return "rate"
     return "bytes" if name.endswith("_bytes") else "seconds" if name.endswith("_s") else "plain"
 
 
@@ -155,6 +168,8 @@ def _memory(plan: Plan) -> Iterator[_Fact]:
 
 def _prediction(plan: Plan) -> Iterator[_Fact]:
     prediction = plan.prediction
+    if plan.job:
+        yield from _flat("prediction", to_plain(plan.job), "job ")
     for phase in PHASES:
         yield _Fact("prediction", f"{phase} of one block", prediction.of(phase).seconds, "seconds")
         yield _Fact("prediction", f"{phase} bound by", prediction.of(phase).binding)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from hwprofiles.profile import HardwareProfile
 from planner.alternatives import Alternative, alternatives
 from planner.compare import Line
 from planner.holdings import TierView, tier_views
@@ -43,11 +42,11 @@ class Explanation:
     diff: tuple[Line, ...] | None
 
 
-def reasons(problem: Problem, profile: HardwareProfile, plan: Plan) -> Reasons:
+def reasons(problem: Problem, plan: Plan) -> Reasons:
     """What binds, what is held where, and what a small change would do."""
     tiers, others = tier_views(problem, plan), alternatives(problem, plan)
     return Reasons(
-        phases=tuple(bounds(problem, profile, plan)),
+        phases=tuple(bounds(problem, plan)),
         tiers=tiers,
         alternatives=others,
         binding_limits=tuple(view.tier for view in tiers if _binds(view.tier, tiers, others)),

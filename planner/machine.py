@@ -58,6 +58,10 @@ class Curve:
         return max(rate for _, rate in self.points)
 
 
+UNUSED = Curve(((1.0, 1.0),))
+"""Of a link or a disk that is not there."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
     """How fast each resource works; bytes, FLOP or seconds."""
@@ -93,6 +97,11 @@ class Rates:
     attention_threads: int
     factors: Factors
     """Calibration: predicted seconds are multiplied by these."""
+
+    @property
+    def has_disk(self) -> bool:
+        """Whether a disk was measured."""
+        return self.disk_read != UNUSED
 
     def factor(self, resource: str, kind: str = "") -> float:
         """The calibration factor of a kind of task on a resource; without a kind, of the resource."""
@@ -233,7 +242,7 @@ def _disk_curve(points: Sequence[DiskPoint], threads: int, at: Reading) -> Curve
     Below the smallest block nothing is measured; half-way between a fixed time and a fixed rate is assumed.
     """
     if not points:
-        return Curve(((1.0, 1.0),))
+        return UNUSED
     most = max((p.threads for p in points if p.threads <= threads), default=min(p.threads for p in points))
     smallest = min(p.block_bytes for p in points)
     best: dict[float, float] = {}
@@ -247,8 +256,7 @@ def _disk_curve(points: Sequence[DiskPoint], threads: int, at: Reading) -> Curve
 def _link(gpu: Gpu | None, at: Reading) -> tuple[Curve, Curve, float]:
     """Pinned copies each way by size, and both together; an unused link without a GPU."""
     if gpu is None:
-        unused = Curve(((1.0, 1.0),))
-        return unused, unused, 1.0
+        return UNUSED, UNUSED, 1.0
     h2d, d2h = (
         Curve(tuple(sorted((float(p.size_bytes), at(p.bytes_per_s)) for p in points)))
         for points in (gpu.link.h2d_pinned, gpu.link.d2h_pinned)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from hwprofiles.errors import UserError
-from hwprofiles.profile import HardwareProfile
 from hwprofiles.units import parse_bytes
 from planner.machine import Curve, Rates, usable_bytes
 from planner.policy import Tier
@@ -21,8 +20,16 @@ FORMS = (
 )
 _TIERS: Mapping[str, Tier] = {"gpu-mem": "gpu", "cpu-mem": "cpu", "disk": "disk"}
 _OF_GPU = ("gpu-mem", "pcie", "gpu-rate", "gpus")
-_UNITS = ("gpu-mem=+8GB", "cpu-mem=+64GB", "disk=x2", "disk-rate=x2", "pcie=x2", "gpu-rate=x2", "cpu-rate=x2")
-_SECOND_GPU = "gpus=2"
+_UNITS = (
+    "gpu-mem=+8GB",
+    "cpu-mem=+64GB",
+    "disk=x2",
+    "disk-rate=x2",
+    "pcie=x2",
+    "gpu-rate=x2",
+    "cpu-rate=x2",
+    "gpus=2",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +48,11 @@ class Change:
         """Whether the changed machine is better than what is asked for, and its plan only an upper bound."""
         return self.part == "gpus"
 
-    def apply(self, problem: Problem, profile: HardwareProfile) -> Problem:
+    def apply(self, problem: Problem) -> Problem:
         """The problem on the changed machine; a UserError where the machine has no such part."""
-        _check_part(self, profile)
+        lack = _lacks(self, problem)
+        if lack:
+            raise UserError(f"--what-if {self.text}: {lack}")
         if self.part in _TIERS:
             return self._resized(problem, _TIERS[self.part])
         if self.part == "gpus":
@@ -62,11 +71,10 @@ def parse_changes(text: str) -> tuple[Change, ...]:
     return tuple(_parse(part.strip(), text) for part in text.split(","))
 
 
-def unit_changes(problem: Problem, profile: HardwareProfile) -> list[tuple[Change, ...]]:
+def unit_changes(problem: Problem) -> list[tuple[Change, ...]]:
     """A unit more of each thing that the machine has."""
-    units = _UNITS if not _is_gpu_real(profile) else (*_UNITS, _SECOND_GPU)
-    found = [_parse(unit, unit) for unit in units]
-    return [(change,) for change in found if not _lacks(change, profile) and _grows(change, problem)]
+    found = [_parse(unit, unit) for unit in _UNITS]
+    return [(change,) for change in found if not _lacks(change, problem) and _grows(change, problem)]
 
 
 def _grows(change: Change, problem: Problem) -> bool:
@@ -102,25 +110,16 @@ def _number(text: str, whole: str) -> float:
     return value
 
 
-def _check_part(change: Change, profile: HardwareProfile) -> None:
-    lack = _lacks(change, profile)
-    if lack:
-        raise UserError(f"--what-if {change.text}: {lack}")
-
-
-def _lacks(change: Change, profile: HardwareProfile) -> str | None:
+def _lacks(change: Change, problem: Problem) -> str | None:
     """Why this machine has no such part."""
-    if change.part in _OF_GPU and not profile.gpus:
-        return f"profile {profile.name} has no GPU whose rates could be taken; give the profile of a machine with one"
-    if change.part in ("gpu-rate", "gpus") and not _is_gpu_real(profile):
-        return f"the GPU of profile {profile.name} is emulated by the host's cores; ask for cpu-rate"
-    if change.part.startswith("disk") and profile.disk is None:
-        return f"profile {profile.name} has no disk whose rates could be taken; measure one with --disk-dir"
+    target = problem.target
+    if change.part in _OF_GPU and target.compute_tier != "gpu":
+        return f"profile {target.name} has no GPU whose rates could be taken; plan with one that has"
+    if change.part in ("gpu-rate", "gpus") and target.emulated:
+        return f"the GPU of profile {target.name} is emulated by the host's cores; ask for cpu-rate"
+    if change.part.startswith("disk") and not problem.rates.has_disk:
+        return f"profile {target.name} has no disk whose rates could be taken; measure one with --disk-dir"
     return None
-
-
-def _is_gpu_real(profile: HardwareProfile) -> bool:
-    return bool(profile.gpus) and not profile.gpus[0].emulated
 
 
 def _faster(curve: Curve, factor: float) -> Curve:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from hwprofiles.errors import UserError
 from hwprofiles.profile import Dtype
 from hwprofiles.yaml_io import check_schema, dump_yaml, from_plain, load_yaml
 from planner.ledger import Ledger, Sizes, Target
@@ -144,6 +145,12 @@ class Plan:
     def throughput_tokens_per_s(self) -> float:
         """Predicted, over all prompts; over a full block where their number is open."""
         return (self.job or self.prediction).throughput_tokens_per_s
+
+    def known_rates(self) -> Rates:
+        """What it was predicted with; a UserError where it does not say."""
+        if self.rates is None:
+            raise UserError("the plan holds no rates, it was written by an older version; search again")
+        return self.rates
 
     def sizes(self) -> Sizes:
         """The sizes of all that it holds and moves."""

@@ -89,6 +89,12 @@ class Problem:
             rates=self.rates,
         )
 
+    def priced(self, plan: Plan) -> Plan:
+        """A plan as it is placed, at these rates."""
+        sizes = plan.sizes()
+        job = predict_job(sizes, self.rates) if plan.workload.num_prompts else None
+        return replace(plan, prediction=price(sizes, self.rates), job=job, rates=self.rates)
+
     def with_interval(self, plan: Plan) -> Plan:
         """The plan with its prediction's interval, which costs two more pricings: for plans that are shown."""
         if self.band is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from hwprofiles.profile import HardwareProfile
 from hwprofiles.units import format_seconds
 from planner.cost import HOST
 from planner.machine_change import parse_changes
@@ -44,15 +43,15 @@ class Bound:
     relieved_binding: str
 
 
-def bounds(problem: Problem, profile: HardwareProfile, plan: Plan) -> Iterator[Bound]:
+def bounds(problem: Problem, plan: Plan) -> Iterator[Bound]:
     """The bounds of the phases that are run."""
     for phase in PHASES:
         now = plan.prediction.of(phase)
         if now.binding == NOT_RUN:
             continue
-        remedy = _remedy(now.binding, profile)
+        remedy = _remedy(now.binding, emulated=problem.target.emulated)
         (change,) = parse_changes(remedy)
-        relieved = price(plan.sizes(), change.apply(problem, profile).rates).of(phase)
+        relieved = price(plan.sizes(), change.apply(problem).rates).of(phase)
         busy = sorted(now.busy_s.items(), key=lambda item: -item[1])
         yield Bound(
             phase=phase,
@@ -65,11 +64,9 @@ def bounds(problem: Problem, profile: HardwareProfile, plan: Plan) -> Iterator[B
         )
 
 
-def _remedy(resource: str, profile: HardwareProfile) -> str:
+def _remedy(resource: str, *, emulated: bool) -> str:
     """An emulated GPU is as fast as the host's cores."""
-    if resource == "gpu" and profile.gpus and profile.gpus[0].emulated:
-        return _REMEDY["cpu"]
-    return _REMEDY[resource]
+    return _REMEDY["cpu" if emulated and resource == "gpu" else resource]
 
 
 def bound_sentence(bound: Bound) -> str:

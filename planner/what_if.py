@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from hwprofiles.profile import HardwareProfile
 from planner.machine_change import Change
 from planner.plan import PHASES, Phase, Plan
 from planner.policy import Policy, Split
@@ -45,14 +44,13 @@ class Answer:
 
 def what_ifs(
     problem: Problem,
-    profile: HardwareProfile,
     plan: Plan,
     asked: Sequence[Sequence[Change]],
     report: Reporter = lambda _: None,
 ) -> tuple[Answer, ...]:
     """The machine as it is, then each set of changes in turn; all searched with the plan's own request."""
     request = plan.request or request_like(plan)
-    machines = [problem, *(_changed(problem, profile, changes) for changes in asked)]
+    machines = [problem, *(_changed(problem, changes) for changes in asked)]
     found = []
     for machine, changes in zip(machines, [(), *asked], strict=True):
         report(f"searching with {_text(changes) or 'the machine as it is'}")
@@ -77,9 +75,9 @@ def request_like(plan: Plan) -> Request:
     )
 
 
-def _changed(problem: Problem, profile: HardwareProfile, changes: Iterable[Change]) -> Problem:
+def _changed(problem: Problem, changes: Iterable[Change]) -> Problem:
     for change in changes:
-        problem = change.apply(problem, profile)
+        problem = change.apply(problem)
     return problem
 
 

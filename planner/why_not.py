@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -107,7 +106,7 @@ def _excluded(request: Request, other: Plan) -> str | None:
 def _slower(problem: Problem, plan: Plan, other: Plan) -> str:
     """The phase that takes longest beyond the plan's, and the work that it has more of."""
     prompts = problem.workload.num_prompts or plan.policy.block_size
-    ours, theirs = _Scaled(plan, problem, prompts), _Scaled(other, problem, prompts)
+    ours, theirs = _Scaled(plan, prompts), _Scaled(other, prompts)
     phase = max(PHASES, key=lambda phase: theirs.seconds(phase) - ours.seconds(phase))
     extra = theirs.seconds(phase) - ours.seconds(phase)
     binding = other.prediction.of(phase).binding
@@ -131,20 +130,25 @@ def _percent(share: float) -> str:
 
 
 class _Scaled:
-    """A plan's seconds for all prompts, the last block counted as a whole one."""
+    """A plan's seconds for all prompts, or for as many sequences as another plan's block where their number is open."""
 
-    def __init__(self, plan: Plan, problem: Problem, prompts: int) -> None:
+    def __init__(self, plan: Plan, prompts: int) -> None:
         self.prediction = plan.prediction
-        blocks = prompts / plan.policy.block_size
-        self.blocks = math.ceil(blocks) if problem.workload.num_prompts else blocks
+        self.blocks = dict.fromkeys(PHASES, prompts / plan.policy.block_size)
+        """Full blocks that take as long, for each phase."""
+        for phase, job_s in zip(
+            PHASES, (plan.job.prefill_s, plan.job.decode_s) if plan.job else (), strict=False
+        ):
+            block_s = plan.prediction.of(phase).seconds
+            self.blocks[phase] = job_s / block_s if block_s else 0.0
 
     def seconds(self, phase: Phase) -> float:
         """Of a phase."""
-        return self.prediction.of(phase).seconds * self.blocks
+        return self.prediction.of(phase).seconds * self.blocks[phase]
 
     def busy_s(self, phase: Phase, resource: str) -> float:
         """Of a resource at work in a phase."""
-        return self.prediction.of(phase).busy_s.get(resource, 0.0) * self.blocks
+        return self.prediction.of(phase).busy_s.get(resource, 0.0) * self.blocks[phase]
 
     def share(self, phase: Phase, resource: str) -> float:
         """Of a phase's time in which a resource is at work."""
@@ -163,5 +167,5 @@ class _Scaled:
                 is_gpu = task.resource == "gpu"
                 on_it = {"cpu_mem": not is_gpu, HOST: is_gpu}.get(resource, task.resource == resource)
                 if task.phase == phase and on_it:
-                    added[f"{task.kind} on {task.resource}"] += sign * task.seconds * scaled.blocks
+                    added[f"{task.kind} on {task.resource}"] += sign * task.seconds * scaled.blocks[phase]
         return max(added.items(), key=lambda item: item[1], default=("", 0.0))

@@ -10,21 +10,20 @@ from pathlib import Path
 from typing import NoReturn
 
 from hwprofiles.errors import UserError
-from hwprofiles.profile import HardwareProfile
 from hwprofiles.terminal import make_console
 from hwprofiles.yaml_io import to_plain
 from planner.commands.estimate import add_policy, changed_policy
-from planner.commands.options import add_plan, add_plan_profile, profile_of
+from planner.commands.options import add_plan
 from planner.commands.output import progress
+from planner.commands.plan_rates import add_plan_profile, rates_of
 from planner.compare import differing_lines
 from planner.explain import Explanation, reasons
+from planner.machine import Rates
 from planner.machine_change import FORMS, parse_changes, unit_changes
 from planner.plan import Plan, load_plan
 from planner.policy import Policy
-from planner.pricing import price
 from planner.problem import Problem
 from planner.render_explain import explanation_view
-from planner.simulate import rates_for
 from planner.what_if import what_ifs
 from planner.why_not import why_not
 
@@ -58,15 +57,14 @@ def run(arguments: argparse.Namespace) -> int:
     found = Explanation(plan_digest=plan.digest(), reasons=None, what_ifs=None, why_not=None, diff=diff)
     everything = not asked and arguments.why_not is None and diff is None
     if asked or everything or arguments.why_not is not None:
-        profile = profile_of(plan, arguments)
-        problem = _problem(plan, profile)
-        plan = replace(plan, prediction=price(plan.sizes(), problem.rates))
+        problem = _problem(plan, rates_of(plan, arguments))
+        plan = problem.priced(plan)
         if everything:
-            asked = unit_changes(problem, profile)
-            found = replace(found, reasons=reasons(problem, profile, plan))
+            asked = unit_changes(problem)
+            found = replace(found, reasons=reasons(problem, plan))
         if asked:
             with progress() as report:
-                found = replace(found, what_ifs=what_ifs(problem, profile, plan, asked, report))
+                found = replace(found, what_ifs=what_ifs(problem, plan, asked, report))
         if arguments.why_not is not None:
             policy = _preferred(problem, plan.policy, arguments.why_not)
             found = replace(found, why_not=why_not(problem, plan, policy))
@@ -77,13 +75,13 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _problem(plan: Plan, profile: HardwareProfile) -> Problem:
+def _problem(plan: Plan, rates: Rates) -> Problem:
     """What the plan was sought for, its limits included."""
     return Problem(
         model=plan.model.spec(),
         workload=plan.workload,
         target=plan.hardware,
-        rates=rates_for(plan, profile),
+        rates=rates,
     )
 
 

@@ -7,14 +7,12 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from hwprofiles.errors import UserError
 from hwprofiles.host import mismatch
-from hwprofiles.profile import Dtype, HardwareProfile, load_profile, shipped_names
+from hwprofiles.profile import Dtype, load_profile
 from hwprofiles.units import parse_bytes
 from planner.commands.workload import add_workload, workload_of
 from planner.machine import Caps
 from planner.model import load_model
-from planner.plan import Plan
 from planner.problem import Problem, make_problem
 
 SIZE_FLAGS = ("--gpu-mem", "--cpu-mem", "--disk")
@@ -45,16 +43,6 @@ def add_profile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hw", required=True, metavar="NAME-OR-PATH", help="hardware profile")
 
 
-def add_plan_profile(parser: argparse.ArgumentParser) -> None:
-    """The machine a plan was made for."""
-    parser.add_argument(
-        "--hw",
-        metavar="NAME-OR-PATH",
-        help="hardware profile (default: the one the plan was made with, where it is a shipped one, or an hw.yaml "
-        "beside the plan or here)",
-    )
-
-
 def add_plan(parser: argparse.ArgumentParser) -> None:
     """A plan to look at."""
     parser.add_argument("plan", type=Path, metavar="PLAN.YAML", help="what `planner search -o` has written")
@@ -64,35 +52,6 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     """Where a plan goes."""
     parser.add_argument("-o", "--output", type=Path, metavar="PLAN.YAML", help="write the plan to this file")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON and nothing else")
-
-
-def profile_of(plan: Plan, arguments: argparse.Namespace) -> HardwareProfile:
-    """The profile that `add_plan_profile`'s flag names, or else the very one that the plan was made with."""
-    if arguments.hw is None:
-        return _profile_of_digest(plan, arguments.plan)
-    profile = load_profile(arguments.hw)
-    if profile.digest() != plan.hardware.digest:
-        print(
-            f"warning: the plan was made with another profile ({plan.hardware.name}), or with another version "
-            f"of {profile.name}; what follows is for the one given",
-            file=sys.stderr,
-        )
-    return profile
-
-
-def _profile_of_digest(plan: Plan, path: Path) -> HardwareProfile:
-    """Shipped, or hw.yaml in one of the two places where it usually is."""
-    target = plan.hardware
-    places = [target.name] if target.name in shipped_names() else []
-    places += [str(found) for found in (path.parent / "hw.yaml", Path("hw.yaml")) if found.is_file()]
-    for place in places:
-        profile = load_profile(place)
-        if profile.digest() == target.digest:
-            return profile
-    raise UserError(
-        f"{path} was made with hardware profile {target.name} (digest {target.digest}), which is neither shipped "
-        "in this version nor an hw.yaml beside the plan or here; give it with --hw"
-    )
 
 
 def problem_of(arguments: argparse.Namespace) -> Problem:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from hwprofiles.errors import UserError
 from hwprofiles.terminal import make_console
-from planner.commands.options import add_plan, add_plan_profile, profile_of
+from planner.commands.options import add_plan
+from planner.commands.plan_rates import add_plan_profile, rates_of
 from planner.plan import load_plan
 from planner.pricing import price
 from planner.render_simulation import simulation_view
-from planner.simulate import MAX_TASKS, NUM_TOKENS, rates_for, representative, simulate
+from planner.simulate import MAX_TASKS, NUM_TOKENS, representative, simulate
 from planner.trace import TraceWriter, write_prediction
 
 
@@ -36,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.tokens is not None and arguments.tokens < 1:
         raise UserError(f"--tokens is {arguments.tokens}; play at least one")
     plan = load_plan(arguments.plan)
-    sizes, rates = plan.sizes(), rates_for(plan, profile_of(plan, arguments))
+    sizes, rates = plan.sizes(), rates_of(plan, arguments)
     simulation = simulate(sizes, rates, representative(sizes, arguments.tokens))
     make_console().print(simulation_view(price(sizes, rates), simulation))
     if arguments.trace:

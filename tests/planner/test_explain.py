@@ -8,16 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from hwprofiles.profile import HardwareProfile, Rate, load_profile
+from hwprofiles.profile import Calibration, HardwareProfile, Rate, load_profile
 from planner.cli import main
 from planner.explain import reasons
-from planner.plan import PHASES, Plan
+from planner.machine import Caps
+from planner.plan import PHASES, Plan, load_plan
 from planner.policy import Split
-from planner.problem import Problem
+from planner.problem import Problem, make_problem
 from planner.relief import bound_sentence
 from planner.render_explain import holding_sentence, tier_sentence
 from planner.request import Request
 from planner.search import search
+from planner.workload import Workload
 from tests.planner.problems import (
     GB,
     MB,
@@ -29,7 +31,6 @@ from tests.planner.problems import (
     problem_of,
     small_mixtral,
     small_opt,
-    small_t4,
 )
 
 TIGHT = ("--gpu-mem", "1GB", "--cpu-mem", "5GB", "--prompt-len", "32", "--gen-len", "8")
@@ -70,7 +71,7 @@ def test_what_binds_is_what_the_plan_says() -> None:
     """Seconds, resource and busy shares of both phases; a phase that is not run binds nothing."""
     problem = problem_of(small_opt(), gpu=GB)
     plan = problem.plan(policy_of(ON_CPU, ON_CPU, ON_GPU))
-    bounds = reasons(problem, small_t4(), plan).phases
+    bounds = reasons(problem, plan).phases
     assert [bound.phase for bound in bounds] == list(PHASES)
     for bound in bounds:
         phase = plan.prediction.of(bound.phase)
@@ -80,7 +81,7 @@ def test_what_binds_is_what_the_plan_says() -> None:
         assert f"{bound.phase}: {bound.binding} binds" in bound_sentence(bound)
     single = problem_of(small_opt(), gpu=GB, gen_len=1)
     plan = single.plan(policy_of(ON_CPU, ON_CPU, ON_GPU))
-    assert [bound.phase for bound in reasons(single, small_t4(), plan).phases] == ["prefill"]
+    assert [bound.phase for bound in reasons(single, plan).phases] == ["prefill"]
 
 
 @pytest.mark.parametrize("profile", [load_profile("two-core"), emulated()], ids=["host", "emulated"])
@@ -98,7 +99,7 @@ def test_relief_is_the_plan_on_a_profile_twice_as_fast(profile: HardwareProfile)
         )
         fast = replace(fast, gpus=(gpu,))
     expected = problem_of(small_opt(), fast).plan(policy).prediction
-    for bound in reasons(problem, profile, problem.plan(policy)).phases:
+    for bound in reasons(problem, problem.plan(policy)).phases:
         assert bound.remedy == "cpu-rate=x2"
         assert bound.relieved_s == pytest.approx(expected.of(bound.phase).seconds)
 
@@ -109,7 +110,7 @@ def test_tiers_hold_what_the_ledger_says(model: object) -> None:
     problem = problem_of(small_opt() if model is None else model, gpu=GB)  # type: ignore[arg-type]
     split = Split(gpu=0.25, cpu=0.5, disk=0.25)
     plan = problem.plan(policy_of(split, split, ON_CPU))
-    views = reasons(problem, small_t4(), plan).tiers
+    views = reasons(problem, plan).tiers
     assert [view.tier for view in views] == ["gpu", "cpu", "disk"]
     for view in views:
         assert sum(holding.num_bytes for holding in view.holdings) + view.other_bytes == view.peak_bytes
@@ -124,7 +125,7 @@ def test_a_move_is_the_estimate_of_the_moved_policy() -> None:
     problem = problem_of(small_opt(num_layers=24), gpu=2 * GB)
     split = Split(gpu=0.5, cpu=0.5, disk=0)
     plan = problem.plan(policy_of(split, ON_CPU, ON_GPU, size=16, batches=4))
-    (gpu,) = (view for view in reasons(problem, small_t4(), plan).tiers if view.tier == "gpu")
+    (gpu,) = (view for view in reasons(problem, plan).tiers if view.tier == "gpu")
     (weights,) = (holding for holding in gpu.holdings if holding.kind == "weights")
     (move,) = (move for move in weights.moves if move.to == "cpu")
     share = 100 * 2**20 / sum(plan.ledger.bytes_of(tier, "weights") for tier in ("gpu", "cpu", "disk"))
@@ -142,12 +143,12 @@ def test_a_limit_binds_where_more_is_wanted() -> None:
     roomy = problem_of(small_opt(), num_prompts=8)
     plan = found(roomy)
     assert plan.policy.weights.gpu == 1
-    why = reasons(roomy, small_t4(), plan)
+    why = reasons(roomy, plan)
     assert why.binding_limits == ()
     assert "its limit does not bind" in tier_sentence(why.tiers[0], binds=False)
     tight = problem_of(small_opt(num_layers=12), gpu=250 * MB, num_prompts=8)
     plan = tight.plan(policy_of(ON_CPU, ON_GPU, ON_GPU, size=4, batches=2))
-    why = reasons(tight, small_t4(), plan)
+    why = reasons(tight, plan)
     (weights,) = (h for view in why.tiers if view.tier == "cpu" for h in view.holdings if h.kind == "weights")
     (to_gpu,) = (move for move in weights.moves if move.to == "gpu")
     assert to_gpu.slower < 0
@@ -162,7 +163,7 @@ def test_alternatives_are_estimates_of_the_changed_policy() -> None:
     problem = problem_of(small_opt(num_layers=12), gpu=300 * MB, cpu=500 * MB)
     plan = problem.plan(policy_of(ON_CPU, ON_CPU, ON_GPU, size=8, batches=2, cpu_attention=0.5))
     before = plan.prediction.throughput_tokens_per_s
-    others = reasons(problem, small_t4(), plan).alternatives
+    others = reasons(problem, plan).alternatives
     changes = [
         replace(plan.policy, num_gpu_batches=3),
         replace(plan.policy, gpu_batch_size=9),
@@ -179,7 +180,7 @@ def test_alternatives_are_estimates_of_the_changed_policy() -> None:
 def test_attention_on_the_cpu_is_no_alternative_without_a_gpu() -> None:
     """Where the CPU computes anyway there is nothing to choose."""
     problem = problem_of(small_opt(), load_profile("two-core"))
-    others = reasons(problem, load_profile("two-core"), problem.plan(policy_of(cache=ON_DISK))).alternatives
+    others = reasons(problem, problem.plan(policy_of(cache=ON_DISK))).alternatives
     assert [other.what for other in others] == ["a gpu batch more (4 x 3)", "larger gpu batches (5 x 2)"]
 
 
@@ -192,7 +193,7 @@ def plan_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_everything_is_explained(plan_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without flags: what binds, what each tier holds, and a unit more of each; the profile is found by itself."""
+    """Without flags: what binds, what each tier holds, and a unit more of each; the rates are the plan's own."""
     assert main(["explain", str(plan_path)]) == 0
     shown = capsys.readouterr().out
     units = ("gpu-mem=+8GB", "cpu-mem=+64GB", "disk=x2", "disk-rate=x2", "pcie=x2", "gpus=2")
@@ -240,23 +241,46 @@ def test_a_diff_with_itself_is_empty(plan_path: Path, capsys: pytest.CaptureFixt
     assert "gpu_batch_size" not in shown
 
 
-def test_the_profile_is_found_by_its_digest(
-    plan_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_a_plan_is_priced_at_its_own_rates(
+    plan_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An hw.yaml beside the plan is taken if it is the very one; another one given is warned about."""
-    monkeypatch.chdir(tmp_path)
-    profile = replace(load_profile("t4-host"), name="mine")
-    hw, plan = tmp_path / "there" / "hw.yaml", tmp_path / "there" / "plan.yaml"
-    hw.parent.mkdir()
-    hw.write_text(profile.to_yaml())
-    assert main(["search", "--model", "opt-125m", "--hw", str(hw), *TIGHT, "-o", str(plan), "--json"]) == 0
-    assert main(["explain", str(plan), "--why-not", ""]) == 0
-    capsys.readouterr()
-    hw.write_text(replace(profile, created="later").to_yaml())
-    assert main(["explain", str(plan), "--why-not", ""]) == 2
-    assert f"mine (digest {profile.digest()})" in capsys.readouterr().err
-    assert main(["explain", str(plan), "--why-not", "", "--hw", str(hw)]) == 0
-    assert "warning: the plan was made with another profile" in capsys.readouterr().err
+    """Without --hw at those in the file, with it at the profile's; another profile is warned about."""
+    plan = load_plan(plan_path)
+    path, hw = tmp_path / "plan.yaml", tmp_path / "hw.yaml"
+    path.write_text(replace(plan, rates=None).to_yaml())
+    assert main(["explain", str(path), "--why-not", ""]) == 2
+    assert "the plan holds no rates" in capsys.readouterr().err
+    profile = load_profile("t4-host")
+    fast = replace(
+        profile,
+        calibration=Calibration(factors={"gpu": 0.5, "h2d": 0.5}, num_runs=1, error_before=0, error_after=0),
+    )
+    hw.write_text(fast.to_yaml())
+    rates = []
+    for flags in ((), ("--hw", "t4-host"), ("--hw", str(hw))):
+        assert main(["explain", str(plan_path), "--why-not", "", "--json", *flags]) == 0
+        captured = capsys.readouterr()
+        rates.append(json.loads(captured.out)["why_not"]["tokens_per_s"])
+        assert ("warning: the plan was made with another profile" in captured.err) == (str(hw) in flags)
+    assert rates[0] == pytest.approx(plan.throughput_tokens_per_s)
+    assert rates[1] == rates[0] < rates[2]
+
+
+def test_lengths_and_the_whole_job_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of two plans for many prompts: their number, their lengths, and the time of all blocks."""
+    paths = []
+    for lengths in ([(40, 8)] * 30 + [(20, 4)] * 30, [(40, 8)] * 30 + [(20, 5)] * 31):
+        workload = Workload.of_lengths(lengths, 8)
+        problem = make_problem(small_opt(), workload, load_profile("t4-host"), Caps())
+        paths.append(tmp_path / f"{len(lengths)}.yaml")
+        paths[-1].write_text(problem.plan(policy_of()).to_yaml())
+    assert main(["explain", str(paths[0]), "--diff", str(paths[1]), "--json"]) == 0
+    lines = {
+        line["name"]: (line["left"], line["right"]) for line in json.loads(capsys.readouterr().out)["diff"]
+    }
+    assert lines["num_prompts"] == (60, 61)
+    assert "lengths" in lines
+    assert "job decode_s" in lines
 
 
 MISTAKES = {

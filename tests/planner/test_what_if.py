@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from hwprofiles.errors import UserError
-from hwprofiles.profile import HardwareProfile, load_profile
+from hwprofiles.profile import load_profile
 from planner.machine import Caps, Curve, make_target
 from planner.machine_change import Change, parse_changes, unit_changes
 from planner.problem import Problem, make_problem
@@ -24,14 +24,13 @@ from tests.planner.problems import (
     policy_of,
     problem_of,
     small_opt,
-    small_t4,
 )
 
 
-def changed(problem: Problem, text: str, profile: HardwareProfile | None = None) -> Problem:
+def changed(problem: Problem, text: str) -> Problem:
     """The problem with all changes of a text made."""
     for change in parse_changes(text):
-        problem = change.apply(problem, profile or small_t4())
+        problem = change.apply(problem)
     return problem
 
 
@@ -39,7 +38,7 @@ def asked(problem: Problem, *texts: str, request: Request | None = None) -> tupl
     """The machine as it is, and each change, from the plan that a search finds."""
     plan = search(problem, request or Request())
     assert plan is not None
-    return what_ifs(problem, small_t4(), plan, [parse_changes(text) for text in texts])
+    return what_ifs(problem, plan, [parse_changes(text) for text in texts])
 
 
 def test_a_size_is_the_cap_a_user_would_give() -> None:
@@ -118,7 +117,7 @@ def test_a_gpu_that_is_not_there_cannot_be_changed(text: str) -> None:
     """Its rates are not known, so nothing is made up."""
     profile = load_profile("two-core")
     with pytest.raises(UserError, match=f"--what-if {text.replace('+', '.')}: profile two-core has no GPU"):
-        changed(problem_of(small_opt(), profile), text, profile)
+        changed(problem_of(small_opt(), profile), text)
 
 
 def test_an_emulated_gpu_is_as_fast_as_the_cores() -> None:
@@ -127,8 +126,8 @@ def test_an_emulated_gpu_is_as_fast_as_the_cores() -> None:
     problem = problem_of(small_opt(), profile)
     for text in ("gpu-rate=x2", "gpus=2"):
         with pytest.raises(UserError, match="ask for cpu-rate"):
-            changed(problem, text, profile)
-    assert changed(problem, "cpu-rate=x2", profile).rates.gemm.best == 2 * problem.rates.gemm.best
+            changed(problem, text)
+    assert changed(problem, "cpu-rate=x2").rates.gemm.best == 2 * problem.rates.gemm.best
 
 
 def parts(changes: list[tuple[Change, ...]]) -> list[str]:
@@ -139,14 +138,14 @@ def parts(changes: list[tuple[Change, ...]]) -> list[str]:
 def test_a_unit_more_is_asked_of_what_there_is() -> None:
     """A machine without a GPU or a disk is not asked for more of it."""
     full = ["gpu-mem", "cpu-mem", "disk", "disk-rate", "pcie", "gpu-rate", "cpu-rate", "gpus"]
-    assert parts(unit_changes(problem_of(small_opt()), small_t4())) == full
-    assert parts(unit_changes(problem_of(small_opt(), disk=0), small_t4())) == [
+    assert parts(unit_changes(problem_of(small_opt()))) == full
+    assert parts(unit_changes(problem_of(small_opt(), disk=0))) == [
         part for part in full if not part.startswith("disk")
     ]
     host = replace(load_profile("two-core"), disk=None)
-    assert parts(unit_changes(problem_of(small_opt(), host), host)) == ["cpu-mem", "cpu-rate"]
+    assert parts(unit_changes(problem_of(small_opt(), host))) == ["cpu-mem", "cpu-rate"]
     with pytest.raises(UserError, match="has no disk whose rates could be taken"):
-        changed(problem_of(small_opt(), host), "disk=1GB", host)
+        changed(problem_of(small_opt(), host), "disk=1GB")
 
 
 def test_more_memory_is_never_slower() -> None:
@@ -181,7 +180,7 @@ def test_a_given_policy_is_first_searched_for() -> None:
     """What a change brings is told from what any search would have brought; the plan's bits are kept."""
     problem = problem_of(small_opt(num_layers=12), gpu=GB)
     plan = problem.plan(policy_of(kv_bits=4))
-    now, more = what_ifs(problem, small_t4(), plan, [parse_changes("gpu-mem=+1GB")])
+    now, more = what_ifs(problem, plan, [parse_changes("gpu-mem=+1GB")])
     assert now.gain is not None
     assert now.gain > 0
     assert now.differs

@@ -1,0 +1,35 @@
+"""`--hw` of commands that take a plan: the rates at which it is priced or played."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from hwprofiles.profile import load_profile
+from planner.machine import Rates
+from planner.plan import Plan
+from planner.simulate import rates_for
+
+
+def add_plan_profile(parser: argparse.ArgumentParser) -> None:
+    """A profile in place of the plan's rates."""
+    parser.add_argument(
+        "--hw",
+        metavar="NAME-OR-PATH",
+        help="hardware profile (default: the rates in the plan, which it was predicted with)",
+    )
+
+
+def rates_of(plan: Plan, arguments: argparse.Namespace) -> Rates:
+    """The plan's own rates, or those of the profile that the flag names, which warns where it is another one."""
+    if arguments.hw is None:
+        return plan.known_rates()
+    profile = load_profile(arguments.hw)
+    rates = rates_for(plan, profile)
+    if profile.digest() != plan.hardware.digest:
+        print(
+            f"warning: the plan was made with another profile ({plan.hardware.name}), or with another version "
+            f"of {profile.name}; what follows is for the one given",
+            file=sys.stderr,
+        )
+    return rates
