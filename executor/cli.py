@@ -72,6 +72,13 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME-OR-PATH",
         help="the plan's hardware profile: predicts the trace's lanes beside it",
     )
+    run.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="HW.YAML",
+        help="after the run, keep its report in HW.reports beside this profile, fit the profile to all reports there "
+        "and write it again",
+    )
     verify = commands.add_parser("verify", help="compare a plan's tokens with transformers' own generate")
     _add_job(verify)
     verify.add_argument(

@@ -22,8 +22,11 @@ from hwprofiles.files import check_writable, write_atomically
 from hwprofiles.host import current_fingerprint
 from hwprofiles.profile import load_profile
 from hwprofiles.terminal import make_console
+from planner.kept_reports import check_can_learn
 from planner.layout import DTYPE_BYTES
+from planner.learn import learn
 from planner.plan import Plan, load_plan
+from planner.render_calibration import calibration_view
 from planner.report import RunReport, report_json
 
 _DIFFERENT_EXIT = 1
@@ -37,11 +40,28 @@ def run(arguments: argparse.Namespace) -> int:
         check_writable(arguments.report)
     plan, console = load_plan(arguments.plan), make_console(stderr=True)
     _warn_of_other_host(plan, console)
+    if arguments.calibrate:
+        check_can_learn(arguments.calibrate, plan, current_fingerprint())
     report = _run(plan, console, _options(arguments, output=arguments.output, trace=_trace(arguments)))
     if arguments.report:
         write_atomically(arguments.report, report_json(report))
     make_console().print(report_table(report))
+    if arguments.calibrate:
+        _calibrate(arguments.calibrate, report)
     return 0
+
+
+def _calibrate(path: Path, report: RunReport) -> None:
+    """Fit the profile to this run too, and show what that changed."""
+    console = make_console()
+    if not report.num_blocks:
+        console.print(f"nothing was run; {path} stays as it was")
+        return
+    learned = learn(path, report)
+    console.print(calibration_view(learned.outcome))
+    for reason in learned.left_out:
+        console.print(f"left out: {reason}")
+    console.print(f"report kept as {learned.kept_at}; calibrated profile written to {path}")
 
 
 def verify(arguments: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ from planner.calibrate_runs import Run
 from planner.factors import Factors
 from planner.plan import Phase
 from planner.report import RunReport
+from planner.same_machine import check_report
 
 MAX_FOLDS = 5
 """Parts that runs are held out in."""
@@ -89,27 +90,6 @@ def corrected(profile: HardwareProfile, report: RunReport) -> HardwareProfile:
     phases = list(_errors(profile, run, {**known, **moved.factors}, moved.weights[0]))
     fitted = replace(moved, factors={**known, **moved.factors})
     return _outcome(profile, fitted, phases, num_runs=1, num_folds=0).profile
-
-
-def check_report(profile: HardwareProfile, report: RunReport, *, force: bool = False) -> None:
-    """A UserError unless the report is of a run on the kind of machine that the profile describes."""
-    hardware = report.plan.hardware
-    described = _kind("gpu" if profile.gpus else "cpu", bool(profile.gpus) and profile.gpus[0].emulated)
-    if (computed := _kind(hardware.compute_tier, hardware.emulated)) != described:
-        raise UserError(
-            f"the report of {report.created} computed on {computed}, profile {profile.name} on {described}; "
-            "give the profile it was planned with"
-        )
-    if report.fingerprint != profile.fingerprint and not force:
-        raise UserError(
-            f"the report of {report.created} comes from a host with fingerprint {report.fingerprint}, "
-            f"profile {profile.name} describes {profile.fingerprint or 'no host in particular'}; "
-            "give a report of that host, or --force"
-        )
-
-
-def _kind(compute_tier: str, emulated: bool) -> str:
-    return "an emulated gpu" if emulated else compute_tier
 
 
 def _folds(runs: Sequence[Run]) -> list[list[int]]:

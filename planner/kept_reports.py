@@ -6,8 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hwprofiles.errors import UserError
-from hwprofiles.files import write_atomically
+from hwprofiles.files import check_writable, write_atomically
+from hwprofiles.profile import load_profile
+from planner.plan import Plan
 from planner.report import RunReport, load_report, report_json
+from planner.same_machine import check_kind
 
 MOST_REPORTS = 64
 """The newest so many of a directory are fitted."""
@@ -18,14 +21,37 @@ def reports_dir(profile: Path) -> Path:
     return profile.with_suffix(".reports")
 
 
-def keep(report: RunReport, directory: Path) -> Path:
-    """Put a report into the directory, named by its time and its plan; the file."""
+def check_can_learn(path: Path, plan: Plan, fingerprint: str) -> None:
+    """A UserError now for what would be one after hours of work; `fingerprint` is of the host that runs the plan."""
+    if not path.is_file():
+        raise UserError(
+            f"{path}: is not a file; calibrate a profile of your own, which hwprofile measure -o hw.yaml writes"
+        )
+    profile = load_profile(str(path))
+    check_kind(profile, plan.hardware, "the plan")
+    if profile.fingerprint != fingerprint:
+        raise UserError(
+            f"{path}: describes a host with fingerprint {profile.fingerprint or 'unknown'}, this one has "
+            f"{fingerprint}; measure it with hwprofile measure, or calibrate by hand: planner calibrate --force"
+        )
+    check_writable(path)
+    make_dir(reports_dir(path))
+
+
+def make_dir(directory: Path) -> None:
+    """Create it unless it is there; a UserError where no report can be put into it."""
     try:
         directory.mkdir(exist_ok=True)
     except OSError as error:
         raise UserError(
             f"{directory}: cannot be created ({error.strerror}); move it out of the way"
         ) from None
+    check_writable(directory / "report.json")
+
+
+def keep(report: RunReport, directory: Path) -> Path:
+    """Put a report into the directory, named by its time and its plan; the file."""
+    make_dir(directory)
     path = directory / f"{report.created.replace(':', '')}-{report.plan_digest}.json"
     write_atomically(path, report_json(report))
     return path

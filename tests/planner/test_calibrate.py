@@ -277,7 +277,7 @@ def test_a_report_of_another_host_is_refused_unless_forced() -> None:
 def test_a_report_of_another_kind_of_machine_is_refused(other: HardwareProfile) -> None:
     """Even a forced one cannot be predicted with a profile that has no GPU, or an emulated one."""
     report = report_of(small_t4(), STREAMED, SLOWER)
-    with pytest.raises(UserError, match="computed on gpu"):
+    with pytest.raises(UserError, match="computes on gpu"):
         calibrate(other, [report], force=True)
 
 
