@@ -19,7 +19,7 @@ from planner.bottleneck import phase_activity
 from planner.ledger import TOKENIZER
 from planner.plan import PHASES, Phase, Plan, Prediction, TaskPrediction
 from planner.pricing import price_blocks
-from planner.report import SCHEMA_VERSION, PhaseReport, RunReport, TaskReport, TierReport
+from planner.report import SCHEMA_VERSION, PhaseReport, RunBlocks, RunReport, TaskReport, TierReport
 from planner.schedule import ATTEND
 
 
@@ -76,6 +76,7 @@ def make_report(
         overlap=_ratio(busy_s, measured_s),
         binding={found.phase: found.binding for found in activity},
         activity=activity,
+        blocks=tuple(RunBlocks(gpu_batches=block, count=count) for block, count in totals.blocks.items()),
     )
 
 

@@ -33,7 +33,7 @@ _LEAST_MAD = 0.03
 _MAD_TO_SIGMA = 0.6745
 _KIND_SPREAD, _RESOURCE_SPREAD = 0.25, 0.5
 """Standard deviation of log factors: of a kind about its resource, of a resource about the measured rate."""
-_SPREADS = {LAUNCH: 1.0, HANDOVER: 0.7, CONTENTION: 0.3, "prefill": 0.2, "decode": 0.2}
+_SPREADS = {LAUNCH: 0.5, HANDOVER: 0.5, CONTENTION: 0.3, "prefill": 0.2, "decode": 0.2}
 _ROBUST_FROM = 1.0
 """In standard deviations: from about here on, a row's pull no longer grows with its distance."""
 _STEPS, _ROUNDS = 6, 2
@@ -148,11 +148,11 @@ class Fitting:
     def _price(
         self, run: Run, point: Vector, *, num_groups: int = MAX_DECODE_GROUPS, moved: int | None = None
     ) -> Prediction:
-        """The run's plan at a point, or with one log factor moved from it; runs of one plan are priced once."""
+        """The run's plan at a point, or with one log factor moved from it; runs alike are priced once."""
         logs = self.centre + self.tree @ point
         if moved is not None:
             logs[moved] += _STEP
-        key = run.group, num_groups, logs.tobytes()
+        key = run.work, num_groups, logs.tobytes()
         if key not in self._priced:
             factors = dict(zip(self.names, np.exp(logs).tolist(), strict=True))
             self._priced[key] = run.predict(self.profile, factors, num_groups)

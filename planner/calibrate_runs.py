@@ -13,8 +13,9 @@ from hwprofiles.profile import Calibration, HardwareProfile
 from hwprofiles.yaml_io import dump_yaml
 from planner.factors import CONTENTION, HANDOVER, LAUNCH, UNPACK, Factors, kind_name
 from planner.machine import make_rates
+from planner.passes import Blocks
 from planner.plan import PHASES, Phase, Plan, Prediction
-from planner.pricing import price
+from planner.pricing import price, price_blocks
 from planner.report import RunReport
 from planner.schedule import ATTEND, TaskKind
 from planner.work import MAX_DECODE_GROUPS
@@ -32,10 +33,17 @@ class Run:
         plan = report.plan
         self.report, self.dtype, self.sizes = report, plan.model.dtype, plan.sizes()
         self.group = group_of(plan)
-        planned = {"prefill": plan.prediction.prefill.seconds, "decode": plan.prediction.decode.seconds}
+        """What runs of one plan have in common."""
+        self.blocks: Blocks = {found.lengths(): found.count for found in report.blocks}
+        self.work = f"{self.group} {sorted(self.blocks.items())}"
+        """What runs of the same work have in common."""
+        planned = {phase: plan.prediction.of(phase).seconds for phase in PHASES}
         run = [phase for phase in report.phases if phase.measured_s > 0 and planned[phase.phase] > 0]
         self.measured: dict[Phase, float] = {phase.phase: phase.measured_s for phase in run}
         self.scale = {phase.phase: phase.predicted_s / planned[phase.phase] for phase in run}
+        """Full blocks' worth of work, where the report does not hold the blocks themselves."""
+        if self.blocks:
+            self.scale = dict.fromkeys(self.scale, 1.0)
         known = {(task.phase, task.kind, task.resource) for task in plan.prediction.tasks if task.seconds > 0}
         self._tasks = [
             task
@@ -51,13 +59,15 @@ class Run:
     def predict(
         self, profile: HardwareProfile, factors: Factors, num_groups: int = MAX_DECODE_GROUPS
     ) -> Prediction:
-        """One full block under these factors; fewer groups of decode passes are faster and coarser."""
-        return price(self.sizes, make_rates(with_factors(profile, factors), self.dtype), num_groups)
+        """The run under these factors, or without its blocks a full one; with fewer groups of passes more coarsely."""
+        rates = make_rates(with_factors(profile, factors), self.dtype)
+        if not self.blocks:
+            return price(self.sizes, rates, num_groups)
+        return price_blocks(self.sizes, rates, self.blocks, self.report.generated_tokens, num_groups)
 
     def phase_s(self, prediction: Prediction) -> dict[Phase, float]:
-        """Seconds of each phase that was run, of as many blocks as were run."""
-        seconds = {"prefill": prediction.prefill.seconds, "decode": prediction.decode.seconds}
-        return {phase: seconds[phase] * self.scale[phase] for phase in PHASES if phase in self.measured}
+        """Seconds of each phase that was run."""
+        return {phase: prediction.of(phase).seconds * self.scale[phase] for phase in self.measured}
 
     def predicted_logs(self, prediction: Prediction) -> Vector:
         """log(seconds) of each row."""
@@ -96,7 +106,7 @@ class Run:
 
 
 def group_of(plan: Plan) -> str:
-    """What runs of one plan have in common, even where the profile was calibrated between them."""
+    """The same for a plan that was made again after the profile was calibrated."""
     parts = plan.model, plan.workload, plan.policy, plan.placement
     return hashlib.sha256("".join(dump_yaml(part) for part in parts).encode()).hexdigest()
 

@@ -41,8 +41,8 @@ def full_block(policy: Policy, workload: Workload, max_decode_groups: int) -> Ru
     return Run(batch_rows=rows, num_blocks=1, steps=tuple(steps_of(workload, max_decode_groups)))
 
 
-def runs_of(blocks: Blocks) -> list[Run]:
-    """The blocks of a job, alike ones together."""
+def runs_of(blocks: Blocks, max_groups: int = MAX_DECODE_GROUPS) -> list[Run]:
+    """The blocks of a job, alike ones together; passes of a phase in so many groups, of decode up to twice as many."""
     by_rows: dict[tuple[int, ...], list[BlockLengths]] = {}
     for block in blocks:
         by_rows.setdefault(tuple(batch.rows for batch in block), []).append(block)
@@ -50,9 +50,7 @@ def runs_of(blocks: Blocks) -> list[Run]:
         Run(
             batch_rows=rows,
             num_blocks=sum(blocks[block] for block in alike),
-            steps=tuple(
-                _steps(alike, [blocks[block] for block in alike], MAX_DECODE_GROUPS, MAX_DECODE_GROUPS)
-            ),
+            steps=tuple(_steps(alike, [blocks[block] for block in alike], max_groups, max_groups)),
         )
         for rows, alike in by_rows.items()
     ]

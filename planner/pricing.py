@@ -45,9 +45,11 @@ def predict_job(sizes: Sizes, rates: Rates) -> JobPrediction:
     )
 
 
-def price_blocks(sizes: Sizes, rates: Rates, blocks: Blocks, num_tokens: int) -> Prediction:
+def price_blocks(
+    sizes: Sizes, rates: Rates, blocks: Blocks, num_tokens: int, max_groups: int = MAX_DECODE_GROUPS
+) -> Prediction:
     """The prediction for these blocks one after the other, which generate `num_tokens` tokens together."""
-    return _price(sizes, rates, runs_of(blocks), num_tokens)
+    return _price(sizes, rates, runs_of(blocks, max_groups), num_tokens)
 
 
 def _price(sizes: Sizes, rates: Rates, runs: Iterable[Run], num_tokens: int) -> Prediction:

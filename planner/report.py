@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hwprofiles.errors import UserError
 from hwprofiles.yaml_io import check_schema, from_plain, to_plain
+from planner.batching import BatchLengths, BlockLengths
 from planner.plan import Phase, Plan
 
 SCHEMA_VERSION = 1
@@ -69,6 +70,19 @@ class PhaseActivity:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunBlocks:
+    """Blocks that were run and were alike."""
+
+    gpu_batches: tuple[tuple[int, int, int, int], ...]
+    """The fields of BatchLengths."""
+    count: int
+
+    def lengths(self) -> BlockLengths:
+        """One of them, as it is priced."""
+        return tuple(BatchLengths(*batch) for batch in self.gpu_batches)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport:
     """A whole run."""
 
@@ -97,6 +111,8 @@ class RunReport:
     plan: Plan
     activity: tuple[PhaseActivity, ...] = ()
     """Of the phases that were run; empty in reports of older versions."""
+    blocks: tuple[RunBlocks, ...] = ()
+    """All blocks as they were run: sequences may have ended early. Empty in reports of older versions."""
 
 
 def report_json(report: RunReport) -> str:
