@@ -13,7 +13,7 @@ import argparse
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,8 +48,8 @@ class Session:
     """For checkpoints, offloaded weights and packages; removed at the end."""
 
 
-def run_case(name: str, case: Case, session: Session) -> Result:
-    """A case and its peers; what fails is in the result as an error."""
+def run_case(name: str, case: Case, session: Session, output: Path) -> Result:
+    """A case and its peers; what fails is in the result as an error. The file is written after every run."""
     directory = session.directory / name
     directory.mkdir()
     result = Result(
@@ -63,22 +63,15 @@ def run_case(name: str, case: Case, session: Session) -> Result:
         checkpoint = make_checkpoint(case, directory) if case.checkpoint else None
         planning = make_plan(case, session.setting, directory / "plan.yaml", checkpoint)
     except UserError as error:
-        return replace(result, error=str(error))
+        result = replace(result, error=str(error))
+        write_result(result, output)
+        return result
+    result = replace(result, commands=(planning,), profile=_profile_facts(session.setting.hw))
     turns = Turns(case, load_plan(directory / "plan.yaml"), session, directory, checkpoint)
-    turns.play()
-    median = turns.median()
-    return replace(
-        result,
-        commands=(planning, turns.ours[0].command),
-        profile=_profile_facts(session.setting.hw),
-        report=median.report if median else None,
-        error=None if median else turns.ours[-1].error,
-        runs=tuple(_figures(run) for run in turns.ours),
-        peers=tuple(
-            PeerRuns(name=peer.name, how=peer.how, runs=tuple(turns.theirs[peer.name]))
-            for peer in session.peers
-        ),
-    )
+    for _ in turns.play():
+        result = turns.added_to(result)
+        write_result(result, output)
+    return result
 
 
 class Turns:
@@ -92,13 +85,28 @@ class Turns:
         self._case, self._plan, self._session = case, plan, session
         self._directory, self._checkpoint = directory, checkpoint
 
-    def play(self) -> None:
-        """All rounds."""
+    def play(self) -> Iterator[None]:
+        """All rounds, run by run."""
         for index in range(self._session.rounds):
-            self._run_ours()
+            yield self._run_ours()
             for peer in self._session.peers:
                 for setting in self._settings(peer, is_first=index == 0):
-                    self._run_theirs(peer, setting)
+                    yield self._run_theirs(peer, setting)
+
+    def added_to(self, result: Result) -> Result:
+        """The result with all runs so far."""
+        median = self.median()
+        return replace(
+            result,
+            commands=(result.commands[0], self.ours[0].command),
+            report=median.report if median else None,
+            error=None if median else self.ours[-1].error,
+            runs=tuple(_figures(run) for run in self.ours),
+            peers=tuple(
+                PeerRuns(name=peer.name, how=peer.how, runs=tuple(self.theirs[peer.name]))
+                for peer in self._session.peers
+            ),
+        )
 
     def median(self) -> OurRun | None:
         """Of our runs that were done the middle one, by throughput; the slower one of two."""
@@ -225,8 +233,8 @@ def _run(arguments: argparse.Namespace) -> int:
         for peer in peers:
             install(peer, Path(directory, peer.name), arguments.wheels)
         for name, case in cases.items():
-            result = run_case(name, case, session)
-            write_result(result, arguments.output / f"{'-'.join((name, *arguments.peer))}.json")
+            output = arguments.output / f"{'-'.join((name, *arguments.peer))}.json"
+            result = run_case(name, case, session, output)
             console.print(console_table(result, case))
     return 0
 

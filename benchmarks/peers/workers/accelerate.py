@@ -61,16 +61,21 @@ def _random_weights(job: PeerJob, limits: dict[int | str, int]) -> PreTrainedMod
     places = infer_auto_device_map(
         model, max_memory=limits, no_split_module_classes=model._no_split_modules, dtype=dtype_of(job)
     )
-    model.to_empty(device="cpu")
-    model.tie_weights()
-    tile = torch.randn(2**20).mul_(_DEVIATION).to(dtype_of(job))
-    for parameter in model.parameters():
-        flat = parameter.data.view(-1)
-        for start in range(0, flat.numel(), tile.numel()):
-            part = flat[start : start + tile.numel()]
-            part.copy_(tile[: part.numel()])
-    dispatch_model(model, device_map=places)
+    _fill(model)
+    dispatch_model(model, device_map=places, skip_keys=model._skip_keys_device_placement)
     return model
+
+
+def _fill(model: PreTrainedModel) -> None:
+    """Random parameters in place of the empty ones; tied ones stay tied."""
+    tile = torch.randn(2**20) * _DEVIATION
+    filled: dict[int, torch.nn.Parameter] = {}
+    for module in model.modules():
+        for name, empty in module.named_parameters(recurse=False):
+            if id(empty) not in filled:
+                values = tile.to(empty.dtype).repeat(-(-empty.numel() // tile.numel()))[: empty.numel()]
+                filled[id(empty)] = torch.nn.Parameter(values.view(empty.shape), requires_grad=False)
+            setattr(module, name, filled[id(empty)])
 
 
 if __name__ == "__main__":
