@@ -42,7 +42,6 @@ class Session:
 
     setting: Setting
     peers: tuple[Peer, ...]
-    wheels: Path | None
     rounds: int
     directory: Path
     """For checkpoints, offloaded weights and packages; removed at the end."""
@@ -88,10 +87,12 @@ class Turns:
     def play(self) -> Iterator[None]:
         """All rounds, run by run."""
         for index in range(self._session.rounds):
-            yield self._run_ours()
+            self._run_ours()
+            yield
             for peer in self._session.peers:
                 for setting in self._settings(peer, is_first=index == 0):
-                    yield self._run_theirs(peer, setting)
+                    self._run_theirs(peer, setting)
+                    yield
 
     def added_to(self, result: Result) -> Result:
         """The result with all runs so far."""
@@ -226,7 +227,6 @@ def _run(arguments: argparse.Namespace) -> int:
                 timeout_s=arguments.timeout,
             ),
             peers=peers,
-            wheels=arguments.wheels,
             rounds=arguments.rounds,
             directory=Path(directory),
         )
