@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hwprofiles.errors import UserError
 from hwprofiles.profile import HardwareProfile
 from planner.ledger import Ledger
-from planner.machine import HEADROOM, Caps
+from planner.machine import Caps, make_target
 from planner.model import ModelSpec
 from planner.policy import Policy, Split
 from planner.problem import Problem, make_problem
@@ -46,22 +46,30 @@ def tight_caps(model: ModelSpec, workload: Workload, profile: HardwareProfile) -
     """
     free = make_problem(model, workload, profile, Caps())
     for size in GPU_BATCH_SIZES:
-        tight = caps_for(free, size)
+        tight = caps_for(free, profile, size)
         plan = search(make_problem(model, workload, profile, tight.caps()), Request())
         if plan and all(share >= LEAST for _, share in plan.placement.weights.items()):
             return tight
     raise UserError("no caps make the best plan use gpu, cpu and disk; give the model more layers")
 
 
-def caps_for(problem: Problem, gpu_batch_size: int) -> TightCaps:
+def caps_for(problem: Problem, profile: HardwareProfile, gpu_batch_size: int) -> TightCaps:
     """Room to work on one gpu batch, and for a part of the weights on gpu and on cpu."""
     least = everything_on_disk(problem, gpu_batch_size)
     room = ROOM * least.bytes_of("disk", "weights")
     return TightCaps(
         gpu_batch_size=gpu_batch_size,
         gpu_mb=tenths(least.peak_bytes("gpu") + room),
-        cpu_mb=tenths((least.peak_bytes("cpu") + room) / (1 - HEADROOM)),
+        cpu_mb=tenths(cap_for(profile, least.peak_bytes("cpu") + room)),
     )
+
+
+def cap_for(profile: HardwareProfile, held_bytes: float) -> float:
+    """The cap on host memory that leaves so much beside what is kept free of it."""
+    cap = held_bytes
+    for _ in range(4):  # what is kept free grows with the cap by some percent, and by less each time
+        cap += held_bytes - make_target(profile, Caps(cpu_bytes=round(cap))).cpu_bytes
+    return cap
 
 
 def everything_on_disk(problem: Problem, gpu_batch_size: int) -> Ledger:

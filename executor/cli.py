@@ -11,18 +11,17 @@ from pathlib import Path
 from types import FrameType
 
 from executor.render import report_table
+from hwprofiles.allocation import CUDA_ALLOCATOR
 from hwprofiles.errors import run_cli
 from hwprofiles.terminal import make_console
 from planner.report import load_report
 
 VERIFY_PROMPTS = 8
-ALLOCATOR_VARIABLE = "PYTORCH_CUDA_ALLOC_CONF"
-"""With expandable segments, what layers allocate and free does not fragment the memory beside the arenas."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; 0 on success, 1 when verify finds a difference, 2 for a user's mistake, 130 interrupted."""
-    os.environ.setdefault(ALLOCATOR_VARIABLE, "expandable_segments:True")  # read when torch first allocates
+    os.environ.setdefault(*CUDA_ALLOCATOR)  # read when torch first allocates
     arguments = build_parser().parse_args(argv)
     signal.signal(signal.SIGTERM, _interrupt)
     logging.getLogger("transformers").setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""What the operating system, and CUDA, count as this process's memory."""
+"""What the operating system, and CUDA, count as this process's memory, and the peaks of both."""
 
 from __future__ import annotations
 
@@ -7,20 +7,17 @@ from pathlib import Path
 
 import torch
 
-_STATUS = Path("/proc/self/status")
+from hwprofiles.process_memory import peak_resident_bytes, resident_bytes
+
+__all__ = [
+    "peak_gpu_bytes",
+    "peak_resident_bytes",
+    "reset_peak",
+    "resident_bytes",
+]
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
 """Resets VmHWM to VmRSS; see proc_pid_clear_refs(5)."""
-
-
-def resident_bytes() -> int:
-    """Memory this process occupies now."""
-    return _status("VmRSS")
-
-
-def peak_resident_bytes() -> int:
-    """The most it occupied since the start, or since reset_peak."""
-    return _status("VmHWM")
 
 
 def reset_peak() -> None:
@@ -37,11 +34,3 @@ def peak_gpu_bytes(device: torch.device) -> int:
     free, total = torch.cuda.mem_get_info(device)
     beside = total - free - torch.cuda.memory_reserved(device)
     return torch.cuda.max_memory_reserved(device) + max(0, beside)
-
-
-def _status(key: str) -> int:
-    for line in _STATUS.read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == key:
-            return int(value.split()[0]) * 1024
-    raise KeyError(key)

@@ -1,4 +1,4 @@
-"""How this process's C library keeps memory: set alike where runs compute and where they are measured."""
+"""How this process's allocators keep memory: set alike where runs compute and where they are measured."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import ctypes
 
 from hwprofiles.units import MIB
 
+CUDA_ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+"""Environment of a run: what layers allocate and free does not fragment the GPU's memory beside the arenas."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Of mallopt(3)."""
 _LARGE_BYTES, _KEPT_BYTES = 4 * MIB, 64 * MIB
@@ -23,3 +25,9 @@ def give_back_large_tensors() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
         libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+
+
+def trim_heap() -> None:
+    """Give back what the heap holds free; other C libraries than glibc are left alone."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -19,6 +19,8 @@ class Budget:
     """The points each probe measures, and the seconds all of them share."""
 
     total_s: float
+    process_runs: int
+    """Fresh processes that are weighed."""
     working_set_bytes: int
     """Of memory, GEMM and attention probes; enlarged to twice the last-level cache."""
     gemm_rows: tuple[int, ...]
@@ -33,7 +35,8 @@ class Budget:
 
 
 QUICK = Budget(
-    total_s=22,
+    total_s=27,
+    process_runs=2,
     working_set_bytes=64 * MIB,
     gemm_rows=(1, 16, 256, 1024),
     gemm_columns=2048,
@@ -46,6 +49,7 @@ QUICK = Budget(
 )
 FULL = Budget(
     total_s=200,
+    process_runs=4,
     working_set_bytes=512 * MIB,
     gemm_rows=(1, 4, 16, 64, 256, 1024, 4096),
     gemm_columns=4096,

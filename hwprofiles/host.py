@@ -11,7 +11,8 @@ from pathlib import Path
 
 import psutil
 
-from hwprofiles.cgroups import cpu_quota, memory_limit_bytes
+from hwprofiles.cgroups import cpu_quota, memory_headroom_bytes, memory_limit_bytes
+from hwprofiles.process_memory import resident_bytes
 from hwprofiles.profile import HardwareProfile, fingerprint_of
 
 _CPUS = Path("/sys/devices/system/cpu")
@@ -55,6 +56,15 @@ def memory_limits(cap_bytes: int | None = None) -> dict[str, int]:
     if cap_bytes is not None:
         limits["cap"] = cap_bytes
     return limits
+
+
+def occupied_bytes() -> int:
+    """Of the host memory that `memory_limits` grants, what the kernel and other processes hold now."""
+    usable = psutil.virtual_memory().available
+    in_group = memory_headroom_bytes()
+    if in_group is not None:
+        usable = min(usable, in_group)
+    return max(0, min(memory_limits().values()) - usable - resident_bytes())
 
 
 def cpu_model() -> str:

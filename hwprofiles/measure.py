@@ -14,7 +14,7 @@ import torch
 from hwprofiles.allocation import give_back_large_tensors
 from hwprofiles.budget import DTYPES, Budget, Pace, Progress
 from hwprofiles.errors import UserError
-from hwprofiles.host import Processor, current_fingerprint, memory_limits, processor
+from hwprofiles.host import Processor, current_fingerprint, memory_limits, occupied_bytes, processor
 from hwprofiles.probes.attention import attention_curves, fastest
 from hwprofiles.probes.buffers import affordable_bytes
 from hwprofiles.probes.compute import gemm_curves, launch_overhead
@@ -25,7 +25,7 @@ from hwprofiles.probes.links import measure_link
 from hwprofiles.probes.memory import memory_rate
 from hwprofiles.probes.process import ProcessCost, process_cost
 from hwprofiles.probes.threads import task_overhead
-from hwprofiles.profile import SCHEMA_VERSION, Gpu, HardwareProfile, Host
+from hwprofiles.profile import NO_MARGINS, SCHEMA_VERSION, Gpu, HardwareProfile, Host
 from hwprofiles.units import MIB, format_bytes
 
 CPU = torch.device("cpu")
@@ -63,9 +63,16 @@ def measure(request: Request, progress: Progress) -> HardwareProfile:
     pace = Pace(request.budget.total_s, count_points(request.budget, gpus, len(threads)), progress)
     with _all_cores(cpu.physical_cores):
         pace.next("memory of a fresh process")
-        cost = process_cost(sum(device.type == "cuda" for device in gpus))
+        occupied = occupied_bytes()
+        cost = process_cost(sum(device.type == "cuda" for device in gpus), request.budget.process_runs)
         host = _measure_host(
-            request=request, cpu=cpu, threads=threads, working_set_bytes=working_set, cost=cost, pace=pace
+            request=request,
+            cpu=cpu,
+            threads=threads,
+            working_set_bytes=working_set,
+            cost=cost,
+            occupied=occupied,
+            pace=pace,
         )
         measured_gpus = tuple(_measure_gpu(request, device, host, cost, pace) for device in gpus)
         with scratch_file(request.disk_dir, request.budget.disk_file_bytes) as file:
@@ -162,6 +169,7 @@ def _measure_host(
     threads: tuple[int, ...],
     working_set_bytes: int,
     cost: ProcessCost,
+    occupied: int,
     pace: Pace,
 ) -> Host:
     limits = memory_limits(request.cpu_cap_bytes)
@@ -181,6 +189,8 @@ def _measure_host(
         elementwise_bytes_per_s=elementwise_rate(CPU, pace.next("elementwise operations")),
         layer=layer_points(CPU, pace),
         prompt_attention=prompt_attention_rates(CPU, pace),
+        margins=cost.host_margins,
+        occupied_bytes=occupied,
     )
 
 
@@ -200,6 +210,7 @@ def _measure_gpu(request: Request, device: torch.device, host: Host, cost: Proce
         gemm=host.gemm if emulated else gemm_curves(device, request.budget, working_set, pace),
         launch_overhead_s=launch_overhead(device, pace.next(f"{device} launch overhead")),
         context_bytes=0 if emulated else cost.context_bytes[device.index],
+        margins=NO_MARGINS if emulated else cost.gpu_margins,
         link=measure_link(device, buffer_bytes, request.budget, pace),
         layer=() if emulated else layer_points(device, pace),
         prompt_attention={} if emulated else prompt_attention_rates(device, pace),

@@ -119,6 +119,33 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Margins:
+    """Memory that is held beyond what is asked for, by kind, as measured."""
+
+    process_bytes: int
+    """On a GPU what a run's kernels add to the context; on the host the spread between one process and the next."""
+    allocator_bytes: int
+    """Of sizes rounded up."""
+    fragmentation_bytes: int
+    """Held by an allocator, but free."""
+
+    def __post_init__(self) -> None:
+        if min(self.process_bytes, self.allocator_bytes, self.fragmentation_bytes) < 0:
+            raise UserError(f"margins must not be negative, found {self}")
+
+    def times(self, count: int) -> Margins:
+        """Of so many like it."""
+        return Margins(
+            process_bytes=count * self.process_bytes,
+            allocator_bytes=count * self.allocator_bytes,
+            fragmentation_bytes=count * self.fragmentation_bytes,
+        )
+
+
+NO_MARGINS = Margins(process_bytes=0, allocator_bytes=0, fragmentation_bytes=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
     """One GPU, or an emulated one: a capped arena in host memory whose compute is the CPU's."""
 
@@ -134,6 +161,8 @@ class Gpu:
     """Host time to issue a small layer; empty in older profiles."""
     prompt_attention: Mapping[Dtype, Rate] = field(default_factory=dict)
     """FLOP per second of prompts' attention to themselves; empty in older profiles."""
+    margins: Margins | None = None
+    """None: not measured."""
 
     def __post_init__(self) -> None:
         _check_positive(memory_bytes=self.memory_bytes)
@@ -165,8 +194,20 @@ class Host:
     layer: tuple[LayerPoint, ...] = ()
     """As a GPU's, where the CPU computes."""
     prompt_attention: Mapping[Dtype, Rate] = field(default_factory=dict)
+    margins: Margins | None = None
+    """None: not measured."""
+    occupied_bytes: int | None = None
+    """What the kernel and other processes held of the host's memory at the time; None: not measured."""
+
+    @property
+    def granted_bytes(self) -> int:
+        """What the host gives, whatever cap was measured under."""
+        limits = [limit for name, limit in self.memory_limits_bytes.items() if name != "cap"]
+        return min(limits, default=self.memory_bytes)
 
     def __post_init__(self) -> None:
+        if self.occupied_bytes is not None and self.occupied_bytes < 0:
+            raise UserError(f"occupied_bytes must not be negative, found {self.occupied_bytes}")
         _check_positive(
             sockets=self.sockets,
             physical_cores=self.physical_cores,

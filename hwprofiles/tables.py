@@ -14,6 +14,7 @@ from hwprofiles.profile import (
     Gpu,
     HardwareProfile,
     Host,
+    Margins,
     Rate,
     load_profile,
     shipped_names,
@@ -101,9 +102,11 @@ def _facts(profile: HardwareProfile) -> Iterator[tuple[str, str]]:
     yield "processor", f"{host.cpu_model}; {host.sockets} sockets, {cores}, {host.numa_nodes} NUMA nodes"
     limits = ", ".join(f"{name} {format_bytes(size)}" for name, size in host.memory_limits_bytes.items())
     yield "host memory", f"{format_bytes(host.memory_bytes)} ({limits})"
-    yield "process", f"{format_bytes(host.process_bytes)} resident before any model"
+    yield "process", f"{format_bytes(host.process_bytes)} resident before any model{_margins(host.margins)}"
+    if host.occupied_bytes is not None:
+        yield "occupied", f"{format_bytes(host.occupied_bytes)} by the kernel and other processes"
     for index, gpu in enumerate(profile.gpus):
-        context = f"context {format_bytes(gpu.context_bytes)}"
+        context = f"context {format_bytes(gpu.context_bytes)}{_margins(gpu.margins)}"
         yield f"gpu {index}", f"{gpu.name}; {format_bytes(gpu.memory_bytes)}, {context}"
     disk = profile.disk
     if disk is not None:
@@ -115,6 +118,17 @@ def _facts(profile: HardwareProfile) -> Iterator[tuple[str, str]]:
             "at once",
             f"attention in {concurrent.cpu_attention_dtype}, {concurrent.cpu_attention_threads} threads",
         )
+
+
+def _margins(margins: Margins | None) -> str:
+    if margins is None:
+        return ", margins not measured"
+    kinds = {
+        "process": margins.process_bytes,
+        "allocator": margins.allocator_bytes,
+        "fragmentation": margins.fragmentation_bytes,
+    }
+    return "".join(f", {kind} margin {format_bytes(nbytes)}" for kind, nbytes in kinds.items() if nbytes)
 
 
 def _gpu_summary(profile: HardwareProfile) -> str:

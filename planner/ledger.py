@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from hwprofiles.errors import UserError
+from hwprofiles.profile import NO_MARGINS, Margins
 from hwprofiles.units import MIB, format_bytes
 from planner.layout import (
     ATTENTION_CHUNK_BYTES,
@@ -64,6 +65,10 @@ class Target:
     disk_bytes: int
     context_bytes: int
     process_bytes: int
+    gpu_margins: Margins = NO_MARGINS
+    cpu_margins: Margins = NO_MARGINS
+    headroom_bytes: int = 0
+    """Host memory left to the kernel and other processes; no longer in `cpu_bytes`."""
 
     def limit_bytes(self, tier: Tier) -> int:
         """The most bytes a plan may hold on a tier."""
@@ -143,7 +148,13 @@ def make_ledger(
 ) -> Ledger:
     """The ledger of a placed policy."""
     sizes = Sizes(model, workload, policy, placement, target.compute_tier)
-    entries = [*_homes(sizes), *_buffers(sizes), *_transients(sizes, target), *_process(sizes, target)]
+    entries = [
+        *_homes(sizes),
+        *_buffers(sizes),
+        *_transients(sizes, target),
+        *_process(sizes, target),
+        *_margins(target),
+    ]
     return Ledger(entries=tuple(e for e in entries if e.peak_bytes))
 
 
@@ -348,6 +359,18 @@ def _requests(workload: Workload, policy: Policy) -> int:
     histogram = workload.histogram or ((workload.prompt_len, workload.gen_len, policy.block_size),)
     held = sum(request_bytes(count, prompt_len, gen_len) for prompt_len, gen_len, count in histogram)
     return held + padding_bytes((policy.gpu_batch_size - 1) * (histogram[0][0] - histogram[-1][0]))
+
+
+def _margins(target: Target) -> Iterator[Entry]:
+    """What is held beyond what is asked for, by kind; nobody allocates it."""
+    kinds: tuple[tuple[Tier, Margins, str], ...] = (
+        ("gpu", target.gpu_margins, "context"),
+        ("cpu", target.cpu_margins, "process"),
+    )
+    for tier, margins, process in kinds:
+        yield _both(tier, f"margin: {process}", margins.process_bytes)
+        yield _both(tier, "margin: allocator", margins.allocator_bytes)
+        yield _both(tier, "margin: fragmentation", margins.fragmentation_bytes)
 
 
 def dequantised_layer_bytes(layer: LayerSpec, element_bytes: int) -> int:

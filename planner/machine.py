@@ -8,12 +8,25 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from hwprofiles.errors import UserError
-from hwprofiles.profile import AttentionPoint, DiskPoint, Dtype, Gpu, HardwareProfile, Rate
+from hwprofiles.profile import (
+    NO_MARGINS,
+    AttentionPoint,
+    DiskPoint,
+    Dtype,
+    Gpu,
+    HardwareProfile,
+    Margins,
+    Rate,
+)
 from planner.factors import HANDOVER, LAUNCH, Factors, factor_of
+from planner.headroom import Headroom, headroom_bytes
 from planner.ledger import Target
 
-HEADROOM = 0.02
-"""Share of host memory left to the allocator's rounding and to other processes."""
+UNMEASURED_GPU = Margins(process_bytes=212_593_664, allocator_bytes=0, fragmentation_bytes=0)
+"""Where a profile has no margins: how far a run was over a ledger without them, of whatever kind that was.
+
+On an H200 host, OPT-30B in 4 bits was 213 MB over its 8.8 GB, OPT-1.3B 106 MB over its 3.5 GB (benchmarks/results).
+"""
 _IO_SHARE = 4
 """One core in this many is left to copies and disk threads while the CPU attends."""
 _WORTH_A_THREAD = 1.03
@@ -30,6 +43,8 @@ class Caps:
     gpu_bytes: int | None = None
     cpu_bytes: int | None = None
     disk_bytes: int | None = None
+    headroom: Headroom | None = None
+    """Of host memory; None: what others held when it was measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +125,13 @@ class Rates:
 
 def make_target(profile: HardwareProfile, caps: Caps) -> Target:
     """The limits of each tier; an emulated GPU's arena is taken out of host memory."""
-    gpu = profile.gpus[0] if profile.gpus else None
+    host, gpu = profile.host, profile.gpus[0] if profile.gpus else None
     if gpu is None and caps.gpu_bytes:
         raise UserError(f"profile {profile.name} has no GPU; leave out --gpu-mem")
     gpu_bytes = _least(gpu.memory_bytes, caps.gpu_bytes) if gpu else 0
-    host_bytes = profile.host.memory_bytes - (gpu_bytes if gpu and gpu.emulated else 0)
+    arena_bytes = gpu_bytes if gpu and gpu.emulated else 0
+    limit = max(0, _least(host.memory_bytes - arena_bytes, caps.cpu_bytes))
+    headroom = headroom_bytes(host, host.granted_bytes - arena_bytes, limit, caps.headroom)
     return Target(
         name=profile.name,
         digest=profile.digest(),
@@ -122,16 +139,26 @@ def make_target(profile: HardwareProfile, caps: Caps) -> Target:
         compute_tier="gpu" if gpu else "cpu",
         emulated=bool(gpu and gpu.emulated),
         gpu_bytes=gpu_bytes,
-        cpu_bytes=max(0, usable_bytes(_least(host_bytes, caps.cpu_bytes))),
+        cpu_bytes=limit - headroom,
         disk_bytes=_least(profile.disk.free_bytes, caps.disk_bytes) if profile.disk else 0,
         context_bytes=gpu.context_bytes if gpu else 0,
-        process_bytes=profile.host.process_bytes,
+        process_bytes=host.process_bytes,
+        gpu_margins=_gpu_margins(gpu),
+        cpu_margins=host.margins or NO_MARGINS,
+        headroom_bytes=headroom,
     )
 
 
-def usable_bytes(host_bytes: float) -> int:
-    """What a plan may hold of so much host memory."""
-    return int((1 - HEADROOM) * host_bytes)
+def _gpu_margins(gpu: Gpu | None) -> Margins:
+    if gpu is None or gpu.emulated:
+        return NO_MARGINS
+    return gpu.margins or UNMEASURED_GPU
+
+
+def usable_bytes(target: Target, host_bytes: float) -> int:
+    """What a plan may hold of so much host memory, if the target's share of it is left free."""
+    whole = target.cpu_bytes + target.headroom_bytes
+    return round(host_bytes - host_bytes * target.headroom_bytes / whole) if whole else 0
 
 
 def make_rates(profile: HardwareProfile, dtype: Dtype, *, spreads: float = 0.0) -> Rates:

@@ -57,11 +57,11 @@ class Change:
             return self._resized(problem, _TIERS[self.part])
         if self.part == "gpus":
             return _merged_gpus(problem, round(self.amount))
-        return replace(problem, rates=_FASTER[self.part](problem.rates, self.amount))
+        return replace(problem, rates=_FASTER[self.part](problem.rates, self.amount), band=None)
 
     def _resized(self, problem: Problem, tier: Tier) -> Problem:
         now = problem.target.limit_bytes(tier)
-        size = usable_bytes(self.amount) if tier == "cpu" else round(self.amount)
+        size = usable_bytes(problem.target, self.amount) if tier == "cpu" else round(self.amount)
         limit = {"to": size, "by": now + size, "times": round(now * self.amount)}[self.how]
         return problem.with_limit(tier, max(0, limit))
 
@@ -190,5 +190,10 @@ def _merged_gpus(problem: Problem, count: int) -> Problem:
         d2h=_scaled(rates.d2h, count),
         both_bytes_per_s=rates.both_bytes_per_s * count,
     )
-    larger = replace(target, gpu_bytes=target.gpu_bytes * count, context_bytes=target.context_bytes * count)
-    return replace(problem, target=larger, rates=rates)
+    larger = replace(
+        target,
+        gpu_bytes=target.gpu_bytes * count,
+        context_bytes=target.context_bytes * count,
+        gpu_margins=target.gpu_margins.times(count),
+    )
+    return replace(problem, target=larger, rates=rates, band=None)

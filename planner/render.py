@@ -105,6 +105,9 @@ def _memory_table(plan: Plan) -> Table:
     table.add_section()
     table.add_row("peak", *(format_bytes(plan.ledger.peak_bytes(tier)) for tier in tiers), style="bold")
     table.add_row("limit", *(format_bytes(plan.hardware.limit_bytes(tier)) for tier in tiers))
+    if plan.hardware.headroom_bytes:
+        left = {"cpu": format_bytes(plan.hardware.headroom_bytes)}
+        table.add_row("headroom beyond it", *(left.get(tier, "") for tier in tiers))
     return table
 
 

@@ -1,22 +1,26 @@
 """A process that does what every run does before its first byte of model; `process.py` runs and weighs it.
 
-Run as `python -m hwprofiles.probes.baseline NUM_GPUS`. It writes one line of JSON, `{"resident_bytes": …}`,
-and lives until its standard input closes, so that its GPU memory can be read meanwhile.
+Run as `python -m hwprofiles.probes.baseline NUM_GPUS`. It writes one line of JSON, the keys of `Weighed`, and
+lives until its standard input closes, so that its GPU memory can be read meanwhile.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import importlib
 import json
 import sys
-from pathlib import Path
+from dataclasses import asdict
 
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, PreTrainedTokenizerFast
+
+from hwprofiles.allocation import trim_heap
+from hwprofiles.probes.allocators import gpu_overhead, host_overhead
+from hwprofiles.probes.libraries import library_bytes
+from hwprofiles.probes.weighed import Overhead, Weighed
+from hwprofiles.process_memory import peak_resident_bytes, resident_bytes
 
 _SIZE = 256
 _ALSO_IMPORTED = ("cattrs", "huggingface_hub", "jinja2", "psutil", "rich.progress", "rich.table", "safetensors.torch",
@@ -24,14 +28,6 @@ _ALSO_IMPORTED = ("cattrs", "huggingface_hub", "jinja2", "psutil", "rich.progres
 """By the planner and the executor."""
 _GEMM_ROWS, _GEMM_SIZES = 256, ((1024, 1024), (4096, 1024), (8192, 1024))
 """Of float32 products, for whose operands matrix libraries keep buffers on every core."""
-
-
-def resident_bytes(key: str = "VmRSS") -> int:
-    """Memory this process occupies, or with VmHWM the most it has."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{key}:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {key}")
 
 
 def load_everything() -> None:
@@ -63,8 +59,7 @@ def use_cpu() -> None:
             torch.nn.functional.linear(torch.rand(_GEMM_ROWS, shape[1]), torch.rand(shape))
         heads = torch.rand(2, 4, 128, 64)
         torch.nn.functional.scaled_dot_product_attention(heads, heads, heads, is_causal=True)
-    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
-        ctypes.CDLL(None).malloc_trim(0)
+    trim_heap()
 
 
 def use_gpu(index: int) -> None:
@@ -82,21 +77,32 @@ def use_gpu(index: int) -> None:
     torch.cuda.empty_cache()
 
 
-def main() -> None:
+def weigh(num_gpus: int) -> Weighed:
     """Weigh the process with its first GPU, then start the others."""
-    num_gpus = int(sys.argv[1])
-    assert AutoTokenizer is not None  # imported for its weight
     load_everything()
-    peak_bytes = resident_bytes("VmHWM")
+    peak_bytes = peak_resident_bytes()
+    libraries, host, gpu = 0, Overhead(), Overhead()
     if num_gpus:
+        first = torch.device("cuda", 0)
         use_gpu(0)
-        peak_bytes = resident_bytes("VmHWM")
+        libraries = library_bytes(first)
+        peak_bytes = peak_resident_bytes()
+        gpu = gpu_overhead(first)
     else:
         use_cpu()
-    weighed = {"resident_bytes": max(peak_bytes, resident_bytes())}
+    occupied = max(peak_bytes, resident_bytes())
+    if not num_gpus:  # beside a GPU the host allocates little that comes and goes
+        host = host_overhead()
     for index in range(1, num_gpus):
         use_gpu(index)
-    print(json.dumps(weighed), flush=True)
+        library_bytes(torch.device("cuda", index))
+    return Weighed(resident_bytes=occupied, host=host, library_bytes=libraries, gpu=gpu)
+
+
+def main() -> None:
+    """Print what was weighed, and wait."""
+    assert AutoTokenizer is not None  # imported for its weight
+    print(json.dumps(asdict(weigh(int(sys.argv[1])))), flush=True)
     sys.stdin.read()
 
 

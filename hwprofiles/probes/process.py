@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from hwprofiles.allocation import CUDA_ALLOCATOR
 from hwprofiles.errors import UserError
+from hwprofiles.probes.weighed import Overhead, Weighed
+from hwprofiles.profile import NO_MARGINS, Margins
+from hwprofiles.yaml_io import from_plain
 
 _PACKAGE_PARENT = Path(__file__).parents[2]
-_TIMEOUT_S = 120
+_TIMEOUT_S = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,19 +31,47 @@ class ProcessCost:
 
     resident_bytes: int
     context_bytes: tuple[int, ...]
+    host_margins: Margins = NO_MARGINS
+    gpu_margins: Margins = NO_MARGINS
+    """Of each GPU."""
 
 
-def process_cost(num_gpus: int) -> ProcessCost:
-    """Start a fresh process that imports and initialises everything, and weigh it.
+def process_cost(num_gpus: int, num_runs: int = 1) -> ProcessCost:
+    """Start fresh processes that import and initialise everything, one after the other, and weigh them.
 
-    A GPU's context is the free memory that vanishes there while the process lives, workspaces included; other
-    processes must leave the GPU alone meanwhile. UserError when the process fails.
+    A GPU's context is the free memory that vanishes there while a process lives, workspaces included, less what
+    a run's kernels add, which is a margin; other processes must leave the GPU alone meanwhile. UserError when a
+    process fails.
     """
+    runs = [_weigh(num_gpus) for _ in range(num_runs)]
+    resident = sorted(weighed.resident_bytes for weighed, _ in runs)
+    return ProcessCost(
+        resident_bytes=statistics.median_low(resident),
+        context_bytes=tuple(max(gpu) for gpu in zip(*(context for _, context in runs), strict=True)),
+        host_margins=_margins(resident[-1] - resident[0], [weighed.host for weighed, _ in runs]),
+        gpu_margins=_margins(
+            max(weighed.library_bytes for weighed, _ in runs), [weighed.gpu for weighed, _ in runs]
+        ),
+    )
+
+
+def _margins(process_bytes: int, overheads: Sequence[Overhead]) -> Margins:
+    return Margins(
+        process_bytes=process_bytes,
+        allocator_bytes=max(overhead.rounding_bytes for overhead in overheads),
+        fragmentation_bytes=max(overhead.fragmentation_bytes for overhead in overheads),
+    )
+
+
+def _weigh(num_gpus: int) -> tuple[Weighed, tuple[int, ...]]:
+    """One process, and the context it has on each GPU."""
     before = [_free_bytes(index) for index in range(num_gpus)]
+    variable, setting = CUDA_ALLOCATOR
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, (str(_PACKAGE_PARENT), os.environ.get("PYTHONPATH")))),
         "HF_HUB_OFFLINE": "1",
+        variable: os.environ.get(variable, setting),
     }
     command = [sys.executable, "-m", "hwprofiles.probes.baseline", str(num_gpus)]
     with tempfile.TemporaryFile("w+") as errors:
@@ -58,13 +92,12 @@ def process_cost(num_gpus: int) -> ProcessCost:
         last_words = " ".join(errors.read().split())[-300:]
     if not line.startswith("{"):
         raise UserError(
-            f"a fresh process with torch and transformers failed ({last_words}); "
+            f"a fresh process with torch and transformers failed ({last_words or f'no word in {_TIMEOUT_S} s'}); "
             "check that both can be imported and that the GPU has memory left"
         )
-    return ProcessCost(
-        resident_bytes=json.loads(line)["resident_bytes"],
-        context_bytes=tuple(max(0, b - a) for b, a in zip(before, after, strict=True)),
-    )
+    weighed = from_plain(json.loads(line), Weighed, "a fresh process")
+    vanished = (b - a for b, a in zip(before, after, strict=True))
+    return weighed, tuple(max(0, nbytes - weighed.library_bytes) for nbytes in vanished)
 
 
 def _free_bytes(index: int) -> int:

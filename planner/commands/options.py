@@ -11,11 +11,12 @@ from hwprofiles.host import mismatch
 from hwprofiles.profile import Dtype, load_profile
 from hwprofiles.units import parse_bytes
 from planner.commands.workload import add_workload, workload_of
+from planner.headroom import parse_headroom
 from planner.machine import Caps
 from planner.model import load_model
 from planner.problem import Problem, make_problem
 
-SIZE_FLAGS = ("--gpu-mem", "--cpu-mem", "--disk")
+SIZE_FLAGS = ("--gpu-mem", "--cpu-mem", "--disk", "--headroom")
 
 
 def add_problem(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +37,12 @@ def add_problem(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             flag, dest=f"{tier}_bytes", metavar="SIZE", help=f"cap on {what} (default: all there is)"
         )
+    parser.add_argument(
+        "--headroom",
+        metavar="SHARE-OR-SIZE",
+        help="host memory to leave free of --cpu-mem, or of all there is: 5%% or 2GB (default: what the kernel and "
+        "other processes held when the profile was measured, or 2%% where it does not say)",
+    )
 
 
 def add_profile(parser: argparse.ArgumentParser) -> None:
@@ -62,6 +69,7 @@ def problem_of(arguments: argparse.Namespace) -> Problem:
         gpu_bytes=_size(arguments.gpu_bytes),
         cpu_bytes=_size(arguments.cpu_bytes),
         disk_bytes=_size(arguments.disk_bytes),
+        headroom=parse_headroom(arguments.headroom) if arguments.headroom is not None else None,
     )
     model = load_model(arguments.model, dtype)
     problem = make_problem(model, workload_of(arguments, model), profile, caps)

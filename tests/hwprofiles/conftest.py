@@ -13,6 +13,7 @@ def tiny_budget() -> Budget:
     """Two points of everything in well under a second."""
     return Budget(
         total_s=0.5,
+        process_runs=1,
         working_set_bytes=4 * MIB,
         gemm_rows=(1, 8),
         gemm_columns=256,

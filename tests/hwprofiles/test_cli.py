@@ -24,7 +24,7 @@ from dataclasses import replace
 from hwprofiles import budget, cli, measure
 from hwprofiles.probes.process import ProcessCost
 measure._CACHES_IN_WORKING_SET = 0
-measure.process_cost = lambda _: ProcessCost(resident_bytes=1, context_bytes=())
+measure.process_cost = lambda *_: ProcessCost(resident_bytes=1, context_bytes=())
 cli.QUICK = replace(
     budget.QUICK, total_s=10, working_set_bytes=2**20, gemm_rows=(1,), gemm_columns=256,
     disk_file_bytes=2**22, disk_block_bytes=(2**20,), disk_threads=(1,) * 300,
@@ -74,7 +74,7 @@ def test_measure_writes_the_profile(
 ) -> None:
     """`measure` writes a valid file that bears its name and command, shows it, and restores SIGTERM."""
     cost = measure.ProcessCost(resident_bytes=1, context_bytes=())
-    monkeypatch.setattr(measure, "process_cost", lambda _: cost)
+    monkeypatch.setattr(measure, "process_cost", lambda *_: cost)
     monkeypatch.setattr(cli, "QUICK", tiny_budget)
     monkeypatch.setattr(measure, "_CACHES_IN_WORKING_SET", 0)
     before = signal.getsignal(signal.SIGTERM)

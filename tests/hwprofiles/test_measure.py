@@ -37,7 +37,7 @@ def request_(tiny_budget: Budget, tmp_path: Path) -> Request:
 def light_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not start the process that imports everything."""
     cost = ProcessCost(resident_bytes=1, context_bytes=())
-    monkeypatch.setattr(measure, "process_cost", lambda _: cost)
+    monkeypatch.setattr(measure, "process_cost", lambda *_: cost)
 
 
 def read_back(profile: HardwareProfile, path: Path) -> HardwareProfile:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from hwprofiles.profile import HardwareProfile, load_profile
+from hwprofiles.profile import NO_MARGINS, HardwareProfile, load_profile
 from planner.ledger import LIBRARY_BYTES, LOADING_BYTES
 from planner.machine import Caps
 from planner.model import ModelSpec, load_model, spec_from_config
@@ -53,9 +53,9 @@ def small_mixtral() -> ModelSpec:
 
 
 def small_t4() -> HardwareProfile:
-    """The T4 host with process and context made small beside a small model."""
+    """The T4 host with process, context and margins made small beside a small model."""
     profile = load_profile("t4-host")
-    gpu = replace(profile.gpus[0], context_bytes=10 * MB)
+    gpu = replace(profile.gpus[0], context_bytes=10 * MB, margins=NO_MARGINS)
     return replace(profile, gpus=(gpu,), host=replace(profile.host, process_bytes=50 * MB))
 
 

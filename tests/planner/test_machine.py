@@ -9,7 +9,7 @@ import pytest
 from hwprofiles.errors import UserError
 from hwprofiles.profile import AttentionPoint, Calibration, Concurrent, DiskPoint, Rate, load_profile
 from planner.factors import HANDOVER, LAUNCH
-from planner.machine import HEADROOM, Caps, Curve, make_rates, make_target
+from planner.machine import Caps, Curve, make_rates, make_target
 from tests.planner.problems import GB, MB, emulated
 
 
@@ -23,15 +23,15 @@ def test_a_curve_is_straight_in_log_scales() -> None:
 
 
 def test_limits_are_the_smaller_of_machine_and_cap() -> None:
-    """A cap above what there is changes nothing; host memory keeps its headroom."""
+    """A cap above what there is changes nothing; a profile that measured nobody else keeps 2% of host memory free."""
     profile = load_profile("t4-host")
     target = make_target(profile, Caps(gpu_bytes=8 * GB, cpu_bytes=100 * GB, disk_bytes=9 * 10**15))
     assert target.gpu_bytes == 8 * GB
-    assert target.cpu_bytes == int(100 * GB * (1 - HEADROOM))
+    assert (target.cpu_bytes, target.headroom_bytes) == (98 * GB, 2 * GB)
     assert target.disk_bytes == profile.disk.free_bytes if profile.disk else 0
     free = make_target(profile, Caps(gpu_bytes=99 * GB))
     assert free.gpu_bytes == profile.gpus[0].memory_bytes
-    assert free.cpu_bytes == int(profile.host.memory_bytes * (1 - HEADROOM))
+    assert free.cpu_bytes == pytest.approx(0.98 * profile.host.memory_bytes)
 
 
 def test_an_emulated_gpu_is_taken_out_of_host_memory() -> None:

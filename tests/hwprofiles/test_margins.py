@@ -1,0 +1,76 @@
+"""What a process holds beyond what it asks for: measured on this machine, and read back from profiles."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import yaml
+
+from hwprofiles.errors import UserError
+from hwprofiles.host import memory_limits, occupied_bytes
+from hwprofiles.probes.libraries import load_kernels
+from hwprofiles.probes.process import process_cost
+from hwprofiles.probes.tensors import allocations
+from hwprofiles.profile import HardwareProfile, Margins, load_profile, shipped_names
+from hwprofiles.units import MIB
+from hwprofiles.yaml_io import from_plain
+
+CPU = torch.device("cpu")
+
+
+def test_fresh_processes_are_weighed_and_compared() -> None:
+    """Two of them: the spread between both is small beside one, and no allocator gives back more than it took."""
+    cost = process_cost(0, num_runs=2)
+    assert cost.resident_bytes > 100 * MIB
+    assert cost.context_bytes == ()
+    assert 0 <= cost.host_margins.process_bytes < cost.resident_bytes // 4
+    assert 0 <= cost.host_margins.fragmentation_bytes < 200 * MIB
+    assert cost.gpu_margins == Margins(process_bytes=0, allocator_bytes=0, fragmentation_bytes=0)
+
+
+def test_layers_hold_what_they_say() -> None:
+    """Against the sum over all tensors there are: the peak is the MLP's, and a layer leaves nothing but its result."""
+    held = list(allocations(CPU, torch.float32, 8, (4, 2)))
+    row = 8 * 4
+    assert held[:5] == [4 * row, 8 * row, 12 * row, 16 * row, 20 * row]
+    assert max(held) == (1 + 4 + 4) * 4 * row
+    assert held[10] == 2 * row  # the second layer begins with its own hidden states alone
+
+
+def test_every_kernel_that_is_loaded_on_a_gpu_runs() -> None:
+    """The same calls on the CPU: none of them is misspelt for this torch."""
+    load_kernels(CPU, rows=(1, 8))
+
+
+def test_others_hold_less_than_all() -> None:
+    """Of what this process may use, some is held by the kernel at least, and some is left."""
+    assert 0 <= occupied_bytes() < min(memory_limits().values())
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_profiles_from_before_margins_load(name: str) -> None:
+    """A file without the keys reads as not measured."""
+    data = yaml.safe_load(load_profile(name).to_yaml())
+    del data["host"]["margins"], data["host"]["occupied_bytes"]
+    for gpu in data["gpus"]:
+        del gpu["margins"]
+    profile = from_plain(data, HardwareProfile, name)
+    assert profile.host.margins is None
+    assert profile.host.occupied_bytes is None
+
+
+def test_negative_bytes_are_refused() -> None:
+    """By name."""
+    with pytest.raises(UserError, match="margins"):
+        Margins(process_bytes=-1, allocator_bytes=0, fragmentation_bytes=0)
+    with pytest.raises(UserError, match="occupied_bytes"):
+        replace(load_profile("two-core").host, occupied_bytes=-1)
+
+
+def test_what_the_host_grants_leaves_out_the_cap() -> None:
+    """A cap of the measurement says nothing of what others may use."""
+    host = load_profile("two-core").host
+    capped = replace(host, memory_limits_bytes={"mem_total": 100, "cgroup": 80, "cap": 50}, memory_bytes=50)
+    assert capped.granted_bytes == 80
