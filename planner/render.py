@@ -117,17 +117,14 @@ def _prediction_table(plan: Plan) -> Table:
     interval = prediction.interval
     ranges = (interval.prefill_s, interval.decode_s) if interval else (None, None)
     longest = " of the longest prompts and answers" * bool(plan.workload.lengths)
-    table = make_table(
-        f"Predicted for one block{longest}", "phase", "time", "range", "tokens/s", "bound by", "busy"
-    )
+    table = make_table(f"Predicted for one block{longest}", "phase", "time", "tokens/s", "bound by", "busy")
     for phase, predicted, found in zip(PHASES, (prediction.prefill, prediction.decode), ranges, strict=True):
         if not predicted.seconds:
-            table.add_row(phase, "not run", "", "", "", "")
+            table.add_row(phase, "not run", "", "", "")
             continue
         table.add_row(
             phase,
-            format_seconds(predicted.seconds),
-            _deviations(predicted.seconds, found) if found and found.width else "",
+            format_seconds(predicted.seconds) + _deviations(predicted.seconds, found),
             f"{tokens[phase] / predicted.seconds:,.2f}",
             predicted.binding,
             busy_shares(predicted),
@@ -135,8 +132,11 @@ def _prediction_table(plan: Plan) -> Table:
     return table
 
 
-def _deviations(seconds: float, found: Range) -> str:
-    return f"{100 * (found.low / seconds - 1):+.0f} to {100 * (found.high / seconds - 1):+.0f}%"
+def _deviations(seconds: float, found: Range | None) -> str:
+    """How much less and how much more it may be; nothing where that is not known."""
+    if found is None or not found.width:
+        return ""
+    return f", {100 * (found.low / seconds - 1):+.0f} to {100 * (found.high / seconds - 1):+.0f}%"
 
 
 def busy_shares(predicted: PhasePrediction) -> str:
