@@ -31,10 +31,10 @@ class BatchState:
     """For each chunk of this token, each layer's arguments."""
     last_hidden: torch.Tensor | None = None
     """[rows, hidden]: the last layer's output at the last position."""
-    next_ids: torch.Tensor | None = None
-    """[rows] on the compute device."""
+    last_ids: torch.Tensor | None = None
+    """[rows] on the compute device, as sampled here."""
     sampled: dict[int, torch.Tensor] = field(default_factory=dict)
-    """Token number -> ids on the host, until they are accepted."""
+    """Token number -> ids on the host, sampled here or on another stage, until nothing needs them."""
 
     @property
     def num_rows(self) -> int:
@@ -52,6 +52,11 @@ class BatchState:
     def chunks_of(self, i: int) -> tuple[tuple[int, int], ...]:
         """Prefill goes in chunks of rows, decode takes all at once."""
         return self.chunks if i == 0 else ((0, self.num_rows),)
+
+
+def host_ids(rows: int, device: torch.device) -> torch.Tensor:
+    """[rows] int64 on the host, which a copy from `device` need not wait for."""
+    return torch.empty(rows, dtype=torch.long, pin_memory=device.type == "cuda")
 
 
 def batch_states(

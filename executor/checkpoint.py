@@ -63,7 +63,7 @@ def named_tensors(model: ModelSpec) -> Iterator[tuple[str, TensorSpec]]:
         yield tensor.name, tensor
     for j, layer in enumerate(model.layers):
         for tensor in layer.tensors:
-            yield f"{model.layer_prefix}.{j}.{tensor.name}", tensor
+            yield f"{model.layer_prefix}.{model.first_layer + j}.{tensor.name}", tensor
 
 
 def _read_headers(directory: Path) -> dict[str, StoredTensor]:

@@ -16,9 +16,11 @@ from executor.checkpoint import Checkpoint
 from executor.disk import DiskStore
 from executor.layer_compute import LayerCompute
 from executor.measure import Measurements
+from executor.messages import Mail, MessageSlots, lanes_on_device
 from executor.progress import Reporter, SilentReporter
 from executor.sampling import Sampler
 from executor.transfer import Delay, Handle, Lanes, copy_bytes
+from executor.transport import Transport
 from executor.weight_slots import WeightSlots
 from executor.weights import WeightHomes
 from planner.layout import is_streamed
@@ -36,6 +38,8 @@ class EngineOptions:
     device: torch.device
     offload_dir: Path | None = None
     overlap: bool = True
+    transport: Transport | None = None
+    """To the other stages of a pipeline."""
     delay: Delay | None = None
     """Holds tasks back at random; for tests."""
 
@@ -71,8 +75,14 @@ class Engine:
         self._closers.append(self.caches.close)
         self.activations = ActivationHomes(self.sizes, compute_device=device, store=self.store)
         self._closers.append(self.activations.close)
-        self.compute = LayerCompute(self.sizes, device, self.weights, self.caches, self.activations)
+        self.messages = MessageSlots(self.sizes, compute_device=device)
+        self._closers.append(self.messages.close)
+        self.compute = LayerCompute(
+            self.sizes, device, self.weights, self.caches, self.activations, self.messages
+        )
         self._closers.append(self.compute.close)
+        if options.transport:
+            self.mail = Mail(self.messages, self.activations, options.transport, device)
 
     def load(self, checkpoint: Checkpoint, progress: Callable[[int], None] = lambda _: None) -> None:
         """The checkpoint's weights into their homes, tensor by tensor; `progress` is told the bytes."""
@@ -113,43 +123,62 @@ class _BlockRun:
         self.engine, self.reporter, device = engine, reporter, engine.options.device
         self.states = batch_states(block, samplers, engine.sizes, device)
         self.sizes = engine.sizes.of_rows([state.num_rows for state in self.states])
-        self.lanes = Lanes(device, overlap=engine.options.overlap, delay=engine.options.delay)
-        self.tails: dict[int, list[Handle]] = {}
+        self.shape = shape_of(self.sizes)
+        self.lanes = Lanes(
+            device,
+            overlap=engine.options.overlap,
+            delay=engine.options.delay,
+            on_device=lanes_on_device(self.shape.place, self.sizes.messages),
+        )
+        self.bringers: dict[tuple[int, int], Handle] = {}
+        """By token and gpu batch, the task after which its ids are known here."""
+        self.finals: dict[tuple[int, int], Handle] = {}
+        """Likewise the task with which this stage is done with a token."""
         self.unfinished = [True] * len(self.states)
 
     def play(self) -> None:
         """The loop: every task of the schedule into its lane; the compute tasks are done here."""
-        measurements, num_layers = self.engine.measurements, len(self.sizes.slabs)
+        measurements = self.engine.measurements
         measurements.start_block(self.engine.options.device, self.lanes.forget)
         self.engine.compute.start_block()
         gen_len = max(state.batch.gen_len for state in self.states)
-        for task in tasks(shape_of(self.sizes), gen_len, self.active):
+        for task in tasks(self.shape, gen_len, self.active):
             handle = self.lanes.submit(task, self.body(task))
             measurements.add(handle)
-            if task.kind is TaskKind.COMPUTE and task.j == num_layers:
-                self.tails.setdefault(task.i, []).append(handle)
-        for i in sorted(self.tails):
-            self._accept(i)
+            if (i := self.shape.ids_known_after(task)) is not None:
+                self.bringers[i, task.k] = handle
+            if self.shape.is_final(task):
+                self.finals[task.i, task.k] = handle
+        for i, k in sorted({*self.bringers, *self.finals}):
+            self._accept(i, [k])
         self.lanes.failure.check()
         measurements.finish_block()
 
-    def active(self, i: int) -> Sequence[int]:
-        """The gpu batches that token i is generated for, as far as the tokens before i - 1 tell."""
-        self._accept(i - 2)
-        return [k for k, state in enumerate(self.states) if self.unfinished[k] and i < state.batch.gen_len]
+    def active(self, i: int, ks: Sequence[int]) -> Sequence[int]:
+        """Of these gpu batches, those that token i is generated for, as far as the tokens before i - 1 tell.
 
-    def _accept(self, i: int) -> None:
-        """Wait for token i's ids of every gpu batch and hand them to the samplers."""
-        for handle in self.tails.pop(i, []):
-            handle.wait()
-            self.lanes.failure.check()
-            k = handle.task.k
+        Every stage of a pipeline is asked at its own time and comes to the same answer.
+        """
+        self._accept(i - 2, ks)
+        return [k for k in ks if self.unfinished[k] and i < self.states[k].batch.gen_len]
+
+    def _accept(self, i: int, ks: Sequence[int]) -> None:
+        """Wait for token i's ids of these gpu batches and hand them to the samplers."""
+        for k in ks:
             state = self.states[k]
-            if i == 0:
-                self.reporter.advance("prefill", sum(len(r.prompt_ids) for r in state.batch.requests))
-            self.reporter.advance("decode", state.sampler.finished.count(False))
-            self.unfinished[k] = state.sampler.accept(state.sampled.pop(i).tolist())
-            self.engine.measurements.token_done(handle, state.num_rows * state.num_new(i))
+            bringer, final = self.bringers.pop((i, k), None), self.finals.pop((i, k), None)
+            for handle in (bringer, final):
+                if handle:
+                    handle.wait()
+            self.lanes.failure.check()
+            if bringer:
+                if i == 0:
+                    self.reporter.advance("prefill", sum(len(r.prompt_ids) for r in state.batch.requests))
+                self.reporter.advance("decode", state.sampler.finished.count(False))
+                self.unfinished[k] = state.sampler.accept(state.sampled[i].tolist())
+                state.sampled.pop(i - 2, None)  # token i - 1's may still have to be sent on
+            if final:
+                self.engine.measurements.token_done(final, state.num_rows * state.num_new(i))
 
     def body(self, task: Task) -> Callable[[], int]:
         """What the task does, in its lane."""
@@ -162,6 +191,8 @@ class _BlockRun:
                 return lambda: self._compute(task)
             case ((TaskKind.LOAD_CACHE | TaskKind.STORE_CACHE), _):
                 return lambda: self._move_cache(task)
+            case ((TaskKind.SEND | TaskKind.RECEIVE), _):
+                return lambda: self.engine.mail.carry(task, self.states[task.k])
             case _:
                 return lambda: self._move_activation(task)
 

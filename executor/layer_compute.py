@@ -7,8 +7,9 @@ from torch.nn import functional
 
 from executor.activations import ActivationHomes
 from executor.attention import ATTENTION_NAME, Exchange, Part, RowAttention, Step, TierCache
-from executor.block import BatchState
+from executor.block import BatchState, host_ids
 from executor.cache import CacheHomes, KvView
+from executor.messages import MessageSlots
 from executor.template import LayerTemplates
 from executor.weight_slots import WeightSlots
 from executor.weights import WeightHomes
@@ -30,14 +31,15 @@ class LayerCompute:
         weights: WeightSlots,
         caches: CacheHomes,
         activations: ActivationHomes,
+        messages: MessageSlots,
     ) -> None:
         self.sizes, self.device = sizes, device
-        self.weights, self.caches, self.activations = weights, caches, activations
+        self.weights, self.caches, self.activations, self.messages = weights, caches, activations, messages
         self.exchange = Exchange(sizes.attention_staging(), device)
         self.attention = RowAttention(self.exchange)
         self.templates = LayerTemplates(sizes.model, device, ATTENTION_NAME)
         self.cache = TierCache(self.attention, gather=not sizes.model.cpu_attention)
-        self._bound: tuple[int, int] | None = None
+        self._bound: tuple[int, int, int] | None = None
 
     def bind_ends(self, homes: WeightHomes) -> None:
         """Once the weights are loaded."""
@@ -79,12 +81,12 @@ class LayerCompute:
         return None
 
     def _prelude(self, task: Task, state: BatchState) -> None:
-        """Embed this token's ids, and record what each layer is called with, chunk by chunk."""
+        """Embed this token's ids, and record what each layer is called with, chunk by chunk.
+
+        A later stage of a pipeline is sent the hidden states: it needs the arguments only, whatever the ids.
+        """
         past, num_new = state.past(task.i), state.num_new(task.i)
-        ids = state.batch.input_ids if task.i == 0 else state.next_ids
-        assert ids is not None
-        ids = ids.to(self.device).view(state.num_rows, num_new)
-        working = self.activations.working(task.k, task.slots.activation, state.activation_rows, num_new)
+        ids = self._ids(task, state).to(self.device).view(state.num_rows, num_new)
         state.arguments.clear()
         for first, count in state.chunks_of(task.i):
             pads = None if state.pads is None else state.pads[first : first + count]
@@ -99,43 +101,70 @@ class LayerCompute:
             ):  # only rows that have ended, beside others, get beyond
                 positions = positions.clamp(max=self.sizes.model.max_positions - 1)
             recorded = self.templates.prelude(ids[first : first + count], positions, mask, self.cache)
-            working[first : first + count] = recorded.hidden
+            if self.sizes.model.has_embedding:
+                self._working(task, state)[first : first + count] = recorded.hidden
             state.arguments.append(recorded.arguments)
 
+    def _ids(self, task: Task, state: BatchState) -> torch.Tensor:
+        """[rows x tokens] to embed: the prompt, or what was sampled last, here or on the last stage."""
+        if task.i == 0:
+            return state.batch.input_ids
+        if not self.sizes.model.has_embedding:
+            return torch.zeros(state.num_rows, dtype=torch.long, device=self.device)
+        ids = state.last_ids if self.sizes.model.has_head else state.sampled[task.i - 1]
+        assert ids is not None
+        return ids
+
     def _layer(self, task: Task, state: BatchState) -> Step | None:
-        """One layer over the gpu batch's rows; its output replaces its input, or goes to the tail."""
-        if self._bound != (task.i, task.j):
+        """One layer over the gpu batch's rows; its output replaces its input, or goes to the tail or the next stage."""
+        if self._bound != (bound := (task.i, task.j, task.slots.weight)):
             self.templates.bind_layer(task.j, self.weights.tensors(task.j, task.slots))
-            self._bound = (task.i, task.j)
-        past, num_new = state.past(task.i), state.num_new(task.i)
-        working = self.activations.working(task.k, task.slots.activation, state.activation_rows, num_new)
-        parts, is_last = self.parts(task, state), task.j == len(self.sizes.model.layers) - 1
-        if is_last:
-            state.last_hidden = torch.empty_like(working[:, -1])
+            self._bound = bound
+        past, parts = state.past(task.i), self.parts(task, state)
+        is_tail_next = task.j == len(self.sizes.model.layers) - 1 and self.sizes.model.has_head
+        source, target = self._input(task, state), self._output(task, state)
+        if is_tail_next:
+            state.last_hidden = torch.empty_like(source[:, -1])
         attended = None
         for (first, count), arguments in zip(state.chunks_of(task.i), state.arguments, strict=True):
             rows = slice(first, first + count)
             pads = None if state.pads is None else state.pads[rows]
             host_pads = None if state.host_pads is None else state.host_pads[rows]
             step = self.attention.step = Step(first, count, past, parts, pads, host_pads)
-            output = self.templates.run_layer(task.j, working[rows], arguments[task.j])
-            if is_last and state.last_hidden is not None:
+            output = self.templates.run_layer(task.j, source[rows], arguments[task.j])
+            if is_tail_next and state.last_hidden is not None:
                 state.last_hidden[rows] = output[:, -1]
             else:
-                working[rows] = output
+                target[rows] = output
             if step.attend_bytes:  # in decode, where all rows are one chunk
                 attended = step
         return attended
+
+    def _working(self, task: Task, state: BatchState) -> torch.Tensor:
+        """[rows, tokens, hidden]: what layers read and write."""
+        num_new = state.num_new(task.i)
+        return self.activations.working(task.k, task.slots.activation, state.activation_rows, num_new)
+
+    def _input(self, task: Task, state: BatchState) -> torch.Tensor:
+        """A message that the compute device can read is read where it arrived."""
+        if task.slots.incoming < 0 or self.sizes.messages.over_link:
+            return self._working(task, state)
+        return self.messages.incoming(task.slots.incoming, state.num_rows, state.num_new(task.i)).hidden
+
+    def _output(self, task: Task, state: BatchState) -> torch.Tensor:
+        """A message that the compute device can write is written where it is sent from."""
+        if task.slots.outgoing < 0 or self.sizes.messages.over_link:
+            return self._working(task, state)
+        return self.messages.outgoing(task.slots.outgoing, state.num_rows, state.num_new(task.i)).hidden
 
     def _tail(self, task: Task, state: BatchState) -> None:
         """Logits of the last position, the next token of each row, and its copy for the host."""
         assert state.last_hidden is not None
         logits = self.templates.tail(state.last_hidden)
         self.observe_logits(task, logits)
-        state.next_ids = state.sampler.sample(logits.float())
-        on_gpu = self.device.type == "cuda"
-        ids = torch.empty(state.num_rows, dtype=torch.long, pin_memory=on_gpu)
-        state.sampled[task.i] = ids.copy_(state.next_ids, non_blocking=on_gpu)
+        state.last_ids = state.sampler.sample(logits.float())
+        state.sampled[task.i] = host_ids(state.num_rows, self.device)
+        state.sampled[task.i].copy_(state.last_ids, non_blocking=True)
 
     def observe_logits(self, task: Task, logits: torch.Tensor) -> None:
         """[rows, vocab] of one token of one gpu batch; `verify` listens here."""

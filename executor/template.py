@@ -39,17 +39,19 @@ class Recorded:
 class _Recorder(nn.Module):
     """Stands in for a layer: notes its arguments and passes its input on."""
 
-    def __init__(self, layer: nn.Module, owner: LayerTemplates) -> None:
+    def __init__(self, layer: nn.Module, index: int, owner: LayerTemplates) -> None:
         super().__init__()
         object.__setattr__(self, "_owner", owner)
         object.__setattr__(self, "_layer", layer)
+        object.__setattr__(self, "_index", index)
 
     def __getattr__(self, name: str) -> torch.Tensor | nn.Module:
         found: torch.Tensor | nn.Module = getattr(object.__getattribute__(self, "_layer"), name)
         return found
 
     def forward(self, hidden: torch.Tensor, *positional: object, **arguments: object) -> object:
-        return object.__getattribute__(self, "_owner").record(self, hidden, positional, arguments)
+        index = object.__getattribute__(self, "_index")
+        return object.__getattribute__(self, "_owner").record(index, hidden, positional, arguments)
 
 
 class _HasLogits(Protocol):
@@ -57,7 +59,7 @@ class _HasLogits(Protocol):
 
 
 class LayerTemplates:
-    """A causal language model whose layers hold no weights of their own.
+    """A causal language model whose layers hold no weights of their own; of a stage's part only its layers are run.
 
     Errors: UserError for a family whose attention does not go through transformers' attention interface when
     `attention` names a registered function.
@@ -76,18 +78,24 @@ class LayerTemplates:
         self.spec, self.device = spec, device
         _materialise_buffers(self.model, device)
         layers = cast(nn.ModuleList, self.model.get_submodule(spec.layer_prefix))
-        self.layers = tuple(layers)
-        self._recorders = [_Recorder(layer, self) for layer in self.layers]
+        self.layers = tuple(layers)[spec.first_layer : spec.first_layer + spec.num_layers]
+        recorders = [_Recorder(layer, index, self) for index, layer in enumerate(layers)]
+        self._last_recorder = len(recorders) - 1
         parent, _, name = spec.layer_prefix.rpartition(".")
-        setattr(self.model.get_submodule(parent), name, nn.ModuleList(self._recorders))
+        setattr(self.model.get_submodule(parent), name, nn.ModuleList(recorders))
         self._takes_positions = "position_ids" in inspect.signature(self.model.forward).parameters
         self._slots = [_parameter_owners(layer) for layer in self.layers]
         self._heard: list[tuple[torch.Tensor, Arguments]] = []
         self._tail_input: torch.Tensor | None = None
 
     def bind_ends(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Give embeddings, final norm and head their weights, by full parameter name; tied names share."""
-        for name, tensor in tensors.items():
+        """Give embeddings, final norm and head their weights, by full parameter name; tied names share.
+
+        What other stages hold is stood in for by zeros that take no memory: here its results are not used.
+        """
+        zero = torch.zeros(1, dtype=getattr(torch, self.spec.dtype), device=self.device)
+        absent = {tensor.name: zero.expand(tensor.shape) for tensor in self.spec.elsewhere}
+        for name, tensor in {**tensors, **absent}.items():
             owner, _, attribute = name.rpartition(".")
             self.model.get_submodule(owner)._parameters[attribute] = nn.Parameter(tensor, requires_grad=False)
         self.model.tie_weights()
@@ -112,7 +120,10 @@ class LayerTemplates:
     def prelude(
         self, input_ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, cache: Cache
     ) -> Recorded:
-        """Embed [rows, tokens] ids and record what each layer is called with."""
+        """Embed [rows, tokens] ids and record what each layer is called with.
+
+        Without the embedding, on a later stage of a pipeline, only the arguments mean something.
+        """
         extra: Arguments = {"position_ids": positions} if self._takes_positions else {}
         self._heard, self._tail_input = [], None
         try:
@@ -135,14 +146,15 @@ class LayerTemplates:
         return output.logits[:, -1]
 
     def record(
-        self, recorder: _Recorder, hidden: torch.Tensor, positional: tuple[object, ...], arguments: Arguments
+        self, index: int, hidden: torch.Tensor, positional: tuple[object, ...], arguments: Arguments
     ) -> object:
-        """A recorder was called: in a prelude note the arguments, in a tail let the last one answer."""
+        """The whole model's layer `index` was called: a prelude notes the arguments, in a tail the last one answers."""
         if self._tail_input is not None:
-            return self._answer(self._tail_input if recorder is self._recorders[-1] else hidden)
-        layer = self.layers[len(self._heard)]
-        self._heard.append((hidden, {**_named(layer, positional), **arguments}))
-        if recorder is self._recorders[-1]:
+            return self._answer(self._tail_input if index == self._last_recorder else hidden)
+        j = index - self.spec.first_layer
+        if j >= 0:
+            self._heard.append((hidden, {**_named(self.layers[j], positional), **arguments}))
+        if j == len(self.layers) - 1:
             raise _Prelude
         return self._answer(hidden)
 

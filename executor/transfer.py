@@ -13,7 +13,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
@@ -166,16 +166,23 @@ def _hold_back(seconds: float, stream: torch.cuda.Stream | None) -> None:
 
 
 class Lanes:
-    """All lanes of a run. With `overlap` off, a task is done when `submit` returns."""
+    """All lanes of a run. With `overlap` off, a task is done when `submit` returns, but for what the net carries."""
 
-    def __init__(self, device: torch.device, *, overlap: bool, delay: Delay | None = None) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        overlap: bool,
+        delay: Delay | None = None,
+        on_device: Collection[Resource] = ("h2d", "d2h", "gpu"),
+    ) -> None:
         self.device, self.overlap, self.delay = device, overlap, delay
         self.failure = Failure()
         self._lanes: dict[Resource, Lane] = {}
         self._handles: dict[int, Handle] = {}
         self._streams: Mapping[Resource, torch.cuda.Stream] = {}
         if device.type == "cuda":
-            self._streams = {name: torch.cuda.Stream(device) for name in ("h2d", "d2h", "gpu")}
+            self._streams = {name: torch.cuda.Stream(device) for name in on_device}
 
     def submit(self, task: Task, body: Body) -> Handle:
         """Hand a task to its resource's lane; raises the first error any lane has met."""
@@ -184,7 +191,7 @@ class Lanes:
         deps = [self._handles[dep] for dep in task.deps if dep in self._handles]
         self._handles[task.id] = handle
         stream = self._streams.get(task.resource)
-        if self.overlap and task.kind is not TaskKind.COMPUTE:
+        if self._has_lane(task):
             if task.resource not in self._lanes:
                 self._lanes[task.resource] = Lane(stream, self.failure, self.delay)
             self._lanes[task.resource].put(handle, deps, body)
@@ -194,6 +201,10 @@ class Lanes:
         if not self.overlap:
             handle.wait()
         return handle
+
+    def _has_lane(self, task: Task) -> bool:
+        """Whether it need not be done before `submit` returns; waiting for another stage could wait for ever."""
+        return task.resource in ("net_in", "net_out") or (self.overlap and task.kind is not TaskKind.COMPUTE)
 
     def forget(self, handle: Handle) -> None:
         """A task that is done need not be waited for."""

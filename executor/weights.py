@@ -114,7 +114,7 @@ class WeightHomes:
     def _destination(self, j: int, layer: LayerSpec, place: TensorPlace, home: Home) -> Destination:
         tensor = layer.tensors[place.index]
         return Destination(
-            name=f"{self.sizes.model.layer_prefix}.{j}.{tensor.name}",
+            name=f"{self.sizes.model.layer_prefix}.{self.sizes.model.first_layer + j}.{tensor.name}",
             tensor=tensor,
             home=home,
             offset=place.offset,

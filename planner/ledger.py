@@ -24,6 +24,7 @@ from planner.layout import (
     kv_vector_bytes,
     layer_slabs,
 )
+from planner.messages import Messages
 from planner.model import LayerSpec, ModelSpec
 from planner.placement import Placement, group_tier
 from planner.policy import TIERS, Policy, Tier
@@ -166,6 +167,7 @@ class Sizes:
     ) -> None:
         self.model, self.workload, self.policy, self.placement = model, workload, policy, placement
         self.compute_tier = compute_tier
+        self.messages = Messages(model=model, workload=workload, policy=policy, compute_tier=compute_tier)
         self.element_bytes = DTYPE_BYTES[model.dtype]
         self.vector_bytes = kv_vector_bytes(model, policy.kv_bits, self.element_bytes)
         keys = [
@@ -312,6 +314,7 @@ def _buffers(sizes: Sizes) -> Iterator[Entry]:
     yield _arena("cpu", "cache staging", policy.cache_slots * sizes.cache_staging())
     yield _arena("cpu", "attention staging", sizes.attention_staging())
     yield _arena("cpu", "activation staging", ACTIVATION_SLOTS * sizes.activation_staging())
+    yield _arena(sizes.messages.tier, "messages", sizes.messages.nbytes)
 
 
 ACTIVATION_SLOTS = 3
@@ -331,7 +334,7 @@ def _transients(sizes: Sizes, target: Target) -> Iterator[Entry]:
     prefill = policy.block_size * argument_bytes(model, prompt_len, prompt_len, element_bytes)
     decode = policy.block_size * argument_bytes(model, 1, max_len, element_bytes)
     yield Entry(tier=tier, purpose="layer arguments", prefill_bytes=prefill, decode_bytes=decode)
-    logits = logits_bytes(model, policy.gpu_batch_size, element_bytes)
+    logits = logits_bytes(model, policy.gpu_batch_size, element_bytes) if model.has_head else 0
     yield Entry(tier=tier, purpose="logits", prefill_bytes=logits, decode_bytes=logits)
     kv = sizes.dequantised_cache(attend=False)
     yield Entry(tier=tier, purpose="dequantised cache", prefill_bytes=0, decode_bytes=kv)

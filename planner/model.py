@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -14,7 +14,7 @@ from hwprofiles.profile import Dtype
 from hwprofiles.yaml_io import load_yaml
 from planner.families import FAMILIES
 from planner.families.config import Config
-from planner.families.tensors import LayerSpec, TensorSpec
+from planner.families.tensors import LayerSpec, TensorSpec, is_after_layers, is_before_layers
 
 __all__ = ["LayerSpec", "ModelSpec", "TensorSpec", "known_models", "load_model", "spec_from_config"]
 
@@ -41,12 +41,21 @@ class ModelSpec:
     num_heads: int
     num_kv_heads: int
     head_dim: int
+    head_numel: int
+    """Elements of the output head; in every family its shape is that of the embedding, the first end."""
     max_positions: int | None
     """Longest sequence; None where the model sets no limit (ALiBi)."""
     dtype: Dtype
     """Of the checkpoint."""
     cpu_attention: bool
     """The family's attention goes through transformers' attention interface, so that it can be replaced."""
+    first_layer: int = 0
+    """In the whole model; above 0 for a pipeline stage's part of it."""
+    has_embedding: bool = True
+    """What stands before the layers is here, not on another stage."""
+    has_head: bool = True
+    elsewhere: tuple[TensorSpec, ...] = ()
+    """Ends that only other stages hold."""
 
     @property
     def num_layers(self) -> int:
@@ -63,10 +72,29 @@ class ModelSpec:
         """Exact count, tied tensors once."""
         return sum(layer.numel for layer in self.layers) + sum(tensor.numel for tensor in self.ends)
 
-    @property
-    def head_numel(self) -> int:
-        """Elements of the output head; in every family its shape is that of the embedding, the first end."""
-        return self.ends[0].numel
+    def part(self, first: int, stop: int) -> ModelSpec:
+        """Layers `first` up to `stop` with the ends that go with them: one stage of a pipeline.
+
+        A head that is tied to the embedding stands on the first and on the last stage.
+        """
+        is_first, is_last = first == 0, stop == self.num_layers
+        tied_here = self.tied and (is_first or is_last)
+        here = [
+            tensor
+            for index, tensor in enumerate(self.ends)
+            if (is_first and is_before_layers(tensor))
+            or (is_last and (is_after_layers(tensor) or (tied_here and index == 0)))
+        ]
+        return replace(
+            self,
+            layers=self.layers[first:stop],
+            ends=tuple(here),
+            tied=tied_here,
+            first_layer=first,
+            has_embedding=is_first,
+            has_head=is_last,
+            elsewhere=tuple(tensor for tensor in self.ends if tensor not in here),
+        )
 
     def layer_numel(self, j: int) -> int:
         """Elements of layer j."""
@@ -131,6 +159,7 @@ def spec_from_config(name: str, config: Mapping[str, object], dtype: Dtype | Non
         num_heads=family.heads.num,
         num_kv_heads=family.heads.num_kv,
         head_dim=family.heads.dim,
+        head_numel=family.ends[0].numel,
         max_positions=family.max_positions,
         dtype=dtype or _config_dtype(name, config),
         cpu_attention=family.cpu_attention,

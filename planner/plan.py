@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -31,10 +31,13 @@ class ModelRef:
     name: str
     dtype: Dtype
     config: Mapping[str, object]
+    layers: tuple[int, int] | None = None
+    """(first, stop) of those a pipeline stage has; None for all."""
 
     def spec(self) -> ModelSpec:
         """Every tensor's shape."""
-        return spec_from_config(self.name, self.config, self.dtype)
+        whole = spec_from_config(self.name, self.config, self.dtype)
+        return whole.part(*self.layers) if self.layers else whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,8 +125,34 @@ class JobPrediction:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One rank's part of a pipeline: some layers, and all that a plan of those alone would say."""
+
+    layers: tuple[int, int]
+    """(first, stop)"""
+    host: int
+    """Hosts are numbered in the order of their ranks."""
+    gpu: int | None
+    """Of the host's; None where the CPU computes."""
+    cpus: tuple[int, ...]
+    """Positions among the processors that the host lets a process use; empty for all of them."""
+    threads: int
+    """For computing on the CPU."""
+    hardware: Target
+    """The stage's share of its host."""
+    policy: Policy
+    placement: Placement
+    ledger: Ledger
+    prediction: Prediction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """All that the executor needs to run, and all that the report is held against."""
+    """All that the executor needs to run, and all that the report is held against.
+
+    With stages, what stands beside them is of all together: limits and ledger are sums, the placement's rows are
+    left out, and the prediction is the pipeline's.
+    """
 
     schema_version: int
     model: ModelRef
@@ -141,6 +170,9 @@ class Plan:
     rates: Rates | None = None
     """What was predicted with; None in plans of older versions."""
 
+    stages: tuple[Stage, ...] = ()
+    """Of a pipeline, in the order of its ranks; empty for a plan that one process carries out."""
+
     @property
     def throughput_tokens_per_s(self) -> float:
         """Predicted, over all prompts; over a full block where their number is open."""
@@ -151,6 +183,27 @@ class Plan:
         if self.rates is None:
             raise UserError("the plan holds no rates, it was written by an older version; search again")
         return self.rates
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes that carry it out."""
+        return max(1, len(self.stages))
+
+    def of_rank(self, rank: int) -> Plan:
+        """What one rank carries out, as a plan of its layers; the whole plan where there are no stages."""
+        if not self.stages:
+            return self
+        stage = self.stages[rank]
+        return replace(
+            self,
+            model=replace(self.model, layers=stage.layers),
+            hardware=stage.hardware,
+            policy=stage.policy,
+            placement=stage.placement,
+            ledger=stage.ledger,
+            prediction=stage.prediction,
+            stages=(),
+        )
 
     def sizes(self) -> Sizes:
         """The sizes of all that it holds and moves."""

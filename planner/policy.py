@@ -13,6 +13,7 @@ Tier = Literal["gpu", "cpu", "disk"]
 TIERS: tuple[Tier, ...] = ("gpu", "cpu", "disk")
 Bits = Literal[4, 16]
 """16: unquantised, in the model's own dtype. 4: groups of 64 with two fp16 constants."""
+CommDevice = Literal["cpu", "cuda"]
 _TOLERANCE = 1e-6
 
 
@@ -68,6 +69,10 @@ class Policy:
     io_threads: int = 4
     attention_threads: int = 1
     stages: int = 1
+    num_waves: int = 1
+    """Parts of a block that follow one another through a pipeline; gpu batches of one share a pass over the weights."""
+    comm_device: CommDevice = "cpu"
+    """Where hidden states pass from stage to stage: host memory, or from GPU to GPU."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -77,6 +82,7 @@ class Policy:
             "io_threads",
             "attention_threads",
             "stages",
+            "num_waves",
         ):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -85,10 +91,15 @@ class Policy:
                 raise UserError(f"{name} is {getattr(self, name)}; at least 2 are needed to overlap")
         if self.weight_bits not in (4, 16) or self.kv_bits not in (4, 16):
             raise UserError(f"weight_bits {self.weight_bits}, kv_bits {self.kv_bits}: each must be 16 or 4")
+        if self.num_waves > self.num_gpu_batches:
+            raise UserError(
+                f"num_waves is {self.num_waves}, there are {self.num_gpu_batches} gpu batches; "
+                "a wave has at least one"
+            )
         if not 0 <= self.cpu_attention <= 1:
             raise UserError(f"cpu_attention is {self.cpu_attention}; it is a share between 0 and 1")
 
     @property
     def block_size(self) -> int:
-        """Sequences that share one pass of the weights."""
+        """Sequences that are generated together; without a pipeline they share one pass of the weights."""
         return self.gpu_batch_size * self.num_gpu_batches

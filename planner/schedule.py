@@ -8,95 +8,45 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from planner.ledger import ACTIVATION_SLOTS, WEIGHT_STAGING
+from planner.message_schedule import NO_SLOTS, Incoming, Outgoing
 from planner.shape import BatchShape, Shape
+from planner.tasks import ATTEND, PRELUDE, Ids, Resource, Slots, Task, TaskKind, Visit
 
-Ids = tuple[int, ...]
-Resource = Literal["h2d", "d2h", "gpu", "cpu", "disk_read", "disk_write"]
-PRELUDE = -1
-"""Layer number of the embedding; the head's is the number of layers."""
+__all__ = ["ATTEND", "PRELUDE", "Resource", "Slots", "Task", "TaskKind", "tasks"]
 
-
-class TaskKind(StrEnum):
-    """What a task does; FlexGen's names."""
-
-    LOAD_WEIGHT = "load_weight"
-    LOAD_CACHE = "load_cache"
-    LOAD_ACTIVATION = "load_activation"
-    COMPUTE = "compute"
-    STORE_ACTIVATION = "store_activation"
-    STORE_CACHE = "store_cache"
+Active = Callable[[int, Sequence[int]], Sequence[int]]
 
 
-ATTEND = "attend"
-"""The CPU's part of a compute task, as it stands in predictions, reports and traces beside the kinds of tasks."""
+def tasks(shape: Shape, gen_len: int, active: Active | None = None) -> Iterator[Task]:
+    """Every task of a block on one stage, in an order in which each lane may take its own.
 
-
-class Slots(NamedTuple):
-    """The slot of each kind that a visit works in; -1 without one."""
-
-    weight: int
-    staging: int
-    """The host buffer that the disk part of a layer passes through; cache and activations have one a slot."""
-    cache: int
-    activation: int
-
-
-class Visit(NamedTuple):
-    """One stop of the zig-zag walk."""
-
-    i: int
-    j: int
-    k: int
-    first: bool
-    """The first gpu batch of this layer's pass."""
-    last: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """One unit of work at (i token, j layer, k gpu batch) on one resource."""
-
-    id: int
-    kind: TaskKind
-    resource: Resource
-    i: int
-    j: int
-    k: int
-    slots: Slots
-    deps: tuple[int, ...]
-    part: int = 0
-    num_parts: int = 1
-    """A layer's weights cross the link in parts, between the cache loads of the visits before it."""
-
-
-def tasks(shape: Shape, gen_len: int, active: Callable[[int], Sequence[int]] | None = None) -> Iterator[Task]:
-    """Every task of a block, in an order in which each lane may take its own.
-
-    `active(i)` names the gpu batches that token i is still generated for; it is asked just before the last
-    task of token i - 1 is yielded, and an empty answer ends the block.
+    `active(i, ks)` names those of the gpu batches `ks`, a wave's, that token i is still generated for. It is asked
+    just before the last task of the pass before is yielded, on a later stage after that pass's first layer. A token
+    that none is generated for ends the block.
     """
-    return _Generator(shape, gen_len, active or (lambda _: range(len(shape.batches)))).run()
+    return _Generator(shape, gen_len, active or (lambda _, ks: ks)).run()
 
 
 class _Generator:
-    """The walk over i, j, k; it remembers the last tasks that touched each slot and each home."""
+    """The walk over i, waves, j, k; it remembers the last tasks that touched each slot and each home."""
 
-    def __init__(self, shape: Shape, gen_len: int, active: Callable[[int], Sequence[int]]) -> None:
+    def __init__(self, shape: Shape, gen_len: int, active: Active) -> None:
         self.shape, self.gen_len, self.active = shape, gen_len, active
-        self.num_layers = len(shape.layers)
+        self.num_layers, self.place = len(shape.layers), shape.place
         self.link = shape.compute_tier == "gpu"
         self.next_id = 0
         self.pending: list[Task] = []
         self.weights = _Weights(self)
+        self.incoming = Incoming(self.place, self.emit)
+        self.outgoing = Outgoing(self.place, self.emit)
         self.cache_users: list[Ids] = [()] * shape.cache_slots
         self.activation_users: list[Ids] = [()] * ACTIVATION_SLOTS
         self.cache_stored: dict[tuple[int, int], Ids] = {}
         self.activation_stored: dict[int, Ids] = {}
+        self.sampled: dict[int, Ids] = {}
         self.num_cached = self.num_activated = 0
 
     def run(self) -> Iterator[Task]:
@@ -120,14 +70,33 @@ class _Generator:
             self.pending.clear()
             visit, loads = following, upcoming
 
-    def _visits(self) -> Iterator[Visit]:
+    def _passes(self) -> Iterator[tuple[int, list[int]]]:
+        """(token, gpu batches) of each pass over the layers: wave by wave, token by token."""
         for i in range(self.gen_len):
-            batches = list(self.active(i))
-            for j in range(PRELUDE, self.num_layers + 1 if batches else PRELUDE):
-                for k in batches:
-                    yield Visit(i, j, k, k == batches[0], k == batches[-1])
-            if not batches:
+            num_passes = 0
+            for wave in self.shape.waves:
+                ks = list(self.active(i, wave))
+                if ks:
+                    num_passes += 1
+                    if not self.place.is_first:
+                        self.incoming.expect(i, ks)
+                    yield i, ks
+            if not num_passes:
                 return
+
+    def _visits(self) -> Iterator[Visit]:
+        """Stop by stop; a later stage looks one pass ahead, so that its messages come while it computes."""
+        layers = range(PRELUDE, self.num_layers + self.place.is_last)
+        passes = self._passes()
+        current = next(passes, None)
+        while current:
+            (i, ks), following = current, None
+            for j in layers:
+                for k in ks:
+                    yield Visit(i, j, k, k == ks[0], k == ks[-1])
+                if j == 0 and not self.place.is_first:
+                    following = next(passes, None)
+            current = next(passes, None) if self.place.is_first else following
 
     def _load(self, visit: Visit) -> tuple[Slots, Ids]:
         """Yield a visit's loads; its slots, and what its compute waits for."""
@@ -137,14 +106,44 @@ class _Generator:
         cache = activation = -1
         if is_layer and batch.stored_cache:
             cache, self.num_cached = self.num_cached % self.shape.cache_slots, self.num_cached + 1
-        if visit.j < self.num_layers and batch.stored_activation:
+        if self._has_hidden(visit) and batch.stored_activation:
             activation, self.num_activated = self.num_activated % ACTIVATION_SLOTS, self.num_activated + 1
         slots = Slots(weight, -1, cache, activation)
+        if self._is_sent(visit):
+            outgoing, free = self.outgoing.slot()
+            slots = slots._replace(outgoing=outgoing)
+            deps += () if self.place.over_link else free
+        if visit.j == PRELUDE:
+            deps += self.sampled.pop(visit.k, ())
         if cache >= 0:
             deps += self._load_cache(visit, slots, batch)
+        if self._is_received(visit):
+            slots, arrived = self._receive(visit, slots)
+            return slots, deps + arrived
         if activation >= 0:
             deps += self._load_activation(visit, slots, batch)
         return slots, deps
+
+    def _has_hidden(self, visit: Visit) -> bool:
+        """Whether hidden states are read or written; a later stage's prelude has none of its own."""
+        return visit.j < self.num_layers and (visit.j != PRELUDE or self.place.is_first)
+
+    def _is_received(self, visit: Visit) -> bool:
+        return visit.j == 0 and not self.place.is_first
+
+    def _is_sent(self, visit: Visit) -> bool:
+        return visit.j == self.num_layers - 1 and not self.place.is_last
+
+    def _receive(self, visit: Visit, slots: Slots) -> tuple[Slots, Ids]:
+        """Take a message; where the layer cannot read it there, it is copied to where hidden states are worked on."""
+        incoming, ids = self.incoming.take(visit.i, visit.k)
+        slots = slots._replace(incoming=incoming)
+        if slots.activation >= 0:
+            ids += self.activation_users[slots.activation]
+        if self.place.over_link:
+            ids = self.emit(TaskKind.RECEIVE, "h2d", visit, slots, ids)
+            self.incoming.release(incoming, ids)
+        return slots, ids
 
     def _load_cache(self, visit: Visit, slots: Slots, batch: BatchShape) -> Ids:
         free, stored = self.cache_users[slots.cache], self.cache_stored.get((visit.j, visit.k), ())
@@ -172,9 +171,12 @@ class _Generator:
         """Yield a visit's compute and its stores: the next layer may be waiting for the activations."""
         batch = self.shape.batches[visit.k]
         done = self.emit(TaskKind.COMPUTE, "gpu" if self.link else "cpu", visit, slots, deps)
+        if slots.incoming >= 0 and not self.place.over_link:
+            self.incoming.release(slots.incoming, done)
+        sent = self.outgoing.send(visit, slots, done) if slots.outgoing >= 0 else done
         if slots.activation >= 0:
-            ids = done
-            if visit.j < self.num_layers - 1:  # the last layer's result goes to the head at once
+            ids = sent
+            if visit.j < self.num_layers - 1:  # the last layer's result goes to the head, or is sent, at once
                 if self.link:
                     ids = self.emit(TaskKind.STORE_ACTIVATION, "d2h", visit, slots, done)
                 if batch.disk_activation:
@@ -189,6 +191,17 @@ class _Generator:
             self.cache_stored[visit.j, visit.k] = self.cache_users[slots.cache] = ids
         if visit.last and 0 <= visit.j < self.num_layers:
             self.weights.release(visit.j, done)
+        self._pass_ids(visit, done)
+
+    def _pass_ids(self, visit: Visit, done: Ids) -> None:
+        """The last stage sends what it sampled to the first, which embeds it in the next pass."""
+        if self.place.is_first == self.place.is_last:
+            return
+        at_head = visit._replace(j=self.num_layers)
+        if self.place.is_last and visit.j == self.num_layers:
+            self.emit(TaskKind.SEND, "net_out", visit, NO_SLOTS, done)
+        elif self.place.is_first and visit.j == self.num_layers - 1:
+            self.sampled[visit.k] = self.emit(TaskKind.RECEIVE, "net_in", at_head, NO_SLOTS, ())
 
     def emit(
         self,
@@ -262,10 +275,12 @@ class _Weights:
     def _begin(self) -> None:
         """Start the next layer's load: its disk read is yielded at once."""
         n, emit = self.num_loaded, self.generator.emit
-        if not self.streamed or n >= len(self.streamed) * self.generator.gen_len:
+        num_waves = len(self.generator.shape.waves)
+        if not self.streamed or n >= len(self.streamed) * self.generator.gen_len * num_waves:
             return
         self.num_loaded += 1
-        i, position = divmod(n, len(self.streamed))
+        num_passes, position = divmod(n, len(self.streamed))
+        i = num_passes // num_waves
         j, slot, link = self.streamed[position], n % self.num_slots, self.generator.link
         visit, ids, staging = Visit(i, j, 0, True, False), self.users[slot], -1
         if self.layers[j].on_disk:

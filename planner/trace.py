@@ -22,7 +22,7 @@ MAX_EVENTS = 200_000
 """About 30 MB; more are dropped and counted."""
 Process = Literal["predicted", "measured"]
 _PROCESSES: tuple[Process, ...] = ("predicted", "measured")
-LANES = ("h2d", "d2h", "gpu", "cpu", "disk_read", "disk_write")
+LANES = ("h2d", "d2h", "gpu", "cpu", "disk_read", "disk_write", "net_in", "net_out")
 """From top to bottom."""
 
 

@@ -78,6 +78,27 @@ def ends(*tensors: Tensors) -> Tensors:
     return tuple(replace(tensor, quantizable=False) for group in tensors for tensor in group)
 
 
+_BEFORE_LAYERS = frozenset(
+    {"embed_tokens", "embed_positions", "project_in", "wte", "wpe", "embed_in"}
+    | {"word_embeddings", "word_embeddings_layernorm"}
+)
+_AFTER_LAYERS = frozenset({"norm", "final_layer_norm", "ln_f", "project_out", "lm_head"})
+
+
+def is_before_layers(tensor: TensorSpec) -> bool:
+    """Whether an end is used before the first layer; one of a module unknown here counts for both sides."""
+    return _module(tensor) not in _AFTER_LAYERS
+
+
+def is_after_layers(tensor: TensorSpec) -> bool:
+    """Whether an end is used after the last layer, the head's tie to the embedding left out."""
+    return _module(tensor) not in _BEFORE_LAYERS
+
+
+def _module(tensor: TensorSpec) -> str:
+    return tensor.name.rpartition(".")[0].rpartition(".")[2]
+
+
 def layer(
     *tensors: Tensors,
     intermediate_size: int,

@@ -103,7 +103,7 @@ def make_plan(
     compute_tier: Tier = "gpu",
     emulated: bool = True,
     workload: Workload | None = None,
-    **policy: int,
+    **policy: int | str,
 ) -> Plan:
     """A plan with this placement: `weights` is a pattern of letters repeated over all tensors of all layers,
     `cache` the rows of (gpu, cpu, cpu_attend, disk, disk_attend), `activations` of (gpu, cpu, disk)."""
@@ -141,10 +141,13 @@ def make_plan(
         context_bytes=0,
         process_bytes=0,
     )
+    layers = None
+    if not (spec.has_embedding and spec.has_head):
+        layers = spec.first_layer, spec.first_layer + spec.num_layers
     phase = PhasePrediction(seconds=1.0, busy_s={}, binding="gpu")
     return Plan(
         schema_version=SCHEMA_VERSION,
-        model=ModelRef(name=spec.name, dtype=spec.dtype, config=spec.config),
+        model=ModelRef(name=spec.name, dtype=spec.dtype, config=spec.config, layers=layers),
         workload=workload,
         hardware=target,
         policy=chosen,
@@ -168,8 +171,12 @@ def run_plan(
     requests: Sequence[Request],
     options: EngineOptions,
     observe: Callable[[Task, torch.Tensor], None] | None = None,
+    is_first: bool = True,
 ) -> dict[str, tuple[int, ...]]:
-    """Tokens by custom_id, from the engine with the checkpoint's weights; `observe` sees the logits."""
+    """Tokens by custom_id, from the engine with the checkpoint's weights; `observe` sees the logits.
+
+    Of a pipeline only the first stage knows all tokens.
+    """
     engine = Engine(plan, options)
     if observe:
         engine.compute.observe_logits = observe  # type: ignore[method-assign]
@@ -182,7 +189,7 @@ def run_plan(
                 for batch in block.gpu_batches
             ]
             engine.generate(block, samplers)
-            for sampler in samplers:
+            for sampler in samplers if is_first else ():
                 tokens.update({c.request.custom_id: c.token_ids for c in sampler.results()})
         return tokens
     finally:

@@ -1,0 +1,78 @@
+"""Tasks: the units of work that a schedule is made of, and the resources they occupy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal, NamedTuple, Protocol
+
+Ids = tuple[int, ...]
+Resource = Literal["h2d", "d2h", "gpu", "cpu", "disk_read", "disk_write", "net_in", "net_out"]
+PRELUDE = -1
+"""Layer number of the embedding; the head's is the number of layers."""
+
+
+class TaskKind(StrEnum):
+    """What a task does; FlexGen's names."""
+
+    LOAD_WEIGHT = "load_weight"
+    LOAD_CACHE = "load_cache"
+    LOAD_ACTIVATION = "load_activation"
+    COMPUTE = "compute"
+    STORE_ACTIVATION = "store_activation"
+    STORE_CACHE = "store_cache"
+    SEND = "send"
+    RECEIVE = "receive"
+
+
+ATTEND = "attend"
+"""The CPU's part of a compute task, as it stands in predictions, reports and traces beside the kinds of tasks."""
+
+
+class Slots(NamedTuple):
+    """The slot of each kind that a visit works in; -1 without one."""
+
+    weight: int
+    staging: int
+    """The host buffer that the disk part of a layer passes through; cache and activations have one a slot."""
+    cache: int
+    activation: int
+    incoming: int = -1
+    """Of a message from the stage before."""
+    outgoing: int = -1
+
+
+class Visit(NamedTuple):
+    """One stop of the zig-zag walk."""
+
+    i: int
+    j: int
+    k: int
+    first: bool
+    """The first gpu batch of this layer's pass."""
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One unit of work at (i token, j layer, k gpu batch) on one resource."""
+
+    id: int
+    kind: TaskKind
+    resource: Resource
+    i: int
+    j: int
+    k: int
+    slots: Slots
+    deps: tuple[int, ...]
+    part: int = 0
+    num_parts: int = 1
+    """A layer's weights cross the link in parts, between the cache loads of the visits before it."""
+
+
+class Emit(Protocol):
+    """Queues one task; its id as a tuple."""
+
+    def __call__(
+        self, kind: TaskKind, resource: Resource, visit: Visit, slots: Slots, deps: Ids, /
+    ) -> Ids: ...
