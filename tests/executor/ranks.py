@@ -18,10 +18,10 @@ import torch
 from torch import distributed
 
 from executor.engine import EngineOptions
-from executor.requests import Request
 from executor.transport import Ring
 from planner.model import ModelSpec
 from planner.plan import Plan, Stage
+from planner.prompts import Request
 from tests.executor.tiny import make_plan, run_plan
 
 WAIT_S = 280

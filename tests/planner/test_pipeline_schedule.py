@@ -138,17 +138,18 @@ def test_no_slot_is_taken_while_it_is_read(case: tuple[list[Shape], list[int]]) 
         before: dict[int, set[int]] = {}
         for task in stage:
             before[task.id] = set(task.deps).union(*(before[dep] for dep in task.deps))
-        mail = (TaskKind.SEND, TaskKind.RECEIVE)
-        users = [
-            t for t in stage if t.kind in mail or (t.kind is TaskKind.COMPUTE and not shape.place.over_link)
-        ]
-        for name, lane in (("incoming", "net_in"), ("outgoing", "d2h" if shape.place.over_link else None)):
+        over_link = shape.place.over_link
+        for kind, name, fills in (
+            (TaskKind.RECEIVE, "incoming", "net_in"),
+            (TaskKind.SEND, "outgoing", "d2h" if over_link else shape.compute_tier),
+        ):
             used: dict[int, list[Task]] = {}
-            for task in users:
+            kinds = {kind} if over_link else {kind, TaskKind.COMPUTE}
+            for task in stage:
                 slot = getattr(task.slots, name)
-                if slot < 0:
+                if slot < 0 or task.kind not in kinds:
                     continue
-                if task.resource == lane or (lane is None and task.kind is TaskKind.COMPUTE):
+                if task.resource == fills:
                     assert before[task.id].issuperset(user.id for user in used.get(slot, []))
                 used.setdefault(slot, []).append(task)
 
