@@ -96,10 +96,9 @@ class LayerCompute:
             if pads is not None:
                 mask = (torch.arange(past + num_new, device=self.device) >= pads[:, None]).long()
                 positions = (positions - pads[:, None]).clamp(min=0)
-            if (
-                self.sizes.model.max_positions is not None
-            ):  # only rows that have ended, beside others, get beyond
-                positions = positions.clamp(max=self.sizes.model.max_positions - 1)
+            most = self.sizes.model.max_positions
+            if most is not None:  # only rows that have ended, beside others, get beyond
+                positions = positions.clamp(max=most - 1)
             recorded = self.templates.prelude(ids[first : first + count], positions, mask, self.cache)
             if self.sizes.model.has_embedding:
                 self._working(task, state)[first : first + count] = recorded.hidden

@@ -163,6 +163,8 @@ class Gpu:
     """FLOP per second of prompts' attention to themselves; empty in older profiles."""
     margins: Margins | None = None
     """None: not measured."""
+    numa_node: int | None = None
+    """The NUMA node it hangs on; None where the system does not say."""
 
     def __post_init__(self) -> None:
         _check_positive(memory_bytes=self.memory_bytes)
@@ -198,6 +200,8 @@ class Host:
     """None: not measured."""
     occupied_bytes: int | None = None
     """What the kernel and other processes held of the host's memory at the time; None: not measured."""
+    numa_cpus: tuple[tuple[int, ...], ...] = ()
+    """For each NUMA node its processors, as positions among those a process may use; empty in older profiles."""
 
     @property
     def granted_bytes(self) -> int:
@@ -254,6 +258,19 @@ class Concurrent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LinksAtOnce:
+    """The links of so many GPUs of a host at work at once: the totals over all of them, pinned."""
+
+    num_gpus: int
+    h2d_bytes_per_s: Rate
+    d2h_bytes_per_s: Rate
+    both_bytes_per_s: Rate
+
+    def __post_init__(self) -> None:
+        _check_positive(num_gpus=self.num_gpus)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
     """Factors fitted from runs: predicted seconds are multiplied by them."""
 
@@ -292,6 +309,13 @@ class HardwareProfile:
     disk: Disk | None
     concurrent: Concurrent | None
     calibration: Calibration | None = None
+    links_at_once: tuple[LinksAtOnce, ...] = ()
+    """For 1, 2, ... GPUs at work; empty where there are not several, or they were not measured."""
+    gpu_to_gpu_bytes_per_s: Rate | None = None
+    between_processes: tuple[SizePoint, ...] = ()
+    """Messages from one process of this host to another through host memory, by size."""
+    between_hosts: tuple[SizePoint, ...] = ()
+    """Messages from this host to the next one."""
 
     def to_yaml(self) -> str:
         """The text of hw.yaml."""

@@ -141,6 +141,8 @@ class CostModel:
             "d2h": self.rates.d2h,
             "disk_read": self.rates.disk_read,
             "disk_write": self.rates.disk_write,
+            "net_in": self.rates.net,
+            "net_out": self.rates.net,
         }
         return curves[resource].at(transfer_bytes)
 
@@ -150,7 +152,7 @@ class CostModel:
 
     def seconds(self, move: Move[A], speeds: Speeds) -> A:
         """Time of a move on its resource, handing it to its thread included."""
-        has_thread = self.rates.on_cpu or move.resource.startswith("disk")
+        has_thread = self.rates.on_cpu or move.resource.startswith(("disk", "net"))
         overhead = self.rates.task_overhead_s if has_thread else 0.0
         factor = self.rates.factor(move.resource, move.kind)
         return move.num_bytes * (factor / speeds[move.key]) + move.count * overhead
@@ -158,7 +160,7 @@ class CostModel:
     def lanes(self, moves: Iterable[Move[A]], compute: Compute[A], speeds: Speeds) -> list[tuple[str, A]]:
         """(resource or a name of SHARED, seconds) that one pass of one layer takes at least, all overlapped."""
         nothing = compute.count * 0.0
-        busy = dict.fromkeys(("h2d", "d2h", "disk_read", "disk_write"), nothing)
+        busy = dict.fromkeys(("h2d", "d2h", "disk_read", "disk_write", "net_in", "net_out"), nothing)
         moved = dict(busy)
         for move in moves:
             busy[move.resource] = busy[move.resource] + self.seconds(move, speeds)

@@ -102,7 +102,9 @@ class ComputeCost:
         return piece.seconds * self.rates.factor(self.compute_tier, kind) + own
 
     def embedding(self, step: Step) -> Piece:
-        """The hidden states of one gpu batch's new tokens, read from a table and written."""
+        """The hidden states of one gpu batch's new tokens, read from a table and written; not so on later stages."""
+        if not self.model.has_embedding:
+            return self._host_time(OPERATIONS_OF_END, 1)
         hidden = self.rows * step.num_new * self.model.hidden_size
         return total(
             [self._written(2.0 * hidden * self._element_bytes), self._host_time(OPERATIONS_OF_END, 1)]
@@ -110,6 +112,8 @@ class ComputeCost:
 
     def head(self) -> Piece:
         """Final norm, head and sampling of one gpu batch; only a sequence's last token goes through them."""
+        if not self.model.has_head:
+            return NOTHING
         batch, numel = self.rows, self.model.head_numel
         logits = self._written(float(LOGITS_BYTES) * batch * self.model.vocab_size)
         return total(

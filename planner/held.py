@@ -8,17 +8,31 @@ from dataclasses import dataclass, fields, replace
 from planner.layout import activations_resident, is_resident, is_streamed, token_stride
 from planner.ledger import Sizes
 from planner.placement import CACHE_GROUPS, CacheGroup, CacheRows, group_tier
+from planner.shape import split_waves
 from planner.work import Counts, Held
 
 
+def first_of_waves(sizes: Sizes) -> tuple[int, ...]:
+    """The gpu batches with which a pass over the layers begins."""
+    waves = split_waves(len(sizes.placement.cache_rows), sizes.policy.num_waves)
+    return tuple(wave[0] for wave in waves)
+
+
 def held_by_block(sizes: Sizes, j: int) -> Held[float]:
-    """All that layer j does in one pass."""
-    return held_by_batches(sizes, j, range(len(sizes.placement.cache_rows)))
+    """All that layer j does for one token.
+
+    A later stage's first layer receives its hidden states: there is one load, and one store, less than layers.
+    """
+    held = held_by_batches(sizes, j, range(len(sizes.placement.cache_rows)))
+    if j > 0 or sizes.model.has_embedding:
+        return held
+    counts = replace(held.counts, moved_activations=0.0, disk_activations=0.0)
+    return replace(held, moved_rows=0.0, disk_rows=0.0, counts=counts)
 
 
 def held_by_batches(sizes: Sizes, j: int, ks: Collection[int]) -> Held[float]:
-    """What layer j does in one pass for some gpu batches; the pass itself, its weights, belongs to the first."""
-    tier, has_first = sizes.compute_tier, 0 in ks
+    """What layer j does for some gpu batches and one token; a pass itself, its weights, belongs to a wave's first."""
+    tier, passes = sizes.compute_tier, sum(k in ks for k in first_of_waves(sizes))
     batches = [sizes.placement.cache_rows[k] for k in ks]
     stored, streamed, attended, on_disk = (
         _cache_part(sizes, batches, [group for group in CACHE_GROUPS if wanted(group)])
@@ -31,10 +45,10 @@ def held_by_batches(sizes: Sizes, j: int, ks: Collection[int]) -> Held[float]:
     )
     rows = [sizes.placement.activation_rows[k] for k in ks]
     moved = [batch for batch in rows if not activations_resident(batch, tier)]
-    cpu_bytes = sizes.slabs[j]["cpu"].nbytes if tier == "gpu" and has_first else 0
-    disk_bytes = sizes.slabs[j]["disk"].nbytes if has_first else 0
+    cpu_bytes = passes * sizes.slabs[j]["cpu"].nbytes if tier == "gpu" else 0
+    disk_bytes = passes * sizes.slabs[j]["disk"].nbytes
     return Held(
-        passes=float(has_first),
+        passes=float(passes),
         batches=float(len(batches)),
         cpu_weight_bytes=float(cpu_bytes),
         disk_weight_bytes=float(disk_bytes),
@@ -46,8 +60,8 @@ def held_by_batches(sizes: Sizes, j: int, ks: Collection[int]) -> Held[float]:
         moved_rows=float(sum(batch.total - dict(batch.counts())[tier] for batch in moved)),
         disk_rows=float(sum(batch.disk for batch in moved)),
         counts=Counts(
-            link_weights=float(cpu_bytes + disk_bytes > 0),
-            disk_weights=float(disk_bytes > 0),
+            link_weights=float(passes * (cpu_bytes + disk_bytes > 0)),
+            disk_weights=float(passes * (disk_bytes > 0)),
             stored_cache=stored.batches,
             streamed_cache=streamed.batches,
             attended_cache=attended.batches,

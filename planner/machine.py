@@ -112,6 +112,8 @@ class Rates:
     attention_threads: int
     factors: Factors
     """Calibration: predicted seconds are multiplied by these."""
+    net: Curve
+    """Messages to the next stage of a pipeline, by size."""
 
     @property
     def has_disk(self) -> bool:
@@ -208,7 +210,16 @@ def make_rates(profile: HardwareProfile, dtype: Dtype, *, spreads: float = 0.0) 
         io_threads=io_threads,
         attention_threads=threads,
         factors=factors,
+        net=_net(profile, at),
     )
+
+
+def _net(profile: HardwareProfile, at: Callable[[Rate], float]) -> Curve:
+    """Where it was not measured, host memory's rate, read and written once by each of the two processes."""
+    points = profile.between_processes
+    if not points:
+        return Curve(((1.0, at(profile.host.memory_bytes_per_s) / 4),))
+    return Curve(tuple(sorted((float(p.size_bytes), at(p.bytes_per_s)) for p in points)))
 
 
 def _median(rate: Rate) -> float:

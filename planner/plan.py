@@ -34,6 +34,13 @@ class ModelRef:
     layers: tuple[int, int] | None = None
     """(first, stop) of those a pipeline stage has; None for all."""
 
+    @classmethod
+    def of(cls, spec: ModelSpec) -> ModelRef:
+        """The reference to a model, or to a stage's part of it."""
+        layers = spec.first_layer, spec.first_layer + spec.num_layers
+        is_whole = spec.has_embedding and spec.has_head
+        return cls(name=spec.name, dtype=spec.dtype, config=spec.config, layers=None if is_whole else layers)
+
     def spec(self) -> ModelSpec:
         """Every tensor's shape."""
         whole = spec_from_config(self.name, self.config, self.dtype)
@@ -144,6 +151,8 @@ class Stage:
     placement: Placement
     ledger: Ledger
     prediction: Prediction
+    rates: Rates | None = None
+    """What was predicted with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,6 +211,8 @@ class Plan:
             placement=stage.placement,
             ledger=stage.ledger,
             prediction=stage.prediction,
+            rates=stage.rates,
+            job=None,
             stages=(),
         )
 

@@ -11,6 +11,7 @@ from planner.cost_compute import total as total_of
 from planner.held import held_by_block, of_share
 from planner.ledger import Sizes
 from planner.machine import Rates
+from planner.message_costs import message_moves
 from planner.model import LayerSpec
 from planner.passes import Blocks, Run, full_block, runs_of
 from planner.plan import JobPrediction, Phase, PhasePrediction, Prediction, TaskPrediction
@@ -139,6 +140,7 @@ def _add_run(phases: dict[Phase, _PhaseSum], sizes: Sizes, rates: Rates, run: Ru
     for step in run.steps:
         layers = [replace(group, held=of_share(group.held, step.share)) for group in groups]
         _add_step(phases[step.phase], cost, layers, step, run.num_blocks)
+        _add_messages(phases[step.phase], cost, sizes, layers[0].held, step)
 
 
 def _add_step(
@@ -154,16 +156,28 @@ def _add_step(
         TaskKind.COMPUTE.value,
         tier,
         times,
-        _TaskSum(2, ends.num_bytes, ends.flops, ends.seconds),
+        _TaskSum(1 + cost.model.has_head, ends.num_bytes, ends.flops, ends.seconds),
     )
     moves = cost.moves(held, step)
     speeds = cost.speeds(moves)
     if step.phase == "prefill":  # nothing runs before the first layer has come
         loads = [move for move in moves if move.kind == TaskKind.LOAD_WEIGHT]
-        total.seconds += sum(cost.seconds(move, speeds) for move in loads) * step.num_steps
+        total.seconds += sum(cost.seconds(move, speeds) for move in loads) / held.passes * step.num_steps
     drains = step.num_steps if step.phase == "prefill" else num_blocks
     stores = [move for move in moves if move.kind == TaskKind.STORE_CACHE]
     total.seconds += sum(cost.seconds(move, speeds) for move in stores) / held.batches * drains
+
+
+def _add_messages(total: _PhaseSum, cost: CostModel, sizes: Sizes, held: Held[float], step: Step) -> None:
+    """Between stages: copies over the link wait for the first message of a wave, all others go on beside the layers."""
+    moves = message_moves(sizes.messages, cost.computing.rows, step, held.batches)
+    speeds = cost.speeds(moves)
+    for move in moves:
+        seconds = cost.seconds(move, speeds)
+        total.lanes[move.resource] += step.num_steps * seconds
+        total.add(move.kind.value, move.resource, step.num_steps, _moved(cost, move, speeds))
+        if move.resource in ("h2d", "d2h"):
+            total.seconds += step.num_steps * held.passes * seconds / move.count
 
 
 def _add_layers(total: _PhaseSum, cost: CostModel, group: _LayerGroup, step: Step) -> None:
@@ -196,8 +210,12 @@ def _computed(compute: Compute[float]) -> _TaskSum:
 
 
 def _layer_groups(sizes: Sizes) -> list[_LayerGroup]:
-    keys = [(id(slabs), id(layer)) for slabs, layer in zip(sizes.slabs, sizes.model.layers, strict=True)]
+    layers, is_later = sizes.model.layers, not sizes.model.has_embedding
+    keys = [
+        (id(slabs), id(layer), is_later and j == 0)
+        for j, (slabs, layer) in enumerate(zip(sizes.slabs, layers, strict=True))
+    ]
     return [
-        _LayerGroup(layer=sizes.model.layers[j], held=held_by_block(sizes, j), count=count)
+        _LayerGroup(layer=layers[j], held=held_by_block(sizes, j), count=count)
         for j, count in ((keys.index(key), count) for key, count in Counter(keys).items())
     ]

@@ -14,7 +14,7 @@ from planner.model import ModelSpec
 from planner.place import place
 from planner.placement import Placement
 from planner.plan import SCHEMA_VERSION, ModelRef, Plan
-from planner.policy import TIERS, Policy, Tier
+from planner.policy import TIERS, CommDevice, Policy, Tier
 from planner.pricing import predict_job, price
 from planner.work import Choice
 from planner.workload import Workload
@@ -22,6 +22,19 @@ from planner.workload import Workload
 _GPU_PREFILL_TOKENS = 4096
 """Tokens of a prefill chunk that saturate a GPU's matrix products."""
 _CPU_PREFILL_TOKENS = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pipe:
+    """What the stages of a pipeline have in common."""
+
+    num_stages: int = 1
+    num_waves: int = 1
+    comm_device: CommDevice = "cpu"
+
+
+ALONE = Pipe()
+"""A model that is not divided."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +47,8 @@ class Problem:
     rates: Rates
     band: Band | None = None
     """How far the rates may be off; None: plans get no interval."""
+    pipe: Pipe = ALONE
+    """The pipeline that the model is a stage of."""
 
     def cost_model(self, choice: Choice) -> CostModel:
         """The formulas for one discrete choice."""
@@ -78,7 +93,7 @@ class Problem:
         sizes = Sizes(self.model, self.workload, policy, placement, self.target.compute_tier)
         return Plan(
             schema_version=SCHEMA_VERSION,
-            model=ModelRef(name=self.model.name, dtype=self.model.dtype, config=self.model.config),
+            model=ModelRef.of(self.model),
             workload=self.workload,
             hardware=self.target,
             policy=policy,

@@ -52,6 +52,8 @@ def batch_counts(problem: Problem, candidate: Candidate) -> list[int]:
     if prompts:  # blocks of equal size, so that the last one is full
         num_blocks = math.ceil(prompts / (size * ideal) - 1e-6)
         counts += [math.ceil(prompts / (size * blocks)) for blocks in (num_blocks, num_blocks + 1)]
+    waves = candidate.choice.num_waves
+    counts = [max(waves, count // waves * waves) for count in counts]  # waves of equal size
     most = max(1, math.ceil(most_sequences(problem) / size))
     return sorted({min(most, max(1, count)) for count in counts}, reverse=True)
 
@@ -106,6 +108,9 @@ def policy_of(problem: Problem, choice: Choice, count: int, shares: Shares[float
         cache_slots=choice.cache_slots,
         io_threads=problem.rates.io_threads,
         attention_threads=problem.rates.attention_threads,
+        stages=problem.pipe.num_stages,
+        num_waves=min(choice.num_waves, count),
+        comm_device=problem.pipe.comm_device,
     )
 
 

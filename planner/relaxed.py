@@ -149,7 +149,7 @@ class Relaxed:
         total = shares.one * (ends / self.choice.gpu_batch_size)
         for move in self.cost.moves(held, first):
             if move.kind == TaskKind.LOAD_WEIGHT:
-                total = total + self.cost.seconds(move, speeds)
+                total = total + self.cost.seconds(move, speeds) * (1 / self.choice.num_waves)
         return total
 
     @cached_property
@@ -172,9 +172,10 @@ class Relaxed:
         attended = shares.attended * (1 / self.cache_units)
         stored, moved = self._far(cache), self._far(hidden)
         streamed = stored + attended * -1.0
-        nothing, nbytes, token = shares.one * 0.0, kind.nbytes, self.cost.token_bytes
+        nothing, token, num_waves = shares.one * 0.0, self.cost.token_bytes, self.choice.num_waves
+        nbytes = kind.nbytes * num_waves
         return Held(
-            passes=shares.inverse_batches * (1 / self.choice.gpu_batch_size),
+            passes=shares.inverse_batches * (num_waves / self.choice.gpu_batch_size),
             batches=batches,
             cpu_weight_bytes=weights["cpu"] * nbytes if self.compute_tier == "gpu" else nothing,
             disk_weight_bytes=weights["disk"] * nbytes,
@@ -186,8 +187,8 @@ class Relaxed:
             moved_rows=moved,
             disk_rows=hidden["disk"],
             counts=Counts(
-                link_weights=self._far(weights),
-                disk_weights=weights["disk"],
+                link_weights=self._far(weights) * num_waves,
+                disk_weights=weights["disk"] * num_waves,
                 stored_cache=stored * (1 / self.choice.gpu_batch_size),
                 streamed_cache=streamed * (1 / self.choice.gpu_batch_size),
                 attended_cache=attended * (1 / self.choice.gpu_batch_size),
@@ -266,6 +267,7 @@ class Relaxed:
             prefill_rows=self.choice.prefill_rows,
             weight_slots=self.choice.weight_slots,
             cache_slots=self.choice.cache_slots,
+            comm_device=self.problem.pipe.comm_device,
         )
         on_gpu, on_cpu = (batch, 0) if tier == "gpu" else (0, batch)
         placement = Placement(
@@ -297,4 +299,13 @@ class Relaxed:
                 per_sequence += nbytes / self.choice.gpu_batch_size / self.unit_bytes
             else:
                 fixed += nbytes / self.unit_bytes
+        if tier == self._message_tier:  # beyond the slots that a single gpu batch has
+            per_sequence += self.activation_units / self.choice.num_waves
         return max(fixed, loading), per_sequence
+
+    @cached_property
+    def _message_tier(self) -> Tier | None:
+        """Where a wave of messages may arrive; None on the first stage."""
+        if self.problem.model.has_embedding:
+            return None
+        return self.compute_tier if self.problem.pipe.comm_device == "cuda" else "cpu"

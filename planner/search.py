@@ -135,7 +135,11 @@ class _Walk:
         rows = self.problem.prefill_rows(size)
         while rows:
             choice = Choice(
-                gpu_batch_size=size, prefill_rows=rows, weight_bits=self.weight_bits, kv_bits=self.kv_bits
+                gpu_batch_size=size,
+                prefill_rows=rows,
+                weight_bits=self.weight_bits,
+                kv_bits=self.kv_bits,
+                num_waves=self.problem.pipe.num_waves,
             )
             relaxed = Relaxed(
                 problem=self.problem,

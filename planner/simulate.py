@@ -164,7 +164,7 @@ class _Player:
     """The event loop: lanes take tasks, the next one to be done moves the clock."""
 
     def __init__(self, sizes: Sizes, rates: Rates, played: tuple[int, ...]) -> None:
-        self.played, self.num_layers = played, len(sizes.slabs)
+        self.played, self.last_layer = played, len(sizes.slabs) - (not sizes.model.has_head)
         self.costs = TaskCosts(sizes, rates)
         self.schedule = tasks(shape_of(sizes), len(played))
         layers_ahead = sizes.policy.weight_slots + WEIGHT_STAGING
@@ -248,7 +248,7 @@ class _Player:
         self.num_computes -= 1
         if load.attend_s:
             self.spans.append(_attended(span, load))
-        if task.j == self.num_layers:
+        if task.j == self.last_layer:
             self.token_ends[task.i] = now
 
 

@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 from planner.cost import CostModel, compute_seconds
 from planner.cost_compute import NOTHING, Piece
-from planner.held import held_by_batches
+from planner.held import first_of_waves, held_by_batches
 from planner.ledger import Sizes
 from planner.machine import Rates
+from planner.message_costs import message_moves
 from planner.schedule import PRELUDE, Task, TaskKind
 from planner.work import Choice, Compute, Move, step_of
 
@@ -51,11 +52,10 @@ class TaskCosts:
         kinds = [(id(slabs), id(layer)) for slabs, layer in zip(sizes.slabs, sizes.model.layers, strict=True)]
         self._layer_kinds = {j: kinds.index(kind) for j, kind in enumerate(kinds)}
         self._layer_kinds |= {PRELUDE: PRELUDE, len(kinds): _HEAD}
-        rows = list(zip(sizes.placement.cache_rows, sizes.placement.activation_rows, strict=True))
-        self._batch_kinds = [
-            0,
-            *(rows.index(row, 1) for row in rows[1:]),
-        ]  # the first does the pass's own work
+        firsts = first_of_waves(sizes)  # these do the pass's own work
+        rows = zip(sizes.placement.cache_rows, sizes.placement.activation_rows, strict=True)
+        alike = [(k in firsts, row) for k, row in enumerate(rows)]
+        self._batch_kinds = [alike.index(each) for each in alike]
         self._passes: dict[tuple[int, int, int], Loads] = {}
 
     def load(self, task: Task, i: int) -> Load:
@@ -73,7 +73,9 @@ class TaskCosts:
         cost, step = self.cost, step_of(self.sizes.workload, i)
         layer = max(j, 0)  # the embedding stores what a layer stores
         held = held_by_batches(self.sizes, layer, (k,))
-        loads = {(move.kind, move.resource): self._moved(move) for move in cost.moves(held, step)}
+        rows = self.sizes.placement.cache_rows[k].total
+        moves = [*cost.moves(held, step), *message_moves(self.sizes.messages, rows, step, 1.0)]
+        loads = {(move.kind, move.resource): self._moved(move) for move in moves}
         if j >= 0:
             compute = cost.compute(self.sizes.model.layers[j], held, step)
             attended = cost.attended_bytes(held, step) if compute.attend_count else 0.0

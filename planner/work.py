@@ -33,6 +33,7 @@ class Choice:
     kv_bits: Bits
     weight_slots: int = 2
     cache_slots: int = 2
+    num_waves: int = 1
 
     @classmethod
     def of(cls, policy: Policy) -> Choice:
@@ -44,6 +45,7 @@ class Choice:
             kv_bits=policy.kv_bits,
             weight_slots=policy.weight_slots,
             cache_slots=policy.cache_slots,
+            num_waves=policy.num_waves,
         )
 
 
@@ -93,7 +95,7 @@ class Held(Generic[A]):
     """What one layer holds for a block and moves in a pass; `_token_bytes` are of one token of the rows."""
 
     passes: A
-    """1, in the unit of the other amounts."""
+    """Passes over the layer's weights for one token: 1, or the number of waves, in the unit of the other amounts."""
     batches: A
     cpu_weight_bytes: A
     """On the cpu tier while the compute tier is the GPU."""

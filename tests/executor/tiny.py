@@ -141,13 +141,10 @@ def make_plan(
         context_bytes=0,
         process_bytes=0,
     )
-    layers = None
-    if not (spec.has_embedding and spec.has_head):
-        layers = spec.first_layer, spec.first_layer + spec.num_layers
     phase = PhasePrediction(seconds=1.0, busy_s={}, binding="gpu")
     return Plan(
         schema_version=SCHEMA_VERSION,
-        model=ModelRef(name=spec.name, dtype=spec.dtype, config=spec.config, layers=layers),
+        model=ModelRef.of(spec),
         workload=workload,
         hardware=target,
         policy=chosen,
