@@ -72,11 +72,12 @@ def _slower(rate: Rate, part: float) -> Rate:
 
 def _host_share(host: Host, num_ranks: int) -> Host:
     part = 1 / num_ranks
-    memory_bytes, cores = host.memory_bytes // num_ranks, max(1, host.logical_cores // num_ranks)
+    cores = max(1, host.logical_cores // num_ranks)
     return replace(
         host,
-        memory_bytes=memory_bytes,
-        memory_limits_bytes={**host.memory_limits_bytes, "share": memory_bytes},
+        memory_bytes=host.memory_bytes // num_ranks,
+        memory_limits_bytes={**host.memory_limits_bytes, "share": host.granted_bytes // num_ranks},
+        occupied_bytes=None if host.occupied_bytes is None else host.occupied_bytes // num_ranks,
         logical_cores=cores,
         physical_cores=max(1, host.physical_cores // num_ranks),
         memory_bytes_per_s=_slower(host.memory_bytes_per_s, part),

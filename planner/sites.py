@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hwprofiles.errors import UserError
 from hwprofiles.profile import Gpu, HardwareProfile, SizePoint
@@ -34,7 +34,10 @@ class Site:
             None if nbytes is None else nbytes // self.num_ranks
             for nbytes in (caps.cpu_bytes, caps.disk_bytes)
         )
-        return Caps(gpu_bytes=caps.gpu_bytes, cpu_bytes=cpu, disk_bytes=disk)
+        headroom = caps.headroom
+        if headroom:
+            headroom = replace(headroom, num_bytes=headroom.num_bytes // self.num_ranks)
+        return replace(caps, cpu_bytes=cpu, disk_bytes=disk, headroom=headroom)
 
 
 def sites_of(hosts: Sequence[HardwareProfile], num_stages: int, comm_device: CommDevice) -> tuple[Site, ...]:
