@@ -81,7 +81,7 @@ def run_confined(
             limit_bytes=limit_bytes,
             peak_charged_bytes=group.peak_bytes() if group else None,
             peak_anonymous_bytes=watched.anonymous_bytes if group else None,
-            peak_resident_bytes=usage.ru_maxrss * 1024,
+            peak_resident_bytes=watched.resident_bytes,
             disk_read_bytes=usage.ru_inblock * _RUSAGE_BLOCK_BYTES,
             others_cores=max(0.0, busy_s - cpu_s) / wall_s,
             others_niced_cores=niced_s / wall_s,
@@ -103,6 +103,7 @@ class _Watched:
 
     is_timed_out: bool = False
     anonymous_bytes: int = 0
+    resident_bytes: int = 0
     stopped_s: float = 0.0
 
 
@@ -118,12 +119,22 @@ def _watch(
             return process.returncode, usage, watched
         if group:
             watched.anonymous_bytes = max(watched.anonymous_bytes, group.anonymous_bytes())
+        watched.resident_bytes = max(watched.resident_bytes, _peak_resident_bytes(process.pid))
         if _is_stopped(process.pid):
             watched.stopped_s += _POLL_S
         if not watched.is_timed_out and time.monotonic() > deadline:
             watched.is_timed_out = True
             process.kill()
         time.sleep(_POLL_S)
+
+
+def _peak_resident_bytes(pid: int) -> int:
+    """The most it had so far; what wait4 tells would count the process that started it, too."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
 
 
 def _is_stopped(pid: int) -> bool:

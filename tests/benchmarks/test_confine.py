@@ -15,7 +15,7 @@ from benchmarks.page_cache import forget_files
 from hwprofiles.errors import UserError
 from hwprofiles.units import MIB
 
-HOLD = "import sys; held = bytearray(b'x' * int(sys.argv[1])); print('held')"
+HOLD = "import sys, time; held = bytearray(b'x' * int(sys.argv[1])); print('held'); time.sleep(0.5)"
 
 
 def run(
