@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain, count
 from pathlib import Path
 
 from hwprofiles.errors import UserError
@@ -50,16 +51,18 @@ def make_dir(directory: Path) -> None:
 
 
 def keep(report: RunReport, directory: Path) -> Path:
-    """Put a report into the directory, named by its time and its plan; the file."""
+    """Put a report into the directory, named by its time and its plan; its own file, also of two in a second."""
     make_dir(directory)
-    path = directory / f"{report.created.replace(':', '')}-{report.plan_digest}.json"
+    name = f"{report.created.replace(':', '')}-{report.plan_digest}"
+    names = chain((name,), (f"{name}-{n}" for n in count(2)))
+    path = next(path for path in (directory / f"{name}.json" for name in names) if not path.exists())
     write_atomically(path, report_json(report))
     return path
 
 
 def kept(directory: Path) -> list[Path]:
     """The newest reports of a directory, the oldest of them first."""
-    return sorted(directory.glob("*.json"))[-MOST_REPORTS:]
+    return sorted(directory.glob("*.json"), key=lambda path: path.stem)[-MOST_REPORTS:]
 
 
 def load_reports(paths: list[Path]) -> Iterator[RunReport]:

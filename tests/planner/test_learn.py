@@ -54,6 +54,13 @@ def test_each_run_is_kept_and_counts(path: Path, profile: HardwareProfile) -> No
     assert list(load_reports([reports_dir(path)])) == [run_on(profile, 1), run_on(profile, 2)]
 
 
+def test_two_runs_within_a_second_both_count(path: Path, profile: HardwareProfile) -> None:
+    """Reports of one plan with one time are two files, in the order of the runs."""
+    first, second = (learn(path, run_on(profile, 1)) for _ in range(2))
+    assert second.outcome.calibration.num_runs == 2
+    assert kept(reports_dir(path)) == [first.kept_at, second.kept_at]
+
+
 def test_reports_that_do_not_count_are_named(path: Path, profile: HardwareProfile) -> None:
     """A broken file and one of another host, put there by hand, are left out."""
     learn(path, run_on(profile, 1))
