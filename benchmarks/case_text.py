@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from benchmarks.confine import Ran
+from benchmarks.facts import SHARED_PACKAGES
 from benchmarks.figures import Figures, Gap, figures_of
+from benchmarks.peers.base import PeerFigures
 from benchmarks.result import OurFigures, PeerRuns, Result
 from hwprofiles.units import format_bytes, format_seconds
 
@@ -29,8 +31,8 @@ def case_section(result: Result) -> str:
 def gap_text(gap: Gap) -> str:
     """A phase's time, its bound, and what fills the gap between them."""
     text = (
-        f"**{gap.phase}** took {format_seconds(gap.measured_s)}; {gap.bound_by} needs "
-        f"{format_seconds(gap.bound_s)} at the profile's rates ({gap.bound_s / gap.measured_s:.0%})."
+        f"**{gap.phase}** took {format_seconds(gap.measured_s)}; at the profile's rates {gap.bound_by} needs "
+        f"{format_seconds(gap.bound_s)}, {gap.bound_s / gap.measured_s:.0%} of that."
     )
     slower_s = gap.busy_s - gap.planned_s
     word = "longer" if slower_s >= 0 else "shorter"
@@ -90,7 +92,7 @@ def _our_row(index: int, run: OurFigures) -> str:
 
 
 def _peer_runs(peer: PeerRuns, figures: Figures) -> str:
-    lines = [f"{peer.name}: {peer.how}.", ""]
+    lines = [f"{_named(peer)}: {peer.how}.", ""]
     lines += ["| setting | prefill | decode | tok/s | times | peak memory | others' load |", f"|{'---|' * 7}"]
     for run in peer.runs:
         setting = _setting(run.setting)
@@ -102,9 +104,20 @@ def _peer_runs(peer: PeerRuns, figures: Figures) -> str:
         lines.append(
             f"| {setting} | {format_seconds(run.figures.prefill_s)} | {format_seconds(run.figures.decode_s)} | "
             f"{run.throughput_tokens_per_s:.2f} | {figures.throughput / run.throughput_tokens_per_s:.1f} | "
-            f"{_peak(run.ran)} | {_load(run.ran)} |"
+            f"{_gpu_peak(run.figures)}{_peak(run.ran)} | {_load(run.ran)} |"
         )
     return "\n".join(lines)
+
+
+def _named(peer: PeerRuns) -> str:
+    """The peer, with the versions of its own that a run told."""
+    told = next((run.figures.versions for run in peer.runs if run.figures), {})
+    own = ", ".join(f"{name} {version}" for name, version in told.items() if name not in SHARED_PACKAGES)
+    return f"{peer.name} ({own})" if own else peer.name
+
+
+def _gpu_peak(figures: PeerFigures) -> str:
+    return f"{format_bytes(figures.peak_gpu_bytes)} GPU, " if figures.peak_gpu_bytes else ""
 
 
 def _setting(setting: Mapping[str, object]) -> str:

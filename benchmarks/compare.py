@@ -13,38 +13,26 @@ import argparse
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
 from benchmarks.cases import Case, chosen_cases, load_cases
 from benchmarks.facts import current_commit, machine_facts
-from benchmarks.ours import OurRun, Setting, make_checkpoint, make_plan, run_plan
-from benchmarks.page_cache import forget_files
-from benchmarks.peers.base import Peer, PeerRun, check_settings, job_of, run_peer
+from benchmarks.ours import Setting, make_checkpoint, make_plan
+from benchmarks.peers.base import check_settings
 from benchmarks.peers.factory import PEERS, peer_named
 from benchmarks.peers.install import install
-from benchmarks.result import OurFigures, PeerRuns, Result, write_result
+from benchmarks.result import Result, write_result
 from benchmarks.table import console_table
+from benchmarks.turns import Session, Turns
 from hwprofiles.errors import UserError, run_cli
 from hwprofiles.profile import load_profile
 from hwprofiles.terminal import make_console
-from planner.plan import Plan, load_plan
+from planner.plan import load_plan
 
 RESULTS = Path(__file__).with_name("results")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Session:
-    """What all cases of a call have in common."""
-
-    setting: Setting
-    peers: tuple[Peer, ...]
-    rounds: int
-    directory: Path
-    """For checkpoints, offloaded weights and packages; removed at the end."""
 
 
 def run_case(name: str, case: Case, session: Session, output: Path) -> Result:
@@ -71,103 +59,6 @@ def run_case(name: str, case: Case, session: Session, output: Path) -> Result:
         result = turns.added_to(result)
         write_result(result, output)
     return result
-
-
-class Turns:
-    """The runs of one case: ours, then each peer's, as often as there are rounds."""
-
-    def __init__(
-        self, case: Case, plan: Plan, session: Session, directory: Path, checkpoint: Path | None
-    ) -> None:
-        self.ours: list[OurRun] = []
-        self.theirs: dict[str, list[PeerRun]] = {peer.name: [] for peer in session.peers}
-        self._case, self._plan, self._session = case, plan, session
-        self._directory, self._checkpoint = directory, checkpoint
-
-    def play(self) -> Iterator[None]:
-        """All rounds, run by run."""
-        for index in range(self._session.rounds):
-            self._run_ours()
-            yield
-            for peer in self._session.peers:
-                for setting in self._settings(peer, is_first=index == 0):
-                    self._run_theirs(peer, setting)
-                    yield
-
-    def added_to(self, result: Result) -> Result:
-        """The result with all runs so far."""
-        median = self.median()
-        return replace(
-            result,
-            commands=(result.commands[0], self.ours[0].command),
-            report=median.report if median else None,
-            error=None if median else self.ours[-1].error,
-            runs=tuple(_figures(run) for run in self.ours),
-            peers=tuple(
-                PeerRuns(name=peer.name, how=peer.how, runs=tuple(self.theirs[peer.name]))
-                for peer in self._session.peers
-            ),
-        )
-
-    def median(self) -> OurRun | None:
-        """Of our runs that were done the middle one, by throughput; the slower one of two."""
-        done = sorted((run for run in self.ours if run.report), key=lambda run: _throughput(run) or 0.0)
-        return done[(len(done) - 1) // 2] if done else None
-
-    def _settings(self, peer: Peer, *, is_first: bool) -> Sequence[dict[str, object]]:
-        best = PeerRuns(name=peer.name, how=peer.how, runs=self.theirs[peer.name]).best()
-        if is_first:
-            return [dict(setting) for setting in self._case.peers[peer.name]]
-        return [dict(best.setting)] if best else []
-
-    def _run_ours(self) -> None:
-        self._forget()
-        self.ours.append(
-            run_plan(
-                self._directory / "plan.yaml",
-                self._session.setting,
-                self._directory,
-                checkpoint=self._checkpoint,
-                limit_bytes=self._case.limit_bytes(),
-            )
-        )
-
-    def _run_theirs(self, peer: Peer, setting: dict[str, object]) -> None:
-        self._forget()
-        with tempfile.TemporaryDirectory(dir=self._directory) as work_dir:
-            job = job_of(self._plan, checkpoint=self._checkpoint, work_dir=Path(work_dir), setting=setting)
-            run = run_peer(
-                peer,
-                job,
-                self._session.directory / peer.name,
-                limit_bytes=self._case.limit_bytes(),
-                timeout_s=self._session.setting.timeout_s,
-            )
-        self.theirs[peer.name].append(run)
-
-    def _forget(self) -> None:
-        """So that the checkpoint is read from the disk by everyone."""
-        if self._checkpoint:
-            forget_files(self._checkpoint)
-
-
-def _throughput(run: OurRun) -> float | None:
-    return _figures(run).throughput_tokens_per_s
-
-
-def _figures(run: OurRun) -> OurFigures:
-    """What a result keeps of a run of ours."""
-    report = run.report or {}
-    phases = report.get("phases")
-    seconds = {phase["phase"]: phase["measured_s"] for phase in phases} if isinstance(phases, list) else {}
-    found = report.get("throughput_tokens_per_s")
-    return OurFigures(
-        prefill_s=seconds.get("prefill"),
-        decode_s=seconds.get("decode"),
-        throughput_tokens_per_s=found if isinstance(found, float) else None,
-        error=run.error,
-        ran=run.ran,
-    )
 
 
 def _profile_facts(hw: str) -> dict[str, object]:

@@ -14,6 +14,8 @@ from pathlib import Path
 from benchmarks.memory_group import MemoryGroup, make_memory_group
 
 _POLL_S = 0.1
+_STARVED_S = 2.0
+"""Between two looks: longer than a busy machine makes this process wait."""
 _RUSAGE_BLOCK_BYTES = 512
 _LOG_TAIL = 3000
 
@@ -42,7 +44,7 @@ class Ran:
     others_niced_cores: float
     """Of these, by programs of low priority."""
     stopped_s: float
-    """For how long a signal had stopped it: such a run says nothing about speed."""
+    """For how long a signal had stopped it, or all of us: such a run says nothing about speed."""
     log: str
     """The end of what it printed."""
 
@@ -111,7 +113,7 @@ def _watch(
     process: subprocess.Popen[bytes], group: MemoryGroup | None, deadline: float
 ) -> tuple[int, resource.struct_rusage, _Watched]:
     """Wait for a process to end, or end it at the deadline: its exit status, what it used, what was seen."""
-    watched = _Watched()
+    watched, last = _Watched(), time.monotonic()
     while True:
         found, status, usage = os.wait4(process.pid, os.WNOHANG)
         if found:
@@ -120,8 +122,9 @@ def _watch(
         if group:
             watched.anonymous_bytes = max(watched.anonymous_bytes, group.anonymous_bytes())
         watched.resident_bytes = max(watched.resident_bytes, _peak_resident_bytes(process.pid))
-        if _is_stopped(process.pid):
-            watched.stopped_s += _POLL_S
+        passed_s, last = time.monotonic() - last, time.monotonic()
+        if _is_stopped(process.pid) or passed_s > _STARVED_S:  # who stops it may stop this process too
+            watched.stopped_s += passed_s
         if not watched.is_timed_out and time.monotonic() > deadline:
             watched.is_timed_out = True
             process.kill()

@@ -10,7 +10,8 @@ import psutil
 
 from hwprofiles.host import cpu_model
 
-_PACKAGES = ("torch", "transformers")
+SHARED_PACKAGES = ("torch", "transformers")
+"""What our runs and the peers' have in common."""
 
 
 def machine_facts() -> dict[str, object]:
@@ -22,7 +23,7 @@ def machine_facts() -> dict[str, object]:
         "memory_bytes": psutil.virtual_memory().total,
         "gpus": _gpus(),
         "python": platform.python_version(),
-        **{package: _version(package) for package in _PACKAGES},
+        **{package: _version(package) for package in SHARED_PACKAGES},
     }
 
 

@@ -60,6 +60,8 @@ class Peer:
     name: str
     packages: tuple[str, ...]
     """For pip, without what they depend on; torch and transformers are ours."""
+    dependencies: tuple[str, ...] = ()
+    """What they import beside those: small packages, installed with what they depend on."""
     worker: str
     """The module that runs it, in its own process."""
     setting: type

@@ -13,17 +13,19 @@ _ERROR_TAIL = 500
 
 
 def install(peer: Peer, directory: Path, wheels: Path | None) -> None:
-    """pip's --target, without dependencies, so that torch and transformers stay those that our runs use."""
-    if not peer.packages:
-        return
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += ["--no-index", "--find-links", str(wheels)] if wheels else []
-    done = subprocess.run(
-        [*command, "--target", str(directory), *peer.packages], capture_output=True, text=True, check=False
-    )
+    """pip's --target; torch and transformers stay those that our runs use."""
+    source = ["--no-index", "--find-links", str(wheels)] if wheels else []
+    for packages, flags in ((peer.packages, ["--no-deps"]), (peer.dependencies, [])):
+        if packages:
+            _pip_install(peer.name, packages, [*source, *flags, "--target", str(directory)])
+
+
+def _pip_install(peer: str, packages: tuple[str, ...], flags: list[str]) -> None:
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    done = subprocess.run([*command, *flags, *packages], capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(
-            f"{peer.name}: pip could not install {', '.join(peer.packages)}: "
+            f"{peer}: pip could not install {', '.join(packages)}: "
             f"{' '.join(done.stderr.split())[-_ERROR_TAIL:]}; without a network give --wheels DIR, see "
             "benchmarks/README.md"
         )

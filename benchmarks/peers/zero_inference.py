@@ -18,20 +18,8 @@ class ZeroSetting:
 
 ZERO_INFERENCE = Peer(
     name="zero_inference",
-    packages=(
-        "deepspeed==0.19.8",
-        "accelerate",
-        "einops",
-        "hjson",
-        "msgpack",
-        "ninja",
-        "py-cpuinfo",
-        "pydantic",
-        "pydantic-core",
-        "annotated-types",
-        "typing-inspection",
-        "typing-extensions",
-    ),
+    packages=("deepspeed==0.19.8", "accelerate"),
+    dependencies=("einops", "hjson", "msgpack", "ninja", "py-cpuinfo", "pydantic"),
     worker="benchmarks.peers.workers.zero_inference",
     setting=ZeroSetting,
     how=(

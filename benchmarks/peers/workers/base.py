@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.facts import SHARED_PACKAGES
 from benchmarks.peers.base import PeerFigures, PeerJob
 from hwprofiles.yaml_io import from_plain, to_plain
 
@@ -40,7 +41,7 @@ def peak_gpu_bytes() -> int | None:
 
 def versions(*names: str) -> dict[str, str]:
     """Of the peer's packages, and of what it shares with us."""
-    return {name: importlib.metadata.version(name) for name in (*names, "torch", "transformers")}
+    return {name: importlib.metadata.version(name) for name in (*names, *SHARED_PACKAGES)}
 
 
 def device_of(job: PeerJob) -> torch.device:
