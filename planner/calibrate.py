@@ -15,6 +15,7 @@ from hwprofiles.profile import Calibration, HardwareProfile
 from planner.calibrate_fit import Fit, Fitting
 from planner.calibrate_runs import Run
 from planner.factors import Factors
+from planner.machine import Rates, make_rates
 from planner.plan import Phase
 from planner.report import RunReport
 from planner.same_machine import check_report
@@ -69,27 +70,27 @@ def calibrate(profile: HardwareProfile, reports: Sequence[RunReport], *, force: 
     runs = [run for run in map(Run, reports) if run.measured]
     if not runs:
         raise UserError("no report has a phase that was run; run at least one block")
-    fitting, folds = Fitting(profile, runs, {}), _folds(runs)
+    rates = {dtype: make_rates(profile, dtype) for dtype in {run.dtype for run in runs}}
+    fitting = Fitting({dtype: known.calibrated({}) for dtype, known in rates.items()}, runs)
+    folds = _folds(runs)
     whole = fitting.fit(range(len(runs)))
     by_fold = [whole.factors]
     if len(folds) > 1:
         by_fold = [fitting.fit(_without(folds, fold), start=whole).factors for fold in folds]
     used = {n: factors for fold, factors in zip(folds, by_fold, strict=True) for n in fold}
     phases = [
-        error for n, run in enumerate(runs) for error in _errors(profile, run, used[n], whole.weights[n])
+        error
+        for n, run in enumerate(runs)
+        for error in _errors(run, rates[run.dtype], used[n], whole.weights[n])
     ]
-    return _outcome(profile, whole, phases, num_runs=len(runs), num_folds=len(folds) if len(folds) > 1 else 0)
+    return _outcome(profile, whole, phases, num_folds=len(folds) if len(folds) > 1 else 0)
 
 
-def corrected(profile: HardwareProfile, report: RunReport) -> HardwareProfile:
-    """The profile with its factors moved as far as one more run speaks for."""
-    check_report(profile, report)
-    run = Run(report)
-    known = profile.calibration.factors if profile.calibration else {}
-    moved = Fitting(profile, [run], known).fit([0])
-    phases = list(_errors(profile, run, {**known, **moved.factors}, moved.weights[0]))
-    fitted = replace(moved, factors={**known, **moved.factors})
-    return _outcome(profile, fitted, phases, num_runs=1, num_folds=0).profile
+def corrected(report: RunReport) -> Rates:
+    """The rates of the plan that was run, their factors moved as far as this run speaks for."""
+    run, known = Run(report), report.plan.known_rates()
+    moved = Fitting({run.dtype: known}, [run]).fit([0])
+    return known.calibrated({**known.factors, **moved.factors})
 
 
 def _folds(runs: Sequence[Run]) -> list[list[int]]:
@@ -105,12 +106,9 @@ def _without(folds: Sequence[Sequence[int]], left_out: Sequence[int]) -> list[in
     return sorted(n for fold in folds if fold is not left_out for n in fold)
 
 
-def _errors(
-    profile: HardwareProfile, run: Run, factors: Factors, weights: Mapping[Phase, float]
-) -> Iterator[PhaseError]:
-    """Each phase before and after."""
-    old = profile.calibration.factors if profile.calibration else {}
-    before, after = (run.phase_s(run.predict(profile, used)) for used in (old, factors))
+def _errors(run: Run, rates: Rates, factors: Factors, weights: Mapping[Phase, float]) -> Iterator[PhaseError]:
+    """Each phase at the rates as they are, and with other factors."""
+    before, after = (run.phase_s(run.predict(used)) for used in (rates, rates.calibrated(factors)))
     for phase, measured in run.measured.items():
         yield PhaseError(
             report=run.report,
@@ -123,11 +121,11 @@ def _errors(
 
 
 def _outcome(
-    profile: HardwareProfile, fitted: Fit, phases: Sequence[PhaseError], *, num_runs: int, num_folds: int
+    profile: HardwareProfile, fitted: Fit, phases: Sequence[PhaseError], *, num_folds: int
 ) -> Outcome:
     calibration = Calibration(
         factors=fitted.factors,
-        num_runs=num_runs,
+        num_runs=len(fitted.weights),
         error_before=median(error.error_before for error in phases),
         error_after=median(error.error_after for error in phases),
         worst_before=max(error.error_before for error in phases),

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import least_squares
 
-from hwprofiles.profile import HardwareProfile
+from hwprofiles.profile import Dtype
 from planner.calibrate_runs import Run, Vector
-from planner.factors import CONTENTION, HANDOVER, LAUNCH, Factors, factor_of, resource_of
+from planner.factors import CONTENTION, HANDOVER, LAUNCH, resource_of
+from planner.machine import Rates
 from planner.plan import PHASES, Phase, Prediction
 from planner.work import MAX_DECODE_GROUPS
 
@@ -69,14 +70,15 @@ class _Linear:
 class Fitting:
     """Runs as a function of parameters, each a log factor's distance from the one it is drawn towards.
 
-    `known` are the factors that hold without these runs.
+    `rates` are the machine's by model dtype; their factors are those that hold without these runs.
     """
 
-    def __init__(self, profile: HardwareProfile, runs: Sequence[Run], known: Factors) -> None:
-        self.profile, self.runs = profile, runs
+    def __init__(self, rates: Mapping[Dtype, Rates], runs: Sequence[Run]) -> None:
+        self.rates, self.runs = rates, runs
         self.used = [{*names, *map(resource_of, names)} for names in (run.factor_names() for run in runs)]
         self.names = sorted(set().union(*self.used))
-        self.centre = np.log([factor_of(known, *name.split(".")) for name in self.names])
+        known = next(iter(rates.values()))
+        self.centre = np.log([known.factor(*name.split(".")) for name in self.names])
         self.spread = np.array([_spread(name) for name in self.names])
         self.tree = np.eye(len(self.names))
         """[factors, parameters]: a kind's log factor is its own parameter and its resource's."""
@@ -155,7 +157,7 @@ class Fitting:
         key = run.work, num_groups, logs.tobytes()
         if key not in self._priced:
             factors = dict(zip(self.names, np.exp(logs).tolist(), strict=True))
-            self._priced[key] = run.predict(self.profile, factors, num_groups)
+            self._priced[key] = run.predict(self.rates[run.dtype].calibrated(factors), num_groups)
         return self._priced[key]
 
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hwprofiles.profile import Calibration, HardwareProfile
 from hwprofiles.yaml_io import dump_yaml
-from planner.factors import CONTENTION, HANDOVER, LAUNCH, UNPACK, Factors, kind_name
-from planner.machine import make_rates
+from planner.factors import CONTENTION, HANDOVER, LAUNCH, UNPACK, kind_name
+from planner.machine import Rates
 from planner.passes import Blocks
 from planner.plan import PHASES, Phase, Plan, Prediction
 from planner.pricing import price, price_blocks
@@ -56,11 +54,8 @@ class Run:
         self.evidence = self._evidence()
         """How much each row counts: every phase as one, the kinds of tasks of one resource together as one."""
 
-    def predict(
-        self, profile: HardwareProfile, factors: Factors, num_groups: int = MAX_DECODE_GROUPS
-    ) -> Prediction:
-        """The run under these factors, or without its blocks a full one; with fewer groups of passes more coarsely."""
-        rates = make_rates(with_factors(profile, factors), self.dtype)
+    def predict(self, rates: Rates, num_groups: int = MAX_DECODE_GROUPS) -> Prediction:
+        """The run at these rates, or without its blocks a full one; with fewer groups of passes more coarsely."""
         if not self.blocks:
             return price(self.sizes, rates, num_groups)
         return price_blocks(self.sizes, rates, self.blocks, self.report.generated_tokens, num_groups)
@@ -109,9 +104,3 @@ def group_of(plan: Plan) -> str:
     """The same for a plan that was made again after the profile was calibrated."""
     parts = plan.model, plan.workload, plan.policy, plan.placement
     return hashlib.sha256("".join(dump_yaml(part) for part in parts).encode()).hexdigest()
-
-
-def with_factors(profile: HardwareProfile, factors: Factors) -> HardwareProfile:
-    """The profile as if these had been fitted."""
-    calibration = Calibration(factors=factors, num_runs=1, error_before=0.0, error_after=0.0)
-    return replace(profile, calibration=calibration)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from hwprofiles.errors import UserError
@@ -124,6 +124,17 @@ class Rates:
         """The calibration factor of a kind of task on a resource; without a kind, of the resource."""
         return factor_of(self.factors, resource, kind)
 
+    def calibrated(self, factors: Factors) -> Rates:
+        """The same machine under other factors; those of overheads are within the overheads themselves."""
+        launch, handover = (factor_of(factors, name) / self.factor(name) for name in (LAUNCH, HANDOVER))
+        return replace(
+            self,
+            call_s=self.call_s * launch,
+            operation_s=self.operation_s * launch,
+            task_overhead_s=self.task_overhead_s * handover,
+            factors=factors,
+        )
+
 
 def make_target(profile: HardwareProfile, caps: Caps) -> Target:
     """The limits of each tier; an emulated GPU's arena is taken out of host memory."""
@@ -185,8 +196,7 @@ def make_rates(profile: HardwareProfile, dtype: Dtype, *, spreads: float = 0.0) 
     h2d, d2h, both = _link(gpu, at)
     call_s, operation_s = _host_time(profile, overhead)
     prompt = (host if on_cpu or gpu is None else gpu).prompt_attention.get(dtype)
-    factors = profile.calibration.factors if profile.calibration else {}
-    return Rates(
+    measured = Rates(
         on_cpu=on_cpu,
         gemm=Curve(tuple(sorted((float(p.rows), at(p.flops_per_s)) for p in gemm))),
         memory_bytes_per_s=memory,
@@ -204,14 +214,15 @@ def make_rates(profile: HardwareProfile, dtype: Dtype, *, spreads: float = 0.0) 
         if on_cpu and host.elementwise_bytes_per_s
         else memory,
         prompt_attention_flops_per_s=at(prompt) if prompt else max(at(p.flops_per_s) for p in gemm),
-        call_s=call_s * factors.get(LAUNCH, 1.0),
-        operation_s=operation_s * factors.get(LAUNCH, 1.0),
-        task_overhead_s=overhead(host.task_overhead_s) * factors.get(HANDOVER, 1.0),
+        call_s=call_s,
+        operation_s=operation_s,
+        task_overhead_s=overhead(host.task_overhead_s),
         io_threads=io_threads,
         attention_threads=threads,
-        factors=factors,
+        factors={},
         net=_net(profile, at),
     )
+    return measured.calibrated(profile.calibration.factors) if profile.calibration else measured
 
 
 def _net(profile: HardwareProfile, at: Callable[[Rate], float]) -> Curve:

@@ -233,16 +233,15 @@ def test_a_calibrated_profile_is_calibrated_anew() -> None:
 
 
 def test_a_correction_starts_from_what_is_known() -> None:
-    """One run that agrees with the profile's factors moves none; one that does not moves those it measured."""
-    profile = with_factors(small_t4(), {"h2d": 2.0, "gpu": 1.5, "disk_write": 3.0})
-    same = corrected(profile, report_of(profile, STREAMED, {"h2d": 2.0, "gpu": 1.5})).calibration
-    assert same is not None
-    assert same.factors["h2d.load_weight"] == pytest.approx(2.0, rel=0.01)
-    assert same.factors["gpu.decode"] == pytest.approx(1.5, rel=0.01)
-    slow = corrected(profile, report_of(profile, STREAMED, {"h2d": 4.0, "gpu": 1.5})).calibration
-    assert slow is not None
-    assert 2.6 < slow.factors["h2d.load_weight"] < 4.0
-    assert slow.factors["disk_write"] == 3.0
+    """One run that agrees with the plan's factors moves none; one that does not moves those it measured."""
+    profile = with_factors(small_t4(), {"h2d": 2.0, "gpu": 1.5, "disk_write": 3.0, "launch": 2.0})
+    same = corrected(report_of(profile, STREAMED, {"h2d": 2.0, "gpu": 1.5, "launch": 2.0}))
+    assert same.factor("h2d", "load_weight") == pytest.approx(2.0, rel=0.01)
+    assert same.factor("gpu", "decode") == pytest.approx(1.5, rel=0.01)
+    assert same.call_s == pytest.approx(make_rates(profile, "float16").call_s, rel=0.01)
+    slow = corrected(report_of(profile, STREAMED, {"h2d": 4.0, "gpu": 1.5, "launch": 2.0}))
+    assert 2.6 < slow.factor("h2d", "load_weight") < 4.0
+    assert slow.factor("disk_write") == 3.0
 
 
 def test_factors_of_older_profiles_still_apply(tmp_path: Path) -> None:
