@@ -72,6 +72,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="the plan's hardware profile: predicts the trace's lanes beside it",
     )
     run.add_argument(
+        "--replan",
+        action="store_true",
+        help="after the first block, if it took 15%% more or less than predicted, search again with the rates it "
+        "showed, and go on with a plan that is worth loading the weights again",
+    )
+    run.add_argument(
         "--calibrate",
         type=Path,
         metavar="HW.YAML",

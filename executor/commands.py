@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from executor.hub import resolve_model
 from executor.job import JobOptions, compute_device, end_of_sequence_ids, run_job
 from executor.loading import ConsoleLoading
 from executor.render import report_table
+from executor.replan import Replanner, check_can_replan
 from executor.sampling import Completion
 from executor.trace import TraceOptions
 from executor.verdict import verdict_lines
@@ -42,7 +44,11 @@ def run(arguments: argparse.Namespace) -> int:
     _warn_of_other_host(plan, console)
     if arguments.calibrate:
         check_can_learn(arguments.calibrate, plan, current_fingerprint())
-    report = _run(plan, console, _options(arguments, output=arguments.output, trace=_trace(arguments)))
+    options = _options(arguments, output=arguments.output, trace=_trace(arguments))
+    if arguments.replan:
+        check_can_replan(plan)
+        options = replace(options, ask=Replanner(console.print))
+    report = _run(plan, console, options)
     if arguments.report:
         write_atomically(arguments.report, report_json(report))
     make_console().print(report_table(report))

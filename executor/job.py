@@ -13,24 +13,23 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from executor import memory, preflight
-from executor.batching import Block, make_blocks
 from executor.checkpoint import Checkpoint
-from executor.engine import Engine, EngineOptions
+from executor.engine import EngineOptions
+from executor.leg import Ask, JobContext, Switch, give_memory_back, run_leg
 from executor.loading import LoadProgress
 from executor.measure import Measurements
 from executor.progress import Reporter
 from executor.report import JobTotals, make_report
 from executor.results import ResultFile
-from executor.sampling import Completion, Sampler
+from executor.sampling import Completion
 from executor.tokenize import encode_prompt, load_tokenizer
 from executor.trace import TraceOptions, open_trace
 from hwprofiles.allocation import give_back_large_tensors
 from hwprofiles.errors import UserError
+from planner.joined_report import joined
 from planner.plan import Plan
 from planner.prompts import Request, read_requests, synthetic_requests
 from planner.report import RunReport
-
-DUMMY_SEED = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +46,8 @@ class JobOptions:
     first: int | None = None
     """Only so many prompts of the input, greedily and without stop strings: what `verify` compares."""
     trace: TraceOptions | None = None
+    ask: Ask | None = None
+    """After the first block: whether to go on with another plan."""
 
 
 def compute_device(plan: Plan) -> torch.device:
@@ -117,63 +118,38 @@ def run_job(
         if options.output_path:
             results = stack.enter_context(ResultFile(options.output_path, requests, model=plan.model.name))
             pending = results.pending
-        totals = JobTotals(has_tokenizer=tokenizer is not None)
         if not pending:
+            totals = JobTotals(has_tokenizer=tokenizer is not None)
             return make_report(plan, Measurements(), totals, device, disk_bytes=0)
-        blocks = make_blocks(
-            pending,
-            gpu_batch_size=plan.policy.gpu_batch_size,
-            num_gpu_batches=plan.policy.num_gpu_batches,
-            pad_id=pad_id(tokenizer),
-        )
         preflight.check(plan, offload_dir=options.offload_dir, device=device)
         stack.enter_context(gpu_cap(plan, device))
         stack.enter_context(memory_errors())
-        engine = Engine(
-            plan, EngineOptions(device=device, offload_dir=options.offload_dir, overlap=options.overlap)
+        trace = stack.enter_context(open_trace(options.trace, plan, device)) if options.trace else None
+        context = JobContext(
+            engine_options=EngineOptions(
+                device=device, offload_dir=options.offload_dir, overlap=options.overlap
+            ),
+            checkpoint=checkpoint,
+            tokenizer=tokenizer,
+            eos_ids=end_of_sequence_ids(options.model_dir),
+            total_tokens=sum(request.max_tokens for request in requests),
+            results=results,
+            recorder=trace,
+            reporter=reporter,
+            loading=loading,
+            sink=sink,
         )
-        stack.callback(engine.close)
-        if options.trace:
-            engine.measurements.recorder = stack.enter_context(open_trace(options.trace, plan, device))
-        load_weights(engine, checkpoint, loading)
-        eos_ids = end_of_sequence_ids(options.model_dir)
-        _announce(reporter, requests, pending)
-        stack.callback(reporter.finished)
-        for block in blocks:
-            completions = _run_block(engine, block, eos_ids, tokenizer, reporter)
-            if results:
-                results.append(completions)
-            totals.add(block, completions, engine.measurements.passes)
-            sink(completions)
-        disk_bytes = engine.store.allocated_bytes() if engine.store else 0
-        return make_report(plan, engine.measurements, totals, device, disk_bytes=disk_bytes)
+        report, switch = run_leg(plan, pending, context, options.ask)
+        return _go_on(report, switch, context) if switch else report
 
 
-def _run_block(
-    engine: Engine,
-    block: Block,
-    eos_ids: frozenset[int],
-    tokenizer: PreTrainedTokenizerBase | None,
-    reporter: Reporter,
-) -> list[Completion]:
-    """Generate one block."""
-    samplers = [
-        Sampler(batch, eos_ids=eos_ids, tokenizer=tokenizer, device=engine.options.device)
-        for batch in block.gpu_batches
-    ]
-    engine.generate(block, samplers, reporter)
-    completions = [completion for sampler in samplers for completion in sampler.results()]
-    reporter.dropped(sum(max(0, c.request.max_tokens - len(c.token_ids) - 1) for c in completions))
-    return completions
-
-
-def load_weights(engine: Engine, checkpoint: Checkpoint | None, loading: LoadProgress) -> None:
-    """The checkpoint's weights, or random ones, into their homes."""
-    with loading:
-        if checkpoint is None:
-            engine.load_dummy(DUMMY_SEED, loading.advance)
-        else:
-            engine.load(checkpoint, loading.advance)
+def _go_on(report: RunReport, switch: Switch, context: JobContext) -> RunReport:
+    """The rest of a job with another plan, once the first one's memory is given back; the report of both legs."""
+    engine_options = context.engine_options
+    give_memory_back(engine_options.device)
+    preflight.check(switch.plan, offload_dir=engine_options.offload_dir, device=engine_options.device)
+    rest, _ = run_leg(switch.plan, switch.remaining, context)
+    return joined(report, rest, switch.reason)
 
 
 def job_requests(plan: Plan, options: JobOptions, tokenizer: PreTrainedTokenizerBase | None) -> list[Request]:
@@ -219,12 +195,6 @@ def _check_lengths(requests: Sequence[Request], plan: Plan) -> None:
         )
 
 
-def pad_id(tokenizer: PreTrainedTokenizerBase | None) -> int:
-    """Any token will do where nothing attends to it; the tokenizer's own if it has one."""
-    found = tokenizer.pad_token_id if tokenizer else None
-    return int(found) if found is not None else 0
-
-
 def end_of_sequence_ids(model_dir: Path | None) -> frozenset[int]:
     """The ids that end a sequence, as the checkpoint's generation config (or config) names them."""
     if model_dir is None:
@@ -232,9 +202,3 @@ def end_of_sequence_ids(model_dir: Path | None) -> frozenset[int]:
     name = "generation_config.json" if (model_dir / "generation_config.json").is_file() else "config.json"
     found = GenerationConfig.from_pretrained(model_dir, config_file_name=name).eos_token_id
     return frozenset(found if isinstance(found, list) else [] if found is None else [found])
-
-
-def _announce(reporter: Reporter, requests: Sequence[Request], pending: Sequence[Request]) -> None:
-    total = sum(request.max_tokens for request in requests)
-    left = sum(request.max_tokens for request in pending)
-    reporter.started(total, total - left, sum(len(request.prompt_ids) for request in pending))

@@ -10,10 +10,11 @@ from typing import Protocol
 
 import torch
 
+from executor.one_time import OneTime
 from executor.transfer import Handle
 from planner.activity import Activity, Span, Timeline
 from planner.plan import PHASES, Phase
-from planner.schedule import ATTEND, Task
+from planner.schedule import ATTEND, Task, TaskKind
 
 Key = tuple[Phase, str, str]
 """(phase, kind, resource)"""
@@ -87,12 +88,15 @@ class Measurements:
         self._timeline = Timeline(0.0)
         self._began = self._prefilled = self._ended = 0.0
         self._token = 0
+        self._one_time, self._first_began = OneTime(), 0.0
 
     def start_block(self, device: torch.device, forget: Callable[[Handle], None]) -> None:
         """The clock starts; `forget` is told of every task that is done."""
         self._forget = forget
         self._clock = DeviceClock(device) if device.type == "cuda" else None
         self._began = self._prefilled = self._ended = time.perf_counter()
+        if self.num_blocks == 0:
+            self._first_began = self._began
         self._timeline, self._token, self.passes = Timeline(self._began), 0, {}
         if self.recorder:
             self.recorder.start_block(self._began)
@@ -116,6 +120,8 @@ class Measurements:
         if i > self._token:
             self._next_token(i)
         self._ended = max(self._ended, at)
+        if self.num_blocks == 0:
+            self._one_time.token_done(i, at)
         if i == 0:
             self._prefilled = max(self._prefilled, at)
         self.phase_tokens[_phase(handle.task)] += num_tokens
@@ -132,11 +138,22 @@ class Measurements:
         self.phase_s["decode"] += self._ended - self._prefilled
         self.num_blocks += 1
 
+    def one_time_s(self) -> dict[Phase, float]:
+        """Of each phase of the first block, after it: what is paid only once."""
+        loads = sum(
+            total.seconds
+            for (phase, kind, _), total in self.totals.items()
+            if (phase, kind) == ("prefill", TaskKind.LOAD_WEIGHT.value)
+        )
+        return self._one_time.seconds(self._first_began, loads)
+
     def _count(self, handle: Handle) -> None:
         task, seconds = handle.task, handle.seconds()
         key = (_phase(task), task.kind.value, task.resource)
         self.totals.setdefault(key, Total()).add(handle.num_bytes, seconds)
         stop_s = self._finished_at(handle)
+        if self.num_blocks == 0 and task.i == 0 and task.kind is TaskKind.COMPUTE:
+            self._one_time.layer_done(task.j, stop_s)
         self._keep(_span(task, task.kind.value, task.resource, stop_s - seconds, stop_s, handle.num_bytes))
         self._forget(handle)
 

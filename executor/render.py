@@ -13,7 +13,12 @@ from planner.report import RunReport
 
 
 def report_table(report: RunReport) -> Group:
-    """Predicted beside measured: phases, tasks, memory."""
+    """Predicted beside measured: phases, tasks, memory; of each plan where the job went on with another one."""
+    if report.replanned:
+        before, after = (report_table(leg) for leg in report.legs)
+        return Group(
+            before, f"[bold]{report.replanned.at}[/bold]: {report.replanned.reason}", after, _phases(report)
+        )
     return Group(_phases(report), _tasks(report), _memory(report), *_remarks(report))
 
 

@@ -67,7 +67,7 @@ def calibrate(profile: HardwareProfile, reports: Sequence[RunReport], *, force: 
     """Fit one set of factors to all reports; a UserError for a report of another host unless forced."""
     for report in reports:
         check_report(profile, report, force=force)
-    runs = [run for run in map(Run, reports) if run.measured]
+    runs = [run for report in reports for run in map(Run, report.legs) if run.measured]
     if not runs:
         raise UserError("no report has a phase that was run; run at least one block")
     rates = {dtype: make_rates(profile, dtype) for dtype in {run.dtype for run in runs}}

@@ -113,6 +113,35 @@ class RunReport:
     """Of the phases that were run; empty in reports of older versions."""
     blocks: tuple[RunBlocks, ...] = ()
     """All blocks as they were run: sequences may have ended early. Empty in reports of older versions."""
+    replanned: Replanned | None = None
+    """Where the job went on with another plan; the figures beside are of both."""
+
+    @property
+    def legs(self) -> tuple[RunReport, ...]:
+        """What each plan measured."""
+        return (self.replanned.before, self.replanned.after) if self.replanned else (self,)
+
+    @property
+    def predicted_s(self) -> float:
+        """Of both phases."""
+        return sum(phase.predicted_s for phase in self.phases)
+
+    @property
+    def measured_s(self) -> float:
+        """Of both phases."""
+        return sum(phase.measured_s for phase in self.phases)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replanned:
+    """A job that went on with another plan."""
+
+    at: str
+    """When, UTC."""
+    reason: str
+    before: RunReport
+    """Of the plan that the job began with."""
+    after: RunReport
 
 
 def report_json(report: RunReport) -> str:
