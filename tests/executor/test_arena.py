@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 
@@ -42,6 +44,7 @@ def test_empty_arena() -> None:
 
 def test_resident_size_is_exact() -> None:
     """Every page is there after construction, and no more than asked, although huge pages are used."""
+    gc.collect()  # so that nothing of earlier tests goes meanwhile
     before = resident_bytes()
     arena = Arena(65 * MIB + 1, CPU, register=False)
     grown = resident_bytes() - before
@@ -51,6 +54,7 @@ def test_resident_size_is_exact() -> None:
 
 def test_close_returns_memory_when_the_last_view_is_gone() -> None:
     """A view that outlives the arena stays valid; without views the memory is back at once."""
+    gc.collect()  # so that nothing of earlier tests goes meanwhile
     before = resident_bytes()
     arena = Arena(64 * MIB, CPU, register=False)
     view = arena.take(64 * MIB)

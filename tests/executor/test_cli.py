@@ -157,7 +157,7 @@ def test_a_finished_job_run_again(checkpoint: Path, tmp_path: Path) -> None:
 class Child:
     """executor run in a process of its own, on a job of many short blocks."""
 
-    def __init__(self, checkpoint: Path, directory: Path, num_prompts: int = 40) -> None:
+    def __init__(self, checkpoint: Path, directory: Path, num_prompts: int = 80) -> None:
         plan = plan_for(checkpoint, gpu_batch_size=1, num_gpu_batches=2, gen_len=12, splits=ON_DISK)
         self.plan = write_plan(directory / "plan.yaml", plan)
         self.prompts = write_prompts(directory / "p.jsonl", many_prompts(num_prompts))

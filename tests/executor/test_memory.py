@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from hwprofiles.units import MIB
 
 def test_peak_remembers_and_can_be_reset() -> None:
     """The peak outlives the memory that made it, until it is reset (the kernel counts to within pages)."""
+    gc.collect()  # so that nothing of earlier tests goes meanwhile
     memory.reset_peak()
     before = memory.resident_bytes()
     arena = Arena(80 * MIB, torch.device("cpu"), register=False)

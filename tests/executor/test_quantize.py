@@ -36,7 +36,7 @@ def padded_groups(values: torch.Tensor) -> torch.Tensor:
     return torch.cat((values, filler), dim=-1).float().unflatten(-1, (-1, GROUP_SIZE))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     shape=st.tuples(st.integers(1, 3), st.integers(1, 2), st.integers(1, 300)),
     scale=st.floats(1e-3, 1e3),

@@ -45,7 +45,7 @@ def test_busy_overlap_and_waits() -> None:
     assert found.waits_s["d2h"] == {"compute on gpu": 6.0}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.floats(0, 12), max_size=6))
 def test_stretches_add_up(cuts: list[float]) -> None:
     """Wherever time is cut, the pieces sum to the whole."""

@@ -90,7 +90,7 @@ def test_an_emulated_gpus_arena_is_not_others_memory() -> None:
     assert make_target(profile, Caps(cpu_bytes=room - GB)).headroom_bytes == 0
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(cpu=st.integers(90, 400), shares=st.tuples(st.floats(0, 0.5), st.floats(0, 0.5)))
 def test_headroom_stays_free(cpu: int, shares: tuple[float, float]) -> None:
     """A plan and its headroom are within the memory; what fits beside more of it also fits beside less."""

@@ -93,7 +93,7 @@ def ranges(plan: Plan, found: Interval) -> list[tuple[float, Range]]:
     ]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     case=st.sampled_from(sorted(POLICIES)),
     seed=st.randoms(use_true_random=False),

@@ -74,7 +74,7 @@ def on(stage: Sequence[Task], resource: str) -> list[tuple[int, int]]:
     return [(task.i, task.k) for task in stage if task.resource == resource]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(case=pipelines())
 def test_what_is_sent_is_received_in_the_same_order(case: tuple[list[Shape], list[int]]) -> None:
     """Around the ring, each stage's `net_out` is the next one's `net_in`, message by message."""
@@ -84,7 +84,7 @@ def test_what_is_sent_is_received_in_the_same_order(case: tuple[list[Shape], lis
         assert len(on(stage, "net_out")) == sum(case[1])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(case=pipelines())
 def test_nobody_waits_for_ever(case: tuple[list[Shape], list[int]]) -> None:
     """Lanes first in first out, computing and issuing in one thread, sends that block until they are received."""
@@ -129,7 +129,7 @@ def test_nobody_waits_for_ever(case: tuple[list[Shape], list[int]]) -> None:
     assert [len(each) for each in done] == [len(stage) for stage in stages]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(case=pipelines())
 def test_no_slot_is_taken_while_it_is_read(case: tuple[list[Shape], list[int]]) -> None:
     """A message's slot is filled again only after all that reads it, by the dependencies alone."""

@@ -48,7 +48,7 @@ def test_any_percent_of_weights_is_reached_within_one_tensor(percent: int) -> No
     assert abs(realised.gpu - percent / 100) * total <= largest
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(model=st.sampled_from(MODELS), split=splits(), bits=st.sampled_from((4, 16)))
 def test_weights_are_spread_evenly_and_within_one_tensor(model: ModelSpec, split: Split, bits: int) -> None:
     """At every depth each tier holds its share to within one tensor, the faster ones never more than it."""
@@ -68,7 +68,7 @@ def test_weights_are_spread_evenly_and_within_one_tensor(model: ModelSpec, split
                 assert -1 <= short <= largest + 1
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(split=splits(), size=st.integers(1, 9), batches=st.integers(1, 7), share=st.floats(0, 1))
 def test_rows_are_whole_and_complete(split: Split, size: int, batches: int, share: float) -> None:
     """Every gpu batch has all its rows, no tier misses its request by 2 rows, faster ones never exceed it."""

@@ -52,7 +52,7 @@ def test_a_plan_says_what_it_was_searched_for(tmp_path: Path) -> None:
     assert load_plan(path) == replace(plan, request=None)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     gpu=st.integers(60, 400),
     cpu=st.integers(90, 500),

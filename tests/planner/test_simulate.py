@@ -73,7 +73,7 @@ def cases(draw: st.DrawFn) -> tuple[Problem, Policy]:
     return problem, replace(policy, weight_slots=draw(st.integers(2, 4)), cache_slots=draw(st.integers(2, 4)))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(case=cases())
 def test_never_faster_than_the_work(case: tuple[Problem, Policy]) -> None:
     """All that a lane, or what lanes share, has to do fits into the time until the last task is done."""
@@ -85,7 +85,7 @@ def test_never_faster_than_the_work(case: tuple[Problem, Policy]) -> None:
     assert simulation.seconds <= simulation.end_s * (1 + 1e-9)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(case=cases())
 def test_the_order_is_the_schedules(case: tuple[Problem, Policy]) -> None:
     """Every task is played once, after all it depends on, and no lane does two at a time."""
@@ -102,7 +102,7 @@ def test_the_order_is_the_schedules(case: tuple[Problem, Policy]) -> None:
         assert all(a.stop_s <= b.start_s for a, b in pairwise(lane))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(case=cases())
 def test_one_task_costs_what_all_of_its_kind_cost_together(case: tuple[Problem, Policy]) -> None:
     """The closed formula's work by kind is the sum over the tasks; it takes speeds at their mean size."""
@@ -205,7 +205,7 @@ def test_speeds_are_max_min_fair() -> None:
     assert fair_speeds([]) == ()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(st.floats(0, 3), st.floats(0, 3)), min_size=1, max_size=6))
 def test_no_shared_resource_is_overdrawn(shares: list[tuple[float, float]]) -> None:
     """Speeds lie between 0 and 1, resources hold, and a task slower than 1 is on a full one."""
