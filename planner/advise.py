@@ -68,15 +68,18 @@ def fitting_changes(problem: Problem, policy: Policy) -> Iterator[str]:
 
 
 def _smaller_blocks(problem: Problem, policy: Policy, prefix: str) -> Iterator[str]:
-    batches = largest(
-        policy.num_gpu_batches - 1, lambda count: problem.fits(replace(policy, num_gpu_batches=count))
-    )
+    batches = largest(policy.num_gpu_batches - 1, lambda count: problem.fits(with_batches(policy, count)))
     if batches:
         block = batches * policy.gpu_batch_size
         yield f"{prefix}--num-gpu-batches {batches} (block of {block})"
     batch = largest(policy.gpu_batch_size - 1, lambda size: problem.fits(with_batch(policy, size)))
     if batch:
         yield f"{prefix}--gpu-batch-size {batch} (block of {batch * policy.num_gpu_batches})"
+
+
+def with_batches(policy: Policy, count: int) -> Policy:
+    """The policy with another number of gpu batches, and no more waves than those."""
+    return replace(policy, num_gpu_batches=count, num_waves=min(policy.num_waves, count))
 
 
 def with_batch(policy: Policy, size: int) -> Policy:

@@ -10,12 +10,14 @@ from rich.table import Table
 from hwprofiles.units import format_bytes, format_seconds
 from planner.plan import PHASES, PhasePrediction, Plan, Range
 from planner.policy import TIERS, Bits, Split
+from planner.render_stages import stages_table
 
 
 def plan_view(plan: Plan, *notes: str) -> RenderableType:
     """Policy, splits, memory and prediction, then one line of throughput and the notes."""
     return Group(
         _policy_table(plan),
+        *([stages_table(plan)] if plan.stages else []),
         _memory_table(plan),
         _prediction_table(plan),
         *_throughput(plan),

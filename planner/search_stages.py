@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from hwprofiles.errors import UserError
 from hwprofiles.profile import HardwareProfile
 from planner.candidate import Candidate
 from planner.divide import divide
@@ -44,6 +45,12 @@ class Cluster:
 
     def staged(self, num_stages: int) -> Staged:
         """The problem with this number of stages; a UserError where the hosts do not have as many places."""
+        num_layers = self.model.num_layers
+        if num_stages > num_layers:
+            raise UserError(
+                f"{num_stages} stages, {self.model.name} has {num_layers} layers and each stage needs one; "
+                f"use --stages {num_layers} at most"
+            )
         return Staged(cluster=self, sites=sites_of(self.hosts, num_stages, self.comm_device))
 
     @property

@@ -10,6 +10,7 @@ from hwprofiles.errors import UserError
 from planner.advise import estimate
 from planner.commands.options import add_output, add_problem, problem_of
 from planner.commands.output import deliver
+from planner.commands.stages import add_stages, estimated, has_stages
 from planner.policy import Bits, Policy, Split
 from planner.problem import Problem
 
@@ -18,6 +19,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """A policy, in FlexGen's words."""
     add_problem(parser)
     add_policy(parser)
+    add_stages(parser, fixed=True)
     add_output(parser)
 
 
@@ -50,6 +52,8 @@ def add_policy(parser: argparse.ArgumentParser, *, whole: bool = True) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Place and price the policy."""
+    if has_stages(arguments):
+        return deliver(estimated(arguments, policy_of), arguments)
     problem = problem_of(arguments)
     return deliver(estimate(problem, policy_of(problem, arguments)), arguments)
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
 from hwprofiles.host import mismatch
-from hwprofiles.profile import Dtype, load_profile
+from hwprofiles.profile import Dtype, HardwareProfile, load_profile
 from hwprofiles.units import parse_bytes
 from planner.commands.workload import add_workload, workload_of
 from planner.headroom import parse_headroom
 from planner.machine import Caps
-from planner.model import load_model
+from planner.model import ModelSpec, load_model
 from planner.problem import Problem, make_problem
+from planner.workload import Workload
 
 SIZE_FLAGS = ("--gpu-mem", "--cpu-mem", "--disk", "--headroom")
 
@@ -61,8 +63,18 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the plan as JSON and nothing else")
 
 
-def problem_of(arguments: argparse.Namespace) -> Problem:
-    """The problem that `add_problem`'s flags describe; a profile of another host warns."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What `add_problem`'s flags name."""
+
+    model: ModelSpec
+    workload: Workload
+    profile: HardwareProfile
+    caps: Caps
+
+
+def inputs_of(arguments: argparse.Namespace) -> Inputs:
+    """Read them; a profile of another host warns."""
     profile = load_profile(arguments.hw)
     dtype: Dtype | None = None if arguments.dtype == "auto" else arguments.dtype
     caps = Caps(
@@ -72,11 +84,17 @@ def problem_of(arguments: argparse.Namespace) -> Problem:
         headroom=parse_headroom(arguments.headroom) if arguments.headroom is not None else None,
     )
     model = load_model(arguments.model, dtype)
-    problem = make_problem(model, workload_of(arguments, model), profile, caps)
+    inputs = Inputs(model=model, workload=workload_of(arguments, model), profile=profile, caps=caps)
     warning = mismatch(profile)
     if warning:
         print(f"warning: {warning}", file=sys.stderr)
-    return problem
+    return inputs
+
+
+def problem_of(arguments: argparse.Namespace) -> Problem:
+    """The problem that `add_problem`'s flags describe, for one process."""
+    inputs = inputs_of(arguments)
+    return make_problem(inputs.model, inputs.workload, inputs.profile, inputs.caps)
 
 
 def _size(text: str | None) -> int | None:

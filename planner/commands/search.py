@@ -9,6 +9,7 @@ from pathlib import Path
 from hwprofiles.errors import UserError
 from planner.commands.options import add_output, add_problem, problem_of
 from planner.commands.output import deliver, progress
+from planner.commands.stages import add_stages, has_stages, searched
 from planner.frontier import frontier
 from planner.frontier_file import check_path, write
 from planner.plan import Plan
@@ -40,6 +41,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="write the plans between least latency and highest throughput: .html (to hover), .png or .json",
     )
+    add_stages(parser, fixed=False)
     add_output(parser)
 
 
@@ -47,24 +49,28 @@ def run(arguments: argparse.Namespace) -> int:
     """Search, and say what 4 bits would bring to a lossless plan."""
     if arguments.frontier:
         check_path(arguments.frontier)
-    problem = problem_of(arguments)
     request = Request(
         weight_bits=arguments.weight_bits,
         kv_bits=arguments.kv_bits,
         cpu_attention=arguments.cpu_attention,
         max_latency_s=arguments.max_latency,
     )
+    if has_stages(arguments):
+        with progress() as report:
+            plan, notes = searched(arguments, request, report)
+        return deliver(plan, arguments, *notes)
+    problem = problem_of(arguments)
     realised: list[Plan] = []
     with progress() as report:
-        plan = search(problem, request, report, keep=realised.append)
-        if plan is None:
+        best = search(problem, request, report, keep=realised.append)
+        if best is None:
             raise UserError(explain_shortage(problem, request))
         notes = []
         if not arguments.json and (request.weight_bits, request.kv_bits) == ("16", "16"):
             report("what 4 bits would bring")
             four_bit = search(problem, replace(request, weight_bits="4", kv_bits="4"), num_finalists=1)
-            notes.append(four_bit_note(plan, four_bit))
+            notes.append(four_bit_note(best, four_bit))
         if arguments.frontier:
-            write(arguments.frontier, frontier(problem, request, plan, realised, report))
+            write(arguments.frontier, frontier(problem, request, best, realised, report))
             notes.append(f"frontier written to {arguments.frontier}")
-    return deliver(plan, arguments, *notes)
+    return deliver(best, arguments, *notes)
