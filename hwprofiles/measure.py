@@ -189,7 +189,7 @@ def _measure_host(
         elementwise_bytes_per_s=elementwise_rate(CPU, pace.next("elementwise operations")),
         layer=layer_points(CPU, pace),
         prompt_attention=prompt_attention_rates(CPU, pace),
-        margins=cost.host_margins,
+        process_spread_bytes=cost.spread_bytes,
         occupied_bytes=occupied,
     )
 
@@ -210,7 +210,7 @@ def _measure_gpu(request: Request, device: torch.device, host: Host, cost: Proce
         gemm=host.gemm if emulated else gemm_curves(device, request.budget, working_set, pace),
         launch_overhead_s=launch_overhead(device, pace.next(f"{device} launch overhead")),
         context_bytes=0 if emulated else cost.context_bytes[device.index],
-        margins=NO_MARGINS if emulated else cost.gpu_margins,
+        margins=NO_MARGINS if emulated else cost.margins,
         link=measure_link(device, buffer_bytes, request.budget, pace),
         layer=() if emulated else layer_points(device, pace),
         prompt_attention={} if emulated else prompt_attention_rates(device, pace),

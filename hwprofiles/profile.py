@@ -120,29 +120,29 @@ class Link:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Margins:
-    """Memory that is held beyond what is asked for, by kind, as measured."""
+    """GPU memory that is held beyond what is asked for, by kind, as measured."""
 
-    process_bytes: int
-    """On a GPU what a run's kernels add to the context; on the host the spread between one process and the next."""
+    context_bytes: int
+    """What a run's kernels add to the context."""
     allocator_bytes: int
     """Of sizes rounded up."""
     fragmentation_bytes: int
     """Held by an allocator, but free."""
 
     def __post_init__(self) -> None:
-        if min(self.process_bytes, self.allocator_bytes, self.fragmentation_bytes) < 0:
+        if min(self.context_bytes, self.allocator_bytes, self.fragmentation_bytes) < 0:
             raise UserError(f"margins must not be negative, found {self}")
 
     def times(self, count: int) -> Margins:
         """Of so many like it."""
         return Margins(
-            process_bytes=count * self.process_bytes,
+            context_bytes=count * self.context_bytes,
             allocator_bytes=count * self.allocator_bytes,
             fragmentation_bytes=count * self.fragmentation_bytes,
         )
 
 
-NO_MARGINS = Margins(process_bytes=0, allocator_bytes=0, fragmentation_bytes=0)
+NO_MARGINS = Margins(context_bytes=0, allocator_bytes=0, fragmentation_bytes=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,8 +196,8 @@ class Host:
     layer: tuple[LayerPoint, ...] = ()
     """As a GPU's, where the CPU computes."""
     prompt_attention: Mapping[Dtype, Rate] = field(default_factory=dict)
-    margins: Margins | None = None
-    """None: not measured."""
+    process_spread_bytes: int | None = None
+    """Between the largest and the smallest of several such processes; None: not measured."""
     occupied_bytes: int | None = None
     """What the kernel and other processes held of the host's memory at the time; None: not measured."""
     numa_cpus: tuple[tuple[int, ...], ...] = ()
@@ -210,8 +210,9 @@ class Host:
         return min(limits, default=self.memory_bytes)
 
     def __post_init__(self) -> None:
-        if self.occupied_bytes is not None and self.occupied_bytes < 0:
-            raise UserError(f"occupied_bytes must not be negative, found {self.occupied_bytes}")
+        for name in ("process_spread_bytes", "occupied_bytes"):
+            if (getattr(self, name) or 0) < 0:
+                raise UserError(f"{name} must not be negative, found {getattr(self, name)}")
         _check_positive(
             sockets=self.sockets,
             physical_cores=self.physical_cores,

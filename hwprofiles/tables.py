@@ -102,7 +102,7 @@ def _facts(profile: HardwareProfile) -> Iterator[tuple[str, str]]:
     yield "processor", f"{host.cpu_model}; {host.sockets} sockets, {cores}, {host.numa_nodes} NUMA nodes"
     limits = ", ".join(f"{name} {format_bytes(size)}" for name, size in host.memory_limits_bytes.items())
     yield "host memory", f"{format_bytes(host.memory_bytes)} ({limits})"
-    yield "process", f"{format_bytes(host.process_bytes)} resident before any model{_margins(host.margins)}"
+    yield "process", f"{format_bytes(host.process_bytes)} resident before any model{_spread(host)}"
     if host.occupied_bytes is not None:
         yield "occupied", f"{format_bytes(host.occupied_bytes)} by the kernel and other processes"
     for index, gpu in enumerate(profile.gpus):
@@ -120,11 +120,16 @@ def _facts(profile: HardwareProfile) -> Iterator[tuple[str, str]]:
         )
 
 
+def _spread(host: Host) -> str:
+    spread = host.process_spread_bytes
+    return "" if spread is None else f", {format_bytes(spread)} between one and the next"
+
+
 def _margins(margins: Margins | None) -> str:
     if margins is None:
         return ", margins not measured"
     kinds = {
-        "process": margins.process_bytes,
+        "kernels": margins.context_bytes,
         "allocator": margins.allocator_bytes,
         "fragmentation": margins.fragmentation_bytes,
     }

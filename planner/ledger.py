@@ -66,8 +66,9 @@ class Target:
     disk_bytes: int
     context_bytes: int
     process_bytes: int
-    gpu_margins: Margins = NO_MARGINS
-    cpu_margins: Margins = NO_MARGINS
+    margins: Margins = NO_MARGINS
+    """On the GPU."""
+    process_spread_bytes: int = 0
     headroom_bytes: int = 0
     """Host memory left to the kernel and other processes; no longer in `cpu_bytes`."""
 
@@ -366,14 +367,10 @@ def _requests(workload: Workload, policy: Policy) -> int:
 
 def _margins(target: Target) -> Iterator[Entry]:
     """What is held beyond what is asked for, by kind; nobody allocates it."""
-    kinds: tuple[tuple[Tier, Margins, str], ...] = (
-        ("gpu", target.gpu_margins, "context"),
-        ("cpu", target.cpu_margins, "process"),
-    )
-    for tier, margins, process in kinds:
-        yield _both(tier, f"margin: {process}", margins.process_bytes)
-        yield _both(tier, "margin: allocator", margins.allocator_bytes)
-        yield _both(tier, "margin: fragmentation", margins.fragmentation_bytes)
+    yield _both("gpu", "margin: context", target.margins.context_bytes)
+    yield _both("gpu", "margin: allocator", target.margins.allocator_bytes)
+    yield _both("gpu", "margin: fragmentation", target.margins.fragmentation_bytes)
+    yield _both("cpu", "margin: process", target.process_spread_bytes)
 
 
 def dequantised_layer_bytes(layer: LayerSpec, element_bytes: int) -> int:

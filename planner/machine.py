@@ -22,7 +22,7 @@ from planner.factors import HANDOVER, LAUNCH, Factors, factor_of
 from planner.headroom import Headroom, headroom_bytes
 from planner.ledger import Target
 
-UNMEASURED_GPU = Margins(process_bytes=212_593_664, allocator_bytes=0, fragmentation_bytes=0)
+UNMEASURED_GPU = Margins(context_bytes=212_593_664, allocator_bytes=0, fragmentation_bytes=0)
 """Where a profile has no margins: how far a run was over a ledger without them, of whatever kind that was.
 
 On an H200 host, OPT-30B in 4 bits was 213 MB over its 8.8 GB, OPT-1.3B 106 MB over its 3.5 GB (benchmarks/results).
@@ -156,13 +156,13 @@ def make_target(profile: HardwareProfile, caps: Caps) -> Target:
         disk_bytes=_least(profile.disk.free_bytes, caps.disk_bytes) if profile.disk else 0,
         context_bytes=gpu.context_bytes if gpu else 0,
         process_bytes=host.process_bytes,
-        gpu_margins=_gpu_margins(gpu),
-        cpu_margins=host.margins or NO_MARGINS,
+        margins=_margins(gpu),
+        process_spread_bytes=host.process_spread_bytes or 0,
         headroom_bytes=headroom,
     )
 
 
-def _gpu_margins(gpu: Gpu | None) -> Margins:
+def _margins(gpu: Gpu | None) -> Margins:
     if gpu is None or gpu.emulated:
         return NO_MARGINS
     return gpu.margins or UNMEASURED_GPU

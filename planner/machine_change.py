@@ -194,6 +194,6 @@ def _merged_gpus(problem: Problem, count: int) -> Problem:
         target,
         gpu_bytes=target.gpu_bytes * count,
         context_bytes=target.context_bytes * count,
-        gpu_margins=target.gpu_margins.times(count),
+        margins=target.margins.times(count),
     )
     return replace(problem, target=larger, rates=rates, band=None)

@@ -245,6 +245,8 @@ def _sum_targets(targets: Sequence[Target]) -> Target:
         disk_bytes=sum(target.disk_bytes for target in targets),
         context_bytes=sum(target.context_bytes for target in targets),
         process_bytes=sum(target.process_bytes for target in targets),
+        margins=first.margins.times(len(targets)),
+        process_spread_bytes=sum(target.process_spread_bytes for target in targets),
         headroom_bytes=sum(target.headroom_bytes for target in targets),
     )
 

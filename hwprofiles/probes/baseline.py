@@ -17,10 +17,11 @@ from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, PreTrainedTokenizerFast
 
 from hwprofiles.allocation import trim_heap
-from hwprofiles.probes.allocators import gpu_overhead, host_overhead
+from hwprofiles.probes.allocators import allocator_overhead
 from hwprofiles.probes.libraries import library_bytes
-from hwprofiles.probes.weighed import Overhead, Weighed
+from hwprofiles.probes.weighed import Weighed
 from hwprofiles.process_memory import peak_resident_bytes, resident_bytes
+from hwprofiles.profile import NO_MARGINS, Margins
 
 _SIZE = 256
 _ALSO_IMPORTED = ("cattrs", "huggingface_hub", "jinja2", "psutil", "rich.progress", "rich.table", "safetensors.torch",
@@ -81,22 +82,21 @@ def weigh(num_gpus: int) -> Weighed:
     """Weigh the process with its first GPU, then start the others."""
     load_everything()
     peak_bytes = peak_resident_bytes()
-    libraries, host, gpu = 0, Overhead(), Overhead()
+    margins = NO_MARGINS
     if num_gpus:
         first = torch.device("cuda", 0)
         use_gpu(0)
-        libraries = library_bytes(first)
+        context = library_bytes(first)
         peak_bytes = peak_resident_bytes()
-        gpu = gpu_overhead(first)
+        allocator, fragmentation = allocator_overhead(first)
+        margins = Margins(context_bytes=context, allocator_bytes=allocator, fragmentation_bytes=fragmentation)
     else:
         use_cpu()
-    occupied = max(peak_bytes, resident_bytes())
-    if not num_gpus:  # beside a GPU the host allocates little that comes and goes
-        host = host_overhead()
+    weighed = Weighed(resident_bytes=max(peak_bytes, resident_bytes()), margins=margins)
     for index in range(1, num_gpus):
         use_gpu(index)
         library_bytes(torch.device("cuda", index))
-    return Weighed(resident_bytes=occupied, host=host, library_bytes=libraries, gpu=gpu)
+    return weighed
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import torch
 
 from hwprofiles.allocation import CUDA_ALLOCATOR
 from hwprofiles.errors import UserError
-from hwprofiles.probes.weighed import Overhead, Weighed
+from hwprofiles.probes.weighed import Weighed
 from hwprofiles.profile import NO_MARGINS, Margins
 from hwprofiles.yaml_io import from_plain
 
@@ -31,8 +30,9 @@ class ProcessCost:
 
     resident_bytes: int
     context_bytes: tuple[int, ...]
-    host_margins: Margins = NO_MARGINS
-    gpu_margins: Margins = NO_MARGINS
+    spread_bytes: int = 0
+    """Between the largest and the smallest of several processes."""
+    margins: Margins = NO_MARGINS
     """Of each GPU."""
 
 
@@ -48,18 +48,12 @@ def process_cost(num_gpus: int, num_runs: int = 1) -> ProcessCost:
     return ProcessCost(
         resident_bytes=statistics.median_low(resident),
         context_bytes=tuple(max(gpu) for gpu in zip(*(context for _, context in runs), strict=True)),
-        host_margins=_margins(resident[-1] - resident[0], [weighed.host for weighed, _ in runs]),
-        gpu_margins=_margins(
-            max(weighed.library_bytes for weighed, _ in runs), [weighed.gpu for weighed, _ in runs]
+        spread_bytes=resident[-1] - resident[0],
+        margins=Margins(
+            context_bytes=max(weighed.margins.context_bytes for weighed, _ in runs),
+            allocator_bytes=max(weighed.margins.allocator_bytes for weighed, _ in runs),
+            fragmentation_bytes=max(weighed.margins.fragmentation_bytes for weighed, _ in runs),
         ),
-    )
-
-
-def _margins(process_bytes: int, overheads: Sequence[Overhead]) -> Margins:
-    return Margins(
-        process_bytes=process_bytes,
-        allocator_bytes=max(overhead.rounding_bytes for overhead in overheads),
-        fragmentation_bytes=max(overhead.fragmentation_bytes for overhead in overheads),
     )
 
 
@@ -97,7 +91,7 @@ def _weigh(num_gpus: int) -> tuple[Weighed, tuple[int, ...]]:
         )
     weighed = from_plain(json.loads(line), Weighed, "a fresh process")
     vanished = (b - a for b, a in zip(before, after, strict=True))
-    return weighed, tuple(max(0, nbytes - weighed.library_bytes) for nbytes in vanished)
+    return weighed, tuple(max(0, nbytes - weighed.margins.context_bytes) for nbytes in vanished)
 
 
 def _free_bytes(index: int) -> int:

@@ -35,6 +35,10 @@ def test_a_gpu_is_measured(tiny_budget: Budget, tmp_path: Path) -> None:
         assert gpu.name in host.gpu_names()
         assert gpu.memory_bytes == 2 * GIB
         assert gpu.context_bytes > 50 * MIB
+        assert gpu.margins is not None
+        assert 0 < gpu.margins.context_bytes < 2 * GIB
+        assert 0 <= gpu.margins.allocator_bytes < 16 * MIB
+        assert 0 <= gpu.margins.fragmentation_bytes < 512 * MIB
         assert set(gpu.gemm) == set(DTYPES)
         assert [point.size_bytes for point in gpu.link.d2h_pageable] == [2**16, 2**20]
     assert profile.concurrent is not None

@@ -10,24 +10,44 @@ import yaml
 
 from hwprofiles.errors import UserError
 from hwprofiles.host import memory_limits, occupied_bytes
+from hwprofiles.probes import process
 from hwprofiles.probes.libraries import load_kernels
 from hwprofiles.probes.process import process_cost
 from hwprofiles.probes.tensors import allocations
-from hwprofiles.profile import HardwareProfile, Margins, load_profile, shipped_names
+from hwprofiles.probes.weighed import Weighed
+from hwprofiles.profile import NO_MARGINS, HardwareProfile, Margins, load_profile, shipped_names
 from hwprofiles.units import MIB
 from hwprofiles.yaml_io import from_plain
 
 CPU = torch.device("cpu")
 
 
-def test_fresh_processes_are_weighed_and_compared() -> None:
-    """Two of them: the spread between both is small beside one, and no allocator gives back more than it took."""
-    cost = process_cost(0, num_runs=2)
+def test_a_fresh_process_is_weighed() -> None:
+    """A real one; where there is no GPU nothing is of one."""
+    cost = process_cost(0)
     assert cost.resident_bytes > 100 * MIB
     assert cost.context_bytes == ()
-    assert 0 <= cost.host_margins.process_bytes < cost.resident_bytes // 4
-    assert 0 <= cost.host_margins.fragmentation_bytes < 200 * MIB
-    assert cost.gpu_margins == Margins(process_bytes=0, allocator_bytes=0, fragmentation_bytes=0)
+    assert cost.spread_bytes == 0
+    assert cost.margins == NO_MARGINS
+
+
+def test_several_processes_become_one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The middle one's size, the spread between them, and of all else the most that any of them took."""
+
+    def weighed(resident: int, *kinds: int) -> Weighed:
+        context, allocator, fragmentation = kinds
+        margins = Margins(context_bytes=context, allocator_bytes=allocator, fragmentation_bytes=fragmentation)
+        return Weighed(resident_bytes=resident, margins=margins)
+
+    runs = iter([
+        (weighed(100, 7, 1, 30), (500, 510)),
+        (weighed(109, 9, 2, 20), (505, 500)),
+        (weighed(103, 8, 0, 25), (502, 505)),
+    ])  # fmt: skip
+    monkeypatch.setattr(process, "_weigh", lambda num_gpus: next(runs))
+    cost = process_cost(2, num_runs=3)
+    assert (cost.resident_bytes, cost.context_bytes, cost.spread_bytes) == (103, (505, 510), 9)
+    assert cost.margins == Margins(context_bytes=9, allocator_bytes=2, fragmentation_bytes=30)
 
 
 def test_layers_hold_what_they_say() -> None:
@@ -53,20 +73,22 @@ def test_others_hold_less_than_all() -> None:
 def test_profiles_from_before_margins_load(name: str) -> None:
     """A file without the keys reads as not measured."""
     data = yaml.safe_load(load_profile(name).to_yaml())
-    del data["host"]["margins"], data["host"]["occupied_bytes"]
+    del data["host"]["process_spread_bytes"], data["host"]["occupied_bytes"]
     for gpu in data["gpus"]:
         del gpu["margins"]
     profile = from_plain(data, HardwareProfile, name)
-    assert profile.host.margins is None
+    assert profile.host.process_spread_bytes is None
+    assert all(gpu.margins is None for gpu in profile.gpus)
     assert profile.host.occupied_bytes is None
 
 
 def test_negative_bytes_are_refused() -> None:
     """By name."""
     with pytest.raises(UserError, match="margins"):
-        Margins(process_bytes=-1, allocator_bytes=0, fragmentation_bytes=0)
-    with pytest.raises(UserError, match="occupied_bytes"):
-        replace(load_profile("two-core").host, occupied_bytes=-1)
+        Margins(context_bytes=-1, allocator_bytes=0, fragmentation_bytes=0)
+    for name in ("occupied_bytes", "process_spread_bytes"):
+        with pytest.raises(UserError, match=name):
+            replace(load_profile("two-core").host, **{name: -1})
 
 
 def test_what_the_host_grants_leaves_out_the_cap() -> None:

@@ -24,7 +24,8 @@ from planner.search import search
 from planner.workload import Workload
 from tests.planner.problems import GB, MB, emulated, policy_of, problem_of, small_opt, small_t4
 
-MEASURED = Margins(process_bytes=30 * MB, allocator_bytes=2 * MB, fragmentation_bytes=50 * MB)
+MEASURED = Margins(context_bytes=30 * MB, allocator_bytes=2 * MB, fragmentation_bytes=50 * MB)
+SPREAD = 5 * MB
 
 
 def occupied(num_bytes: int, limits: Mapping[str, int]) -> HardwareProfile:
@@ -39,11 +40,11 @@ def occupied(num_bytes: int, limits: Mapping[str, int]) -> HardwareProfile:
     return replace(profile, host=host)
 
 
-def with_margins(host: Margins | None, gpu: Margins | None) -> HardwareProfile:
-    """The small T4 host with these margins."""
+def with_margins(spread: int | None, margins: Margins | None) -> HardwareProfile:
+    """The small T4 host with this spread of its processes, and these margins of its GPU."""
     profile = small_t4()
-    gpus = (replace(profile.gpus[0], margins=gpu),)
-    return replace(profile, host=replace(profile.host, margins=host), gpus=gpus)
+    gpus = (replace(profile.gpus[0], margins=margins),)
+    return replace(profile, host=replace(profile.host, process_spread_bytes=spread), gpus=gpus)
 
 
 @pytest.mark.parametrize(
@@ -114,20 +115,18 @@ def small_problem(caps: Caps) -> Problem:
 def test_margins_are_in_the_ledger_and_nobodys_arena() -> None:
     """Each kind has its entry in every phase; the plan is that much larger, and what is allocated is the same."""
     policy = policy_of()
-    without = problem_of(profile=with_margins(NO_MARGINS, NO_MARGINS)).place(policy)[1]
-    ledger = problem_of(profile=with_margins(MEASURED, MEASURED)).place(policy)[1]
+    without = problem_of(profile=with_margins(0, NO_MARGINS)).place(policy)[1]
+    ledger = problem_of(profile=with_margins(SPREAD, MEASURED)).place(policy)[1]
     margins = [entry for entry in ledger.entries if entry.purpose.startswith("margin: ")]
     assert not any(entry.arena for entry in margins)
     assert {(entry.tier, entry.purpose): entry.peak_bytes for entry in margins} == {
         ("gpu", "margin: context"): 30 * MB,
         ("gpu", "margin: allocator"): 2 * MB,
         ("gpu", "margin: fragmentation"): 50 * MB,
-        ("cpu", "margin: process"): 30 * MB,
-        ("cpu", "margin: allocator"): 2 * MB,
-        ("cpu", "margin: fragmentation"): 50 * MB,
+        ("cpu", "margin: process"): SPREAD,
     }
-    for tier in ("gpu", "cpu"):
-        assert ledger.peak_bytes(tier) == without.peak_bytes(tier) + 82 * MB
+    assert ledger.peak_bytes("gpu") == without.peak_bytes("gpu") + 82 * MB
+    assert ledger.peak_bytes("cpu") == without.peak_bytes("cpu") + SPREAD
     assert [e for e in ledger.entries if e.arena] == [e for e in without.entries if e.arena]
 
 
@@ -135,8 +134,8 @@ def test_a_search_keeps_to_the_limits_with_margins() -> None:
     """What margins take is no longer there for weights and cache."""
     caps = {"gpu": 300 * MB, "cpu": 400 * MB, "prompt_len": 32, "gen_len": 8, "num_prompts": 12}
     plans = [
-        search(problem_of(small_opt(), with_margins(margins, margins), **caps), Request())
-        for margins in (NO_MARGINS, MEASURED)
+        search(problem_of(small_opt(), with_margins(spread, margins), **caps), Request())
+        for spread, margins in ((0, NO_MARGINS), (SPREAD, MEASURED))
     ]
     for plan in plans:
         assert plan is not None
@@ -147,17 +146,17 @@ def test_a_search_keeps_to_the_limits_with_margins() -> None:
 
 def test_a_gpu_whose_margins_nobody_measured_has_what_runs_were_over() -> None:
     """A stated default for real GPUs; an emulated one is part of the host's process."""
-    assert make_target(with_margins(None, None), Caps()).gpu_margins == UNMEASURED_GPU
-    assert make_target(with_margins(None, None), Caps()).cpu_margins == NO_MARGINS
-    assert make_target(emulated(), Caps()).gpu_margins == NO_MARGINS
-    assert make_target(load_profile("two-core"), Caps()).gpu_margins == NO_MARGINS
+    unmeasured = make_target(with_margins(None, None), Caps())
+    assert (unmeasured.margins, unmeasured.process_spread_bytes) == (UNMEASURED_GPU, 0)
+    assert make_target(emulated(), Caps()).margins == NO_MARGINS
+    assert make_target(load_profile("two-core"), Caps()).margins == NO_MARGINS
 
 
 def test_a_plan_from_before_margins(tmp_path: Path) -> None:
     """It loads with none, and its ledger is still that of its placement."""
     plan = problem_of().plan(policy_of())
     data = yaml.safe_load(plan.to_yaml())
-    for key in ("gpu_margins", "cpu_margins", "headroom_bytes"):
+    for key in ("margins", "process_spread_bytes", "headroom_bytes"):
         del data["hardware"][key]
     path = tmp_path / "plan.yaml"
     path.write_text(yaml.safe_dump(data))
