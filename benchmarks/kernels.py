@@ -114,7 +114,7 @@ def quantised_pairs(gpu: Gpu, rows: int, heads: int, tokens: int, head_dim: int)
     quantise_reference(torch.stack(pairs[0]).permute(3, 0, 1, 2, 4).flatten(3), expected)
     quantise_pair(*pairs[0], packed)
     error = difference(packed, expected, 0.0, "quantise")
-    calls = [lambda pair=pair: quantise_pair(*pair, packed) for pair in pairs]
+    calls = [lambda key=key, value=value: quantise_pair(key, value, packed) for key, value in pairs]
     yield gpu.measured("quantise K and V", shape, num_bytes, calls, error)
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from executor import job
 from executor.arena import Arena
+from executor.engine import Engine
 from executor.job import JobOptions, run_job
 from executor.loading import SilentLoading
 from executor.progress import SilentReporter
@@ -174,15 +174,15 @@ def test_out_of_memory_is_a_users_error(
 ) -> None:
     """Where the allocator gives no more, the line names the remedy, and finished lines stay."""
     write_prompts(tmp_path / "p.jsonl", many_prompts(12))
-    run_block, blocks = job._run_block, []
+    generate, blocks = Engine.generate, []
 
-    def fail(*arguments: object) -> object:
+    def fail(*arguments: object) -> None:
         blocks.append(arguments)
         if len(blocks) == 2:
             raise MemoryError("DefaultCPUAllocator: can't allocate memory")
-        return run_block(*arguments)  # type: ignore[arg-type]
+        generate(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(job, "_run_block", fail)
+    monkeypatch.setattr(Engine, "generate", fail)
     with pytest.raises(UserError, match="--cpu-mem"):
         run(plan_for(checkpoint), options)
     assert len(results(tmp_path / "r.jsonl")) == 8

@@ -1,0 +1,55 @@
+"""The page of what benchmarks.accuracy found, as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from benchmarks.accuracy_result import Accuracy
+from hwprofiles.units import MIB
+
+
+def page(results: Sequence[Accuracy]) -> str:
+    """All results, one section each."""
+    lines = [
+        "# Predicted against measured",
+        "",
+        "Written by `python -m benchmarks.accuracy page benchmarks/results/accuracy-*.json -o docs/accuracy.md`; the",
+        "JSONs hold the commands, the machine and the commit. Errors are predicted / measured - 1. Calibrated: every",
+        "third run is used to calibrate the profile, and the others are predicted by that.",
+    ]
+    for result in results:
+        lines += ["", *section(result)]
+    return "\n".join(lines) + "\n"
+
+
+def section(result: Accuracy) -> Iterator[str]:
+    """One machine: how far off, then every row."""
+    yield f"## {result.profile['name']}, {result.created[:10]}"
+    yield ""
+    platform, torch = result.machine["platform"], result.machine["torch"]
+    yield f"{platform}, torch {torch}; commit {result.commit[:12]}; {len(result.cases)} plans."
+    yield ""
+    yield "| | median error | worst error |"
+    yield "|---|---|---|"
+    for name, error in (
+        ("from the profile alone", result.from_the_profile),
+        ("calibrated, on the others", result.calibrated),
+    ):
+        yield f"| {name} | {error.median:.1%} | {error.worst:.1%} |"
+    yield ""
+    yield "| case | phase | measured s | predicted s | error | calibrated s | error |"
+    yield "|---|---|---|---|---|---|---|"
+    for row in result.rows:
+        off = row.predicted_s / row.measured_s - 1
+        again = row.calibrated_s
+        after = "used | " if again is None else f"{again:.2f} | {again / row.measured_s - 1:+.1%}"
+        yield (
+            f"| {row.case} | {row.phase} | {row.measured_s:.2f} | {row.predicted_s:.2f} "
+            f"| {off:+.1%} | {after} |"
+        )
+    yield ""
+    yield "| case | tier | ledger MiB | measured / ledger |"
+    yield "|---|---|---|---|"
+    for tier in result.memory:
+        share = tier.measured_bytes / tier.ledger_bytes if tier.ledger_bytes else 0.0
+        yield f"| {tier.case} | {tier.tier} | {tier.ledger_bytes / MIB:.0f} | {share:.1%} |"

@@ -1,0 +1,147 @@
+"""What benchmarks.accuracy found. The contract of benchmarks/results/accuracy-*.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from benchmarks.accuracy_runs import AccuracyCase
+from benchmarks.facts import current_commit, machine_facts
+from hwprofiles.errors import UserError
+from hwprofiles.files import write_atomically
+from hwprofiles.profile import HardwareProfile
+from hwprofiles.yaml_io import from_plain, to_plain
+from planner.calibrate import calibrate
+from planner.calibrate_runs import Run
+from planner.machine import make_rates
+from planner.plan import Phase
+from planner.report import RunReport
+
+EVERY = 3
+"""Of the runs, one in so many calibrates."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One phase of one run."""
+
+    case: str
+    phase: Phase
+    measured_s: float
+    predicted_s: float
+    """By the plan that was run, from the profile alone."""
+    calibrated_s: float | None
+    """By the profile calibrated on other runs; None for those runs themselves."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """One tier of one run."""
+
+    case: str
+    tier: str
+    ledger_bytes: int
+    measured_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Error:
+    """Of |predicted / measured - 1|."""
+
+    median: float
+    worst: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accuracy:
+    """All runs of a machine."""
+
+    command: str
+    commit: str
+    created: str
+    machine: Mapping[str, object]
+    profile: Mapping[str, object]
+    cases: Mapping[str, AccuracyCase]
+    from_the_profile: Error
+    calibrated: Error
+    rows: Sequence[Row]
+    memory: Sequence[Memory]
+
+
+def summed_up(
+    cases: Mapping[str, AccuracyCase],
+    reports: Mapping[str, RunReport],
+    profile: HardwareProfile,
+    *,
+    command: str,
+    created: str,
+) -> Accuracy:
+    """The result of these runs; a UserError for fewer than two, of which one calibrates for the other."""
+    if len(reports) < 2:
+        raise UserError(f"{len(reports)} runs cannot be held against each other; run at least 2 cases")
+    rows = list(_rows(reports, profile))
+    return Accuracy(
+        command=command,
+        commit=current_commit(),
+        created=created,
+        machine=machine_facts(),
+        profile={"name": profile.name, "digest": profile.digest(), "created": profile.created},
+        cases=cases,
+        from_the_profile=_error([row.predicted_s / row.measured_s for row in rows]),
+        calibrated=_error([row.calibrated_s / row.measured_s for row in rows if row.calibrated_s]),
+        rows=rows,
+        memory=list(_memory(reports)),
+    )
+
+
+def write_accuracy(result: Accuracy, path: Path) -> None:
+    """Replace the file, whole or not at all."""
+    write_atomically(path, json.dumps(to_plain(result), indent=1) + "\n")
+
+
+def load_accuracy(path: Path) -> Accuracy:
+    """The result a file holds."""
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a result of benchmarks.accuracy ({error})") from None
+    return from_plain(data, Accuracy, str(path))
+
+
+def _rows(reports: Mapping[str, RunReport], profile: HardwareProfile) -> Iterator[Row]:
+    """Each phase that was run, predicted by the profile and by one calibrated on a third of the runs."""
+    known = set(list(reports)[::EVERY])
+    calibrated = calibrate(profile, [reports[name] for name in known]).profile
+    for name, report in reports.items():
+        run = Run(report)
+        again = run.phase_s(run.predict(make_rates(calibrated, run.dtype)))
+        for phase in report.phases:
+            if phase.tokens:
+                yield Row(
+                    case=name,
+                    phase=phase.phase,
+                    measured_s=phase.measured_s,
+                    predicted_s=phase.predicted_s,
+                    calibrated_s=None if name in known else again[phase.phase],
+                )
+
+
+def _memory(reports: Mapping[str, RunReport]) -> Iterator[Memory]:
+    """Each tier whose peak could be told apart."""
+    for name, report in reports.items():
+        for tier in report.memory:
+            if tier.measured_peak_bytes is not None:
+                yield Memory(
+                    case=name,
+                    tier=tier.tier,
+                    ledger_bytes=tier.ledger_bytes,
+                    measured_bytes=tier.measured_peak_bytes,
+                )
+
+
+def _error(ratios: Sequence[float]) -> Error:
+    found = [abs(ratio - 1) for ratio in ratios]
+    return Error(median=median(found), worst=max(found))
