@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from hwprofiles.units import format_seconds
-from planner.candidate import Candidate, bits_of
+from planner.latency import latency_s, single_sequences
 from planner.plan import Plan
-from planner.policy import Bits
 from planner.problem import Problem
-from planner.realise import place_within
 from planner.request import Request
 from planner.search import Reporter, score, search
-from planner.work import Choice
 
 _NUM_LIMITS = 14
 """Latencies that are searched under, from that of the fastest plan down to that of a single sequence."""
@@ -53,7 +50,7 @@ def frontier(
     if request.max_latency_s is not None:
         report("frontier: without a limit on latency")
         search(problem, replace(request, max_latency_s=None), keep=plans.append)
-    plans += _single_sequences(problem, request)
+    plans += single_sequences(problem, request)
     shortest = min(map(latency_s, plans))
     limit = latency_s(max(plans, key=lambda plan: score(problem, plan)))
     ratio = max(_LEAST_RATIO, (limit / shortest) ** (1 / _NUM_LIMITS))
@@ -63,26 +60,6 @@ def frontier(
         found = search(problem, replace(request, max_latency_s=limit), keep=plans.append)
         limit = min(limit, latency_s(found)) if found else limit
     return points_of(problem, chosen, plans)
-
-
-def _single_sequences(problem: Problem, request: Request) -> Iterator[Plan]:
-    """Blocks of one sequence: nothing is quicker."""
-    for weight_bits in bits_of(request.weight_bits):
-        for kv_bits in bits_of(request.kv_bits):
-            for moves in (False, True):
-                plan = _single_sequence(problem, request, weight_bits, kv_bits, moves=moves)
-                if plan:
-                    yield plan
-
-
-def _single_sequence(
-    problem: Problem, request: Request, weight_bits: Bits, kv_bits: Bits, *, moves: bool
-) -> Plan | None:
-    choice = Choice(gpu_batch_size=1, prefill_rows=1, weight_bits=weight_bits, kv_bits=kv_bits)
-    candidate = Candidate(
-        choice=choice, moves_activations=moves, seconds_per_sequence=0.0, num_gpu_batches=1.0
-    )
-    return place_within(problem, replace(request, max_latency_s=None), candidate, 1)
 
 
 def points_of(problem: Problem, chosen: Plan, plans: Iterable[Plan]) -> tuple[Point, ...]:
@@ -112,8 +89,3 @@ def _are_alike(point: Point, other: Point) -> bool:
     return math.isclose(point.latency_s, other.latency_s, rel_tol=_ALIKE) and math.isclose(
         point.tokens_per_s, other.tokens_per_s, rel_tol=_ALIKE
     )
-
-
-def latency_s(plan: Plan) -> float:
-    """Seconds of one block, prefill and decode."""
-    return plan.prediction.prefill.seconds + plan.prediction.decode.seconds

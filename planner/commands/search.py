@@ -1,4 +1,4 @@
-"""`planner search`: the policy with the highest throughput."""
+"""`planner search`: the policy with the highest throughput, the least latency, or the least memory for a deadline."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from hwprofiles.errors import UserError
-from planner.commands.options import add_output, add_problem, problem_of
+from planner.commands.objective import add_objective, objective_of, refuse_stages, seek
+from planner.commands.options import add_output, add_problem, inputs_of
 from planner.commands.output import deliver, progress
 from planner.commands.stages import add_stages, has_stages, searched
 from planner.frontier import frontier
 from planner.frontier_file import check_path, write
 from planner.plan import Plan
+from planner.problem import make_problem
 from planner.render import four_bit_note
 from planner.request import Request
 from planner.search import search
-from planner.shortage import explain_shortage
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +42,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="write the plans between least latency and highest throughput: .html (to hover), .png or .json",
     )
     add_stages(parser, fixed=False)
+    add_objective(parser)
     add_output(parser)
 
 
@@ -49,6 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Search, and say what 4 bits would bring to a lossless plan."""
     if arguments.frontier:
         check_path(arguments.frontier)
+    objective = objective_of(arguments)
     request = Request(
         weight_bits=arguments.weight_bits,
         kv_bits=arguments.kv_bits,
@@ -56,17 +58,17 @@ def run(arguments: argparse.Namespace) -> int:
         max_latency_s=arguments.max_latency,
     )
     if has_stages(arguments):
+        refuse_stages(objective)
         with progress() as report:
             plan, notes = searched(arguments, request, report)
         return deliver(plan, arguments, *notes)
-    problem = problem_of(arguments)
+    inputs = inputs_of(arguments)
+    problem = make_problem(inputs.model, inputs.workload, inputs.profile, inputs.caps)
     realised: list[Plan] = []
     with progress() as report:
-        best = search(problem, request, report, keep=realised.append)
-        if best is None:
-            raise UserError(explain_shortage(problem, request))
-        notes = []
-        if not arguments.json and (request.weight_bits, request.kv_bits) == ("16", "16"):
+        best, notes = seek(objective, problem, request, inputs, report, realised.append)
+        is_lossless = (request.weight_bits, request.kv_bits) == ("16", "16")
+        if objective.kind == "throughput" and is_lossless and not arguments.json:
             report("what 4 bits would bring")
             four_bit = search(problem, replace(request, weight_bits="4", kv_bits="4"), num_finalists=1)
             notes.append(four_bit_note(best, four_bit))
