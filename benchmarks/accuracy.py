@@ -2,7 +2,7 @@
 
     python -m benchmarks.accuracy run benchmarks/accuracy-two-core.yaml --hw hw.yaml --reports reports
     python -m benchmarks.accuracy sum benchmarks/accuracy-two-core.yaml --hw hw.yaml --reports reports -o result.json
-    python -m benchmarks.accuracy page benchmarks/results/accuracy-*.json -o docs/accuracy.md
+    python -m benchmarks.accuracy page benchmarks/results/accuracy/*.json -o docs/accuracy.md
 
 `run` keeps a report for each case and leaves out the cases that have one, so that it can be stopped and gone on with.
 """
@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -17,44 +18,49 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.accuracy_page import page, section
-from benchmarks.accuracy_result import load_accuracy, summed_up, write_accuracy
-from benchmarks.accuracy_runs import AccuracyCase, load_accuracy_cases, report_path, run_case
-from hwprofiles.errors import UserError, run_cli
+from benchmarks.accuracy_result import Accuracy, AccuracyCase, summed_up
+from benchmarks.json_result import load_json_result, write_json_result
+from benchmarks.plan_runs import (
+    given_policy,
+    load_named,
+    parser_of,
+    run_cases,
+    run_command,
+    run_function,
+    run_plan,
+)
+from hwprofiles.errors import run_cli
 from hwprofiles.files import write_atomically
 from hwprofiles.profile import load_profile
-from planner.report import load_report
+from planner.report import RunReport, load_report
 
 
-def main() -> int:
-    """Run, sum up or write the page."""
-    arguments = _parser().parse_args()
-    status: int = arguments.function(arguments)
-    return status
+def planner_command(case: AccuracyCase, hw: str, plan: Path) -> list[str]:
+    """What makes the plan of a case."""
+    command = ["planner", "search" if case.percent is None else "estimate", *shlex.split(case.planner)]
+    if case.percent is not None:
+        command += given_policy(case.percent, case.batch)
+    return [*command, "--hw", hw, "-o", str(plan)]
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run what has no report yet; 1 if a case failed."""
+    cases = _cases(arguments)
     arguments.reports.mkdir(parents=True, exist_ok=True)
-    failed = 0
-    for name, case in _cases(arguments).items():
-        path = report_path(arguments.reports, name)
-        if path.exists():
-            continue
-        try:
-            report = run_case(case, arguments.hw, arguments.offload_dir, path)
-        except UserError as error:
-            failed += 1
-            print(f"{name}: {error}", flush=True)
-            continue
-        phases = (f"{p.phase} {p.measured_s:.2f} s ({p.predicted_s:.2f})" for p in report.phases)
-        print(f"{name}: {', '.join(phases)}", flush=True)
-    return 1 if failed else 0
+
+    def run_case(name: str, kept: Path) -> RunReport:
+        with tempfile.TemporaryDirectory() as directory:
+            plan = Path(directory, "plan.yaml")
+            run_command(planner_command(cases[name], arguments.hw, plan))
+            return run_plan(plan, arguments.offload_dir, kept)
+
+    return 1 if run_cases({name: _report(arguments, name) for name in cases}, run_case, _line) else 0
 
 
 def sum_up(arguments: argparse.Namespace) -> int:
     """Compute errors from the reports, and from a calibration on a third of them."""
     cases = _cases(arguments)
-    reports = {name: load_report(report_path(arguments.reports, name)) for name in cases}
+    reports = {name: load_report(_report(arguments, name)) for name in cases}
     result = summed_up(
         cases,
         reports,
@@ -62,47 +68,35 @@ def sum_up(arguments: argparse.Namespace) -> int:
         command=f"python -m benchmarks.accuracy run {arguments.cases} --hw {arguments.hw}",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    write_accuracy(result, arguments.output)
+    write_json_result(result, arguments.output)
     print("\n".join(section(result)))
     return 0
 
 
 def write_page(arguments: argparse.Namespace) -> int:
     """Write the page of all results."""
-    write_atomically(arguments.output, page([load_accuracy(path) for path in arguments.results]))
+    results = [load_json_result(path, Accuracy) for path in arguments.results]
+    write_atomically(arguments.output, page(results))
     return 0
 
 
 def _cases(arguments: argparse.Namespace) -> Mapping[str, AccuracyCase]:
-    cases = load_accuracy_cases(arguments.cases)
-    if unknown := set(arguments.only) - set(cases):
-        raise UserError(f"{arguments.cases}: has no case {min(unknown)}; it has {', '.join(cases)}")
-    return {name: case for name, case in cases.items() if not arguments.only or name in arguments.only}
+    return load_named(arguments.cases, AccuracyCase, arguments.only)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(required=True, metavar="{run,sum,page}")
-    for name, function in (("run", run), ("sum", sum_up)):
-        command = commands.add_parser(name, help=(function.__doc__ or "").lower())
-        command.set_defaults(function=function)
-        command.add_argument("cases", type=Path, help="cases, YAML")
-        command.add_argument("--hw", required=True, help="profile of this machine")
-        command.add_argument(
-            "--reports", required=True, type=Path, metavar="DIR", help="where reports are kept"
-        )
-        command.add_argument(
-            "--only", nargs="*", default=[], metavar="CASE", help="these cases (default: all)"
-        )
-    commands.choices["run"].add_argument("--offload-dir", type=Path, default=Path(tempfile.gettempdir()))
-    commands.choices["sum"].add_argument("-o", "--output", type=Path, required=True, help="result, JSON")
-    command = commands.add_parser("page", help=(write_page.__doc__ or "").lower())
-    command.set_defaults(function=write_page)
-    command.add_argument("results", nargs="+", type=Path, help="results, JSON")
-    command.add_argument("-o", "--output", type=Path, required=True, help="page, Markdown")
-    return parser
+def _report(arguments: argparse.Namespace, name: str) -> Path:
+    path: Path = arguments.reports / f"{name}.json"
+    return path
+
+
+def _line(name: str, report: RunReport) -> str:
+    phases = (f"{p.phase} {p.measured_s:.2f} s ({p.predicted_s:.2f})" for p in report.phases)
+    return f"{name}: {', '.join(phases)}"
+
+
+def main() -> int:
+    """Run, sum up or write the page."""
+    return run_function(parser_of(__doc__, run, sum_up, write_page).parse_args())
 
 
 if __name__ == "__main__":

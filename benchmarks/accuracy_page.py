@@ -13,7 +13,7 @@ def page(results: Sequence[Accuracy]) -> str:
     lines = [
         "# Predicted against measured",
         "",
-        "Written by `python -m benchmarks.accuracy page benchmarks/results/accuracy-*.json -o docs/accuracy.md`; the",
+        "Written by `python -m benchmarks.accuracy page benchmarks/results/accuracy/*.json -o docs/accuracy.md`; the",
         "JSONs hold the commands, the machine and the commit. Errors are predicted / measured - 1. Calibrated: every",
         "third run is used to calibrate the profile, and the others are predicted by that.",
     ]

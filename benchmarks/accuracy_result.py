@@ -1,19 +1,14 @@
-"""What benchmarks.accuracy found. The contract of benchmarks/results/accuracy-*.json."""
+"""What benchmarks.accuracy found. The contract of benchmarks/results/accuracy/*.json."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 
-from benchmarks.accuracy_runs import AccuracyCase
 from benchmarks.facts import current_commit, machine_facts
 from hwprofiles.errors import UserError
-from hwprofiles.files import write_atomically
 from hwprofiles.profile import HardwareProfile
-from hwprofiles.yaml_io import from_plain, to_plain
 from planner.calibrate import calibrate
 from planner.calibrate_runs import Run
 from planner.machine import make_rates
@@ -22,6 +17,18 @@ from planner.report import RunReport
 
 EVERY = 3
 """Of the runs, one in so many calibrates."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccuracyCase:
+    """A plan to be made and run; with percents it is given, without them searched."""
+
+    planner: str
+    """Flags of the planner's command."""
+    percent: str | None = None
+    """FlexGen's six: weights, cache and activations on gpu and cpu."""
+    batch: str = "1 x 1"
+    """gpu batch size x number of gpu batches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,20 +102,6 @@ def summed_up(
         rows=rows,
         memory=list(_memory(reports)),
     )
-
-
-def write_accuracy(result: Accuracy, path: Path) -> None:
-    """Replace the file, whole or not at all."""
-    write_atomically(path, json.dumps(to_plain(result), indent=1) + "\n")
-
-
-def load_accuracy(path: Path) -> Accuracy:
-    """The result a file holds."""
-    try:
-        data = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a result of benchmarks.accuracy ({error})") from None
-    return from_plain(data, Accuracy, str(path))
 
 
 def _rows(reports: Mapping[str, RunReport], profile: HardwareProfile) -> Iterator[Row]:

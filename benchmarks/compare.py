@@ -20,11 +20,12 @@ from types import FrameType
 
 from benchmarks.cases import Case, chosen_cases, load_cases
 from benchmarks.facts import current_commit, machine_facts
+from benchmarks.json_result import write_json_result
 from benchmarks.ours import Setting, make_checkpoint, make_plan
 from benchmarks.peers.base import check_settings
 from benchmarks.peers.factory import PEERS, peer_named
 from benchmarks.peers.install import install
-from benchmarks.result import Result, write_result
+from benchmarks.result import Result
 from benchmarks.table import console_table
 from benchmarks.turns import Session, Turns
 from hwprofiles.errors import UserError, run_cli
@@ -51,13 +52,13 @@ def run_case(name: str, case: Case, session: Session, output: Path) -> Result:
         planning = make_plan(case, session.setting, directory / "plan.yaml", checkpoint)
     except UserError as error:
         result = replace(result, error=str(error))
-        write_result(result, output)
+        write_json_result(result, output)
         return result
     result = replace(result, commands=(planning,), profile=_profile_facts(session.setting.hw))
     turns = Turns(case, load_plan(directory / "plan.yaml"), session, directory, checkpoint)
     for _ in turns.play():
         result = turns.added_to(result)
-        write_result(result, output)
+        write_json_result(result, output)
     return result
 
 

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from benchmarks.confine import Ran
 from benchmarks.peers.base import PeerRun
-from hwprofiles.errors import UserError
-from hwprofiles.files import write_atomically
-from hwprofiles.yaml_io import from_plain, to_plain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,22 +51,3 @@ class Result:
     error: str | None = None
     runs: Sequence[OurFigures] = ()
     peers: Sequence[PeerRuns] = ()
-
-
-def result_text(result: Result) -> str:
-    """The text of a result file."""
-    return json.dumps(to_plain(result), indent=1) + "\n"
-
-
-def write_result(result: Result, path: Path) -> None:
-    """Replace the file, whole or not at all."""
-    write_atomically(path, result_text(result))
-
-
-def load_result(path: Path) -> Result:
-    """The result a file holds."""
-    try:
-        data = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a result of benchmarks.compare ({error})") from None
-    return from_plain(data, Result, str(path))

@@ -13,7 +13,8 @@ from rich.table import Table
 from benchmarks.case_text import case_section
 from benchmarks.cases import Case, load_cases
 from benchmarks.figures import Figures, best_run, figures_of
-from benchmarks.result import Result, load_result
+from benchmarks.json_result import load_json_result
+from benchmarks.result import Result
 from hwprofiles.errors import run_cli
 from hwprofiles.files import write_atomically
 
@@ -82,7 +83,7 @@ def page_of(results: Sequence[Result], cases: Mapping[str, Case]) -> str:
 def results_in(directory: Path, cases: Mapping[str, Case]) -> list[Result]:
     """All results of known cases, in the order of cases.yaml, then of the files' names."""
     order = {name: index for index, name in enumerate(cases)}
-    results = [load_result(path) for path in result_paths(directory)]
+    results = [load_json_result(path, Result) for path in result_paths(directory)]
     return sorted((result for result in results if result.case in order), key=lambda found: order[found.case])
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.accuracy import planner_command
 from benchmarks.accuracy_page import page
-from benchmarks.accuracy_result import load_accuracy, summed_up, write_accuracy
-from benchmarks.accuracy_runs import AccuracyCase, commands_of, load_accuracy_cases
+from benchmarks.accuracy_result import Accuracy, AccuracyCase, summed_up
+from benchmarks.json_result import load_json_result, write_json_result
+from benchmarks.plan_runs import load_named
 from hwprofiles.errors import UserError
 from planner.commands import estimate, search
 from tests.planner.problems import ON_CPU, ON_DISK, ON_GPU, policy_of, small_t4
@@ -23,7 +25,8 @@ SLOWER = {"h2d": 2.0, "gpu": 1.5}
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
 def test_the_planner_understands_every_case(path: Path, tmp_path: Path) -> None:
     """Flags and percents are the planner's own; searched and given policies are among them."""
-    commands = [commands_of(case, "hw.yaml", tmp_path)[0][1:] for case in load_accuracy_cases(path).values()]
+    cases = load_named(path, AccuracyCase, [])
+    commands = [planner_command(case, "hw.yaml", tmp_path)[1:] for case in cases.values()]
     assert {command[0] for command in commands} == {"search", "estimate"}
     for name, *flags in commands:
         parser = argparse.ArgumentParser()
@@ -35,7 +38,7 @@ def test_a_case_with_an_unknown_key_is_refused(tmp_path: Path) -> None:
     """In one line that names the case."""
     (tmp_path / "cases.yaml").write_text("small: {planner: --model opt-125m, percents: 0 100 0 100 0 100}\n")
     with pytest.raises(UserError, match=r"percents.*small"):
-        load_accuracy_cases(tmp_path / "cases.yaml")
+        load_named(tmp_path / "cases.yaml", AccuracyCase, [])
 
 
 def test_errors_are_those_of_the_runs(tmp_path: Path) -> None:
@@ -53,8 +56,8 @@ def test_errors_are_those_of_the_runs(tmp_path: Path) -> None:
     worst = max(abs(row.predicted_s / row.measured_s - 1) for row in result.rows)
     assert result.from_the_profile.worst == pytest.approx(worst)
     assert result.calibrated.worst < result.from_the_profile.median
-    write_accuracy(result, tmp_path / "result.json")
-    assert load_accuracy(tmp_path / "result.json") == replace(
+    write_json_result(result, tmp_path / "result.json")
+    assert load_json_result(tmp_path / "result.json", Accuracy) == replace(
         result, rows=tuple(result.rows), memory=tuple(result.memory)
     )
     text = page([result])

@@ -10,7 +10,8 @@ import pytest
 from benchmarks import compare
 from benchmarks.cases import Case
 from benchmarks.figures import figures_of
-from benchmarks.result import load_result
+from benchmarks.json_result import load_json_result
+from benchmarks.result import Result
 from benchmarks.table import row_of
 
 TINY = {
@@ -39,7 +40,7 @@ def test_a_case_and_a_peer(planner: str, tmp_path: Path, monkeypatch: pytest.Mon
     words += ["--prompt-len", "16", "--gen-len", "4", "--work-dir", str(tmp_path)]
     monkeypatch.setattr("sys.argv", words)
     assert compare.main() == 0
-    result = load_result(tmp_path / "results" / "tiny-transformers.json")
+    result = load_json_result(tmp_path / "results" / "tiny-transformers.json", Result)
     if planner:
         assert "1MB" in (result.error or "") or "cpu" in (result.error or "")
         assert row_of(result, case)[1] == "failed"

@@ -11,8 +11,9 @@ from benchmarks.case_text import case_section, gap_text
 from benchmarks.cases import Case, Target
 from benchmarks.confine import Ran
 from benchmarks.figures import Figures, figures_of
+from benchmarks.json_result import load_json_result, write_json_result
 from benchmarks.peers.base import PeerFigures, PeerRun
-from benchmarks.result import OurFigures, PeerRuns, Result, load_result, result_text, write_result
+from benchmarks.result import OurFigures, PeerRuns, Result
 from benchmarks.table import COLUMNS, RESULTS, result_paths, row_of
 
 REPORT: dict[str, object] = {
@@ -161,14 +162,15 @@ def test_failures_are_shown() -> None:
 def test_results_come_back(tmp_path: Path) -> None:
     """A written result is read as the same."""
     path = tmp_path / "some.json"
-    write_result(result(peer_run(1.0, 2.0)), path)
-    assert result_text(load_result(path)) == path.read_text()
+    write_json_result(result(peer_run(1.0, 2.0)), path)
+    write_json_result(load_json_result(path, Result), tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_text() == path.read_text()
 
 
 @pytest.mark.parametrize("path", result_paths(RESULTS), ids=lambda path: path.stem)
 def test_a_kept_result_s_gaps_have_causes(path: Path) -> None:
     """What the binding resource waited for accounts for the time it was idle."""
-    found = figures_of(load_result(path).report or {})
+    found = figures_of(load_json_result(path, Result).report or {})
     assert found is not None
     for gap in found.gaps:
         assert sum(gap.waits_s.values()) == pytest.approx(gap.idle_s, abs=0.02 * gap.measured_s)
