@@ -63,6 +63,11 @@ def faster_host_memory(profile: HardwareProfile) -> HardwareProfile:
                 dtype: tuple(replace(p, bytes_per_s=twice(p.bytes_per_s)) for p in points)
                 for dtype, points in host.attention.items()
             },
+            elementwise_bytes_per_s=host.elementwise_bytes_per_s and twice(host.elementwise_bytes_per_s),
+            prompt_attention={dtype: twice(rate) for dtype, rate in host.prompt_attention.items()},
+            layer=tuple(
+                replace(p, seconds=replace(p.seconds, median=p.seconds.median / 2)) for p in host.layer
+            ),
         ),
     )
 
