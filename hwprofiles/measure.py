@@ -82,7 +82,7 @@ def measure(request: Request, progress: Progress) -> HardwareProfile:
                 link_bytes=max(
                     (p.size_bytes for gpu in measured_gpus for p in gpu.link.h2d_pinned), default=0
                 ),
-                attention=fastest(host.attention, host.logical_cores * 3 // 4),
+                attention=fastest(host.attention, _threads_at_once(host, gpus)),
                 working_set_bytes=working_set,
                 file=file,
                 slice_s=pace.next("everything at once"),
@@ -192,6 +192,12 @@ def _measure_host(
         process_spread_bytes=cost.spread_bytes,
         occupied_bytes=occupied,
     )
+
+
+def _threads_at_once(host: Host, gpus: tuple[torch.device, ...]) -> int:
+    """Threads that work while everything moves: all where the processors compute, else some are left to a GPU."""
+    computes = not gpus or gpus[0].type == "cpu"
+    return host.logical_cores if computes else host.logical_cores * 3 // 4
 
 
 def _measure_gpu(request: Request, device: torch.device, host: Host, cost: ProcessCost, pace: Pace) -> Gpu:

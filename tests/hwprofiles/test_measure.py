@@ -12,6 +12,7 @@ from hwprofiles import host, measure
 from hwprofiles.budget import DTYPES, Budget, Pace
 from hwprofiles.errors import UserError
 from hwprofiles.measure import Request, thread_counts
+from hwprofiles.probes.attention import fastest
 from hwprofiles.probes.compute import gemm_curves
 from hwprofiles.probes.process import ProcessCost
 from hwprofiles.profile import HardwareProfile, load_profile
@@ -60,8 +61,13 @@ def test_a_host_without_gpu(request_: Request, tmp_path: Path) -> None:
     assert set(profile.host.gemm) == set(profile.host.attention) == set(DTYPES)
     assert [point.rows for point in profile.host.gemm["float32"]] == [1, 8]
     assert profile.disk is not None
-    assert profile.concurrent is not None
-    assert profile.concurrent.h2d_bytes_per_s is None
+    together = profile.concurrent
+    assert together is not None
+    assert together.h2d_bytes_per_s is None
+    used = together.cpu_attention_dtype, together.cpu_attention_threads
+    assert used == fastest(profile.host.attention, profile.host.logical_cores), (
+        "the processors are what computes"
+    )
 
 
 @pytest.mark.usefixtures("light_process")
