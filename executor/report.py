@@ -18,6 +18,7 @@ from planner.batching import BlockLengths
 from planner.bottleneck import phase_activity
 from planner.ledger import TOKENIZER
 from planner.plan import PHASES, Phase, Plan, Prediction, TaskPrediction
+from planner.predict import as_simulated
 from planner.pricing import price_blocks
 from planner.report import SCHEMA_VERSION, PhaseReport, RunBlocks, RunReport, TaskReport, TierReport
 from planner.schedule import ATTEND
@@ -82,7 +83,8 @@ def make_report(
 
 def predict(plan: Plan, blocks: Mapping[BlockLengths, int], num_tokens: int) -> Prediction:
     """What the plan's cost model says of blocks as they were run."""
-    return price_blocks(plan.sizes(), plan.known_rates(), blocks, num_tokens)
+    formula = price_blocks(plan.sizes(), plan.known_rates(), blocks, num_tokens)
+    return as_simulated(formula, plan.prediction)
 
 
 def _phase_report(predicted: Prediction | None, measured: Measurements, phase: Phase) -> PhaseReport:

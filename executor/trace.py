@@ -13,7 +13,8 @@ from executor import memory
 from hwprofiles.profile import HardwareProfile
 from planner.activity import Span
 from planner.plan import Plan
-from planner.simulate import first_tokens, rates_for, simulate
+from planner.sample import first_tokens
+from planner.simulate import rates_for, simulate
 from planner.trace import MAX_EVENTS, TraceWriter, write_prediction
 
 

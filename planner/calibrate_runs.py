@@ -61,8 +61,12 @@ class Run:
         return price_blocks(self.sizes, rates, self.blocks, self.report.generated_tokens, num_groups)
 
     def phase_s(self, prediction: Prediction) -> dict[Phase, float]:
-        """Seconds of each phase that was run."""
-        return {phase: prediction.of(phase).seconds * self.scale[phase] for phase in self.measured}
+        """Seconds of each phase that was run, as far from the closed formula's as the plan's simulation was."""
+        planned = self.report.plan.prediction
+        return {
+            phase: prediction.of(phase).seconds * planned.of(phase).beyond_formula * self.scale[phase]
+            for phase in self.measured
+        }
 
     def predicted_logs(self, prediction: Prediction) -> Vector:
         """log(seconds) of each row."""

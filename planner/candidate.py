@@ -9,6 +9,7 @@ from planner.lp import Limits
 from planner.policy import TIERS, Bits, Tier
 from planner.problem import Problem
 from planner.request import BitsChoice, Request
+from planner.shares import DISK_USES, Way
 from planner.work import Choice
 
 MAX_BLOCK = 4096
@@ -17,12 +18,18 @@ MAX_BLOCK = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A discrete choice and the best that the LP finds for it; its number of gpu batches is not whole."""
+    """A discrete choice and the best that the LP finds for it."""
 
     choice: Choice
-    moves_activations: bool
+    way: Way
     seconds_per_sequence: float
     num_gpu_batches: float
+    """Whole, unless it was free."""
+
+    @property
+    def block_size(self) -> float:
+        """Sequences that share one pass of the weights."""
+        return self.choice.gpu_batch_size * self.num_gpu_batches
 
 
 def bits_of(wanted: BitsChoice) -> tuple[Bits, ...]:
@@ -43,6 +50,20 @@ def limits_of(problem: Problem, request: Request, choice: Choice, tier_bytes: Ma
         max_batches=max(1.0, most_sequences(problem) / choice.gpu_batch_size),
         cpu_attention=request.cpu_attention if problem.model.cpu_attention else "off",
         max_latency_s=request.max_latency_s,
+    )
+
+
+def ways_of(problem: Problem, request: Request) -> tuple[Way, ...]:
+    """How a choice may be carried out, as far as that is open; those that others follow from come first."""
+    attends: tuple[bool, ...] = {"off": (False,), "on": (True,), "auto": (False, True)}[request.cpu_attention]
+    if problem.target.compute_tier == "cpu" or not problem.model.cpu_attention:
+        attends = (False,)
+    disk = DISK_USES if problem.target.disk_bytes else DISK_USES[-1:]
+    return tuple(
+        Way(moves_activations=moves, attends=attend, disk=use)
+        for use in disk
+        for attend in attends
+        for moves in (True, False)
     )
 
 

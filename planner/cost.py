@@ -8,7 +8,7 @@ constraint for each.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from planner.cost_compute import ComputeCost, Piece, token_bytes
@@ -21,10 +21,13 @@ from planner.schedule import TaskKind
 from planner.work import A, Choice, Compute, Held, Move, Step
 from planner.workload import Workload
 
+ROUNDS = "rounds"
+"""The lane of what gpu batches take one after another by way of their cache slots."""
 SHARED: Mapping[str, tuple[str, ...]] = {
     "disk": ("disk_read", "disk_write"),
     "link": ("h2d", "d2h"),
     "cores": ("gpu", "cpu", "h2d", "d2h", "disk_read", "disk_write"),
+    ROUNDS: ("gpu", "cpu", "h2d", "disk_read"),
 }
 """Lanes that several resources have in common; the busiest of them is said to bind."""
 HOST = "host"
@@ -198,15 +201,51 @@ class CostModel:
             touched = touched + compute.num_bytes
         return touched * (self.rates.factor("cpu_mem") / self.rates.cpu_memory_bytes_per_s)
 
+    def rounds(
+        self, moves: Sequence[Move[A]], compute: Compute[A], speeds: Speeds
+    ) -> Iterator[tuple[str, A]]:
+        """What slots take from being loaded to being free again, one after another in each of them."""
+        nothing = compute.count * 0.0
+        weights = self._sum(moves, speeds, nothing, TaskKind.LOAD_WEIGHT)
+        cache = self._sum(moves, speeds, nothing, TaskKind.LOAD_CACHE, TaskKind.STORE_CACHE)
+        for attention in (compute.near_s, compute.attend_s):
+            computing = compute.linear_s + attention
+            yield ROUNDS, (cache + computing) * (1 / self.choice.cache_slots)
+            yield ROUNDS, (weights + computing) * (1 / self.choice.weight_slots)
+
+    def blocked(
+        self, moves: Sequence[Move[A]], compute: Compute[A], speeds: Speeds, num_gpu_batches: float | None
+    ) -> Iterator[tuple[str, A]]:
+        """What takes longer where computing keeps the caller's thread, which issues nothing else meanwhile.
+
+        Two gpu batches at most are loaded or computing; one by itself is loaded when its last layer is done. A layer
+        is read from disk only when the one whose slot it takes is done, and what the link brings waits for it.
+        """
+        nothing = compute.count * 0.0
+        loads = self._sum(moves, speeds, nothing, TaskKind.LOAD_CACHE)
+        reads = [m for m in moves if (m.kind, m.resource) == (TaskKind.LOAD_WEIGHT, "disk_read")]
+        waited = self._sum(reads, speeds, nothing, TaskKind.LOAD_WEIGHT)
+        for attention in (compute.near_s, compute.attend_s):
+            computing = compute.linear_s + attention
+            yield ROUNDS, (loads + computing) * 0.5
+            yield ROUNDS, waited + computing * (1 - 1 / (num_gpu_batches or 2))
+        if num_gpu_batches == 1:
+            yield ROUNDS, loads + self.chain(moves, compute, speeds, 1)
+
+    def _sum(self, moves: Iterable[Move[A]], speeds: Speeds, nothing: A, *kinds: TaskKind) -> A:
+        total = nothing
+        for move in moves:
+            if move.kind in kinds:
+                total = total + self.seconds(move, speeds)
+        return total
+
     def chain(
         self, moves: Iterable[Move[A]], compute: Compute[A], speeds: Speeds, num_gpu_batches: float
     ) -> A:
         """From a gpu batch's activations in this layer to those in the next: none of it overlaps itself."""
-        total = compute.linear_s + compute.near_s
-        for move in moves:
-            if move.kind in (TaskKind.LOAD_ACTIVATION, TaskKind.STORE_ACTIVATION):
-                total = total + self.seconds(move, speeds)
-        return total * (1 / num_gpu_batches)
+        computing = compute.linear_s + compute.near_s
+        kinds = TaskKind.LOAD_ACTIVATION, TaskKind.STORE_ACTIVATION
+        return self._sum(moves, speeds, computing, *kinds) * (1 / num_gpu_batches)
 
 
 def compute_seconds(compute: Compute[float]) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hwprofiles.profile import Dtype, HardwareProfile
 from planner.ledger import Sizes
 from planner.machine import Rates, make_rates
-from planner.plan import Interval, Prediction, Range
+from planner.plan import PHASES, Interval, PhasePrediction, Prediction, Range
 from planner.pricing import price
 
 _SPREADS = 1.645 / 0.6745
@@ -36,21 +36,34 @@ def make_band(profile: HardwareProfile, dtype: Dtype) -> Band:
 
 
 def interval(prediction: Prediction, sizes: Sizes, band: Band) -> Interval:
-    """The prediction's interval; each side is the spread's and the error's part as two legs of a right angle."""
-    slow, fast = price(sizes, band.slow), price(sizes, band.fast)
+    """The prediction's interval; each side is the spread's and the error's part as two legs of a right angle.
+
+    The closed formula says how much the spread matters.
+    """
     error = _SPREADS * (band.error or 0.0)
-    whole, slowest, fastest = (p.prefill.seconds + p.decode.seconds for p in (prediction, slow, fast))
-    block = _around(whole, slowest, fastest, error)
-    tokens = prediction.throughput_tokens_per_s * whole
+    ends = [price(sizes, rates) for rates in (band.slow, band.fast)]
+    slow, fast = ([_at(end.of(phase), prediction.of(phase)) for phase in PHASES] for end in ends)
+    prefill, decode = (
+        _around(prediction.of(phase).seconds, slowest, fastest, error)
+        for phase, slowest, fastest in zip(PHASES, slow, fast, strict=True)
+    )
+    block = _around(prediction.seconds, sum(slow), sum(fast), error)
+    tokens = prediction.throughput_tokens_per_s * prediction.seconds
     return Interval(
-        prefill_s=_around(prediction.prefill.seconds, slow.prefill.seconds, fast.prefill.seconds, error),
-        decode_s=_around(prediction.decode.seconds, slow.decode.seconds, fast.decode.seconds, error),
+        prefill_s=prefill,
+        decode_s=decode,
         throughput_tokens_per_s=Range(
             low=min(prediction.throughput_tokens_per_s, tokens / block.high),
             high=max(prediction.throughput_tokens_per_s, tokens / block.low),
         ),
         error=band.error,
     )
+
+
+def _at(end: PhasePrediction, now: PhasePrediction) -> float:
+    """Seconds of a phase at one end of the band, as far from the closed formula's as they are now."""
+    formula_s = now.formula_s or now.seconds
+    return now.seconds * (end.seconds / formula_s) if formula_s else 0.0
 
 
 def _around(seconds: float, slowest: float, fastest: float, error: float) -> Range:

@@ -12,12 +12,13 @@ from planner.problem import Problem
 from planner.realise import place_within
 from planner.request import CpuAttention, Request
 from planner.search import WORTH_IT, Keeper, Reporter, search
+from planner.shares import Way
 from planner.work import Choice
 
 
 def latency_s(plan: Plan) -> float:
     """Seconds of one block, prefill and decode."""
-    return plan.prediction.prefill.seconds + plan.prediction.decode.seconds
+    return plan.prediction.seconds
 
 
 def quickest(
@@ -36,7 +37,8 @@ def quickest(
     found = search(problem, limited, report, keep=keep)
     if found:
         return found
-    return replace(problem.with_interval(min(plans, key=latency_s)), request=limited)
+    best = problem.predicted(min(plans, key=latency_s))
+    return replace(problem.with_interval(best), request=limited)
 
 
 def single_sequences(problem: Problem, request: Request) -> Iterator[Plan]:
@@ -52,7 +54,10 @@ def single_sequences(problem: Problem, request: Request) -> Iterator[Plan]:
     for weight_bits, kv_bits, moves, cpu_attention in found:
         choice = Choice(gpu_batch_size=1, prefill_rows=1, weight_bits=weight_bits, kv_bits=kv_bits)
         candidate = Candidate(
-            choice=choice, moves_activations=moves, seconds_per_sequence=0.0, num_gpu_batches=1.0
+            choice=choice,
+            way=Way(moves_activations=moves, attends=cpu_attention != "off"),
+            seconds_per_sequence=0.0,
+            num_gpu_batches=1.0,
         )
         plan = place_within(problem, replace(unlimited, cpu_attention=cpu_attention), candidate, 1)
         if plan:

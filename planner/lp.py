@@ -1,19 +1,19 @@
-"""LP: the best shares, and the best block size, for a discrete choice. The only module that imports pulp."""
+"""LP: the best shares, and the best block size, for a discrete choice. The only module that imports highspy."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+import highspy
 import numpy as np
-import pulp
 from numpy.typing import NDArray
 
 from planner.policy import TIERS, Tier
 from planner.relaxed import Relaxed
 from planner.request import CpuAttention
-from planner.shares import Shares
+from planner.shares import DiskUse, Shares, Way, WholeRows
 from planner.work import A
 
 _WORK_WEIGHT = 1e-3
@@ -22,8 +22,11 @@ _AGREEMENT = 1e-3
 """Of the time, between the solver's objective and the cost model."""
 _TOLERANCE = 1e-5
 """Of a row's largest term, or of 1 where that is larger."""
+_KINDS = ("weights", "cache", "activations")
+NO_SHARE = 1e-5
+"""Of some bytes: what the solver's rounding may leave where nothing should be."""
 _NAMES = (
-    *(f"{kind}_{tier}" for kind in ("weights", "cache", "activations") for tier in TIERS),
+    *(f"{kind}_{tier}" for kind in _KINDS for tier in TIERS),
     "attended",
     "slot",
     "inverse_batches",
@@ -31,6 +34,7 @@ _NAMES = (
 _FIRST_TIME = len(_NAMES)
 _COST_OF_MORE: dict[Tier, float] = {"gpu": 100.0, "cpu": 10.0, "disk": 1.0}
 Vector = NDArray[np.float64]
+ANY_WAY, NO_ROWS = Way(), WholeRows()
 
 
 @dataclass(slots=True)
@@ -65,6 +69,28 @@ class Solution:
 
     shares: Shares[float]
     seconds_per_sequence: float
+    compute_tier: Tier
+
+    @property
+    def moves_activations(self) -> bool:
+        """Whether any leave the compute tier."""
+        activations = self.shares.activations
+        far = sum(amount for tier, amount in activations.items() if tier != self.compute_tier)
+        return far > NO_SHARE * sum(activations.values())
+
+    @property
+    def attends(self) -> bool:
+        """Whether the CPU attends any rows."""
+        return self.shares.attended > NO_SHARE * sum(self.shares.cache.values())
+
+    @property
+    def disk_use(self) -> DiskUse:
+        """What is on disk."""
+        used = [
+            by_tier["disk"] > NO_SHARE * sum(by_tier.values())
+            for by_tier in (self.shares.weights, self.shares.cache, self.shares.activations)
+        ]
+        return "all" if any(used[1:]) else "weights" if used[0] else "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,40 +111,11 @@ class _Rows:
     objective: Vector = field(default_factory=lambda: np.zeros(0))
     upper: dict[int, float] = field(default_factory=dict)
     lower: dict[int, float] = field(default_factory=dict)
-    memory: dict[int, tuple[Tier, Vector, Vector]] = field(default_factory=dict)
-    """Which of `at_most` are what a tier holds less its limit: what it holds, and 1 / N."""
-
-    def limit(self, tier_units: Mapping[Tier, float]) -> None:
-        """Set the limits of tiers, in `Relaxed.unit_bytes`."""
-        for index, (tier, used, inverse_block) in self.memory.items():
-            self.at_most[index] = used - inverse_block * tier_units[tier]
 
 
-def solve(relaxed: Relaxed, limits: Limits) -> Solution | Failure:
+def solve(relaxed: Relaxed, limits: Limits, way: Way = ANY_WAY) -> Solution | Failure:
     """Minimise time per sequence over the splits, and over the gpu batches where they are not fixed."""
-    return Program(relaxed, limits).solve(limits.tier_bytes)
-
-
-class Program:
-    """The LP of one relaxed problem, to be solved under one set of tier limits after another."""
-
-    def __init__(self, relaxed: Relaxed, limits: Limits) -> None:
-        self._relaxed = relaxed
-        self._rows, self._times = _build(relaxed, limits)
-
-    def solve(self, tier_bytes: Mapping[Tier, int]) -> Solution | Failure:
-        """The optimum, checked against the rows and against the cost model."""
-        relaxed = self._relaxed
-        self._rows.limit({tier: nbytes / relaxed.unit_bytes for tier, nbytes in tier_bytes.items()})
-        answer = _checked(self._rows)
-        if isinstance(answer, Failure):
-            return answer
-        shares = _shares(answer)
-        seconds = relaxed.seconds(shares)
-        claimed = float(answer[self._times].sum()) * relaxed.unit_s + relaxed.fixed_seconds(shares)
-        if abs(claimed - seconds) > _AGREEMENT * seconds:
-            return Failure(f"the solver's time of {claimed:g} s is {seconds:g} s by the cost model")
-        return Solution(shares=shares, seconds_per_sequence=seconds)
+    return Program(relaxed, limits).solve(limits.tier_bytes, way)
 
 
 def shortage(relaxed: Relaxed, limits: Limits, growing: Sequence[Tier]) -> dict[Tier, int] | Failure:
@@ -126,7 +123,8 @@ def shortage(relaxed: Relaxed, limits: Limits, growing: Sequence[Tier]) -> dict[
 
     The least on the fastest tier first.
     """
-    rows, _ = _build(relaxed, limits, growing)
+    program = Program(relaxed, limits, growing)
+    rows = program.rows(limits.tier_bytes, ANY_WAY)
     rows.objective = np.zeros(rows.size + 1)
     extra = range(rows.size - len(growing), rows.size)
     rows.objective[list(extra)] = [_COST_OF_MORE[tier] for tier in growing]
@@ -138,74 +136,139 @@ def shortage(relaxed: Relaxed, limits: Limits, growing: Sequence[Tier]) -> dict[
     return {tier: math.ceil(more * relaxed.unit_bytes) for tier, more in grown.items() if more > _TOLERANCE}
 
 
-def _build(relaxed: Relaxed, limits: Limits, growing: Sequence[Tier] = ()) -> tuple[_Rows, slice]:
-    """The rows, and which variables are times: after the shares, before what growing tiers get more."""
-    times = slice(_FIRST_TIME, _FIRST_TIME + len(relaxed.steps) * len(relaxed.kinds))
-    rows = _Rows(size=times.stop + len(growing))
-    unit = np.eye(rows.size + 1)
-    shares = _shares_of([Linear(unit[index]) for index in (*range(_FIRST_TIME), rows.size)])
-    more = {tier: unit[index] for index, tier in enumerate(growing, start=times.stop)}
-    _add_totals(rows, relaxed, shares, limits.cpu_attention)
-    _add_memory(rows, relaxed, limits, shares, more)
-    _add_times(rows, relaxed, limits, shares, unit[times])
-    _add_bounds(rows, relaxed, limits)
-    return rows, times
+class Program:
+    """The LP of one relaxed problem, to be solved under one set of tier limits and in one way after another.
 
+    Its variables are the shares, the times of each step and kind of layer, and what `growing` tiers get more.
+    """
 
-def _add_times(rows: _Rows, relaxed: Relaxed, limits: Limits, shares: Shares[Linear], times: Vector) -> None:
-    """Every lane of every step takes at most the step's time; the objective is their sum."""
-    rows.objective = times.sum(axis=0)
-    for time, variable in zip(relaxed.times(shares), times, strict=True):
-        lanes = np.array([seconds.terms for _, seconds in time.lanes]) / relaxed.unit_s
-        rows.at_most.extend(lanes - variable)
-        rows.objective += lanes.sum(axis=0) * _WORK_WEIGHT
-    fixed = relaxed.fixed_seconds(shares).terms / relaxed.unit_s
-    rows.objective += fixed
-    if limits.max_latency_s is not None:
-        allowed = limits.max_latency_s / relaxed.unit_s / relaxed.choice.gpu_batch_size
-        rows.at_most.append(times.sum(axis=0) + fixed - shares.inverse_batches.terms * allowed)
+    def __init__(self, relaxed: Relaxed, limits: Limits, growing: Sequence[Tier] = ()) -> None:
+        self._relaxed, self._limits = relaxed, limits
+        self._times = slice(_FIRST_TIME, _FIRST_TIME + len(relaxed.steps) * len(relaxed.kinds))
+        self._common = _Rows(size=self._times.stop + len(growing))
+        self._blocked: list[Vector] = []
+        self._memory: list[tuple[Tier, Vector, Vector, Vector]] = []
+        """What a tier holds, what activation slots add to it, and 1 / N."""
+        unit = np.eye(self._common.size + 1)
+        shares = _shares_of([Linear(unit[index]) for index in (*range(_FIRST_TIME), self._common.size)])
+        more = {tier: unit[index] for index, tier in enumerate(growing, start=self._times.stop)}
+        self._add_totals(shares)
+        self._add_memory(shares, more)
+        self._add_times(shares, unit[self._times])
 
+    def solve(
+        self, tier_bytes: Mapping[Tier, int], way: Way, whole: WholeRows = NO_ROWS
+    ) -> Solution | Failure:
+        """The optimum, checked against the rows and against the cost model."""
+        relaxed, found = self._relaxed, self.solve_only(tier_bytes, way, whole)
+        if isinstance(found, Failure):
+            return found
+        seconds, claimed = relaxed.seconds(found.shares, way), found.seconds_per_sequence
+        if abs(claimed - seconds) > _AGREEMENT * seconds:
+            return Failure(f"the solver's time of {claimed:g} s is {seconds:g} s by the cost model")
+        return replace(found, seconds_per_sequence=seconds)
 
-def _add_totals(rows: _Rows, relaxed: Relaxed, shares: Shares[Linear], cpu_attention: CpuAttention) -> None:
-    """Weights divide over the block; cache and activations are each sequence's own."""
-    weights = shares.inverse_batches * (relaxed.weight_units / relaxed.choice.gpu_batch_size)
-    for by_tier, whole in (
-        (shares.weights, weights),
-        (shares.cache, shares.one * relaxed.cache_units),
-        (shares.activations, shares.one * relaxed.activation_units),
-    ):
-        rows.equal.append(sum((part.terms for part in by_tier.values()), -whole.terms))
-    far = sum((shares.cache[tier].terms for tier in relaxed.far_tiers), np.zeros(rows.size + 1))
-    rows.at_most.append(shares.attended.terms - far)
-    if cpu_attention == "on" and relaxed.compute_tier == "gpu":
-        rows.at_most.append(far - shares.attended.terms)
+    def solve_only(
+        self, tier_bytes: Mapping[Tier, int], way: Way, whole: WholeRows = NO_ROWS
+    ) -> Solution | Failure:
+        """The optimum, checked against the rows; its time is the solver's."""
+        answer = _checked(self.rows(tier_bytes, way, whole))
+        if isinstance(answer, Failure):
+            return answer
+        seconds = float(answer[self._times].sum()) + float(self._fixed @ np.append(answer, 1.0))
+        return Solution(
+            shares=_shares(answer),
+            seconds_per_sequence=seconds * self._relaxed.unit_s,
+            compute_tier=self._relaxed.compute_tier,
+        )
 
+    def rows(self, tier_bytes: Mapping[Tier, int], way: Way, whole: WholeRows = NO_ROWS) -> _Rows:
+        """All rows and bounds that hold under these limits and in this way."""
+        at_most = list(self._common.at_most)
+        if self._relaxed.is_blocking(way):
+            at_most += self._blocked
+        for tier, used, slots, inverse_block in self._memory:
+            limit = inverse_block * (tier_bytes[tier] / self._relaxed.unit_bytes)
+            at_most.append(used + slots - limit if way.moves_activations else used - limit)
+        upper = dict.fromkeys(self._unused(way), 0.0)
+        settled = self._settled(way, whole)
+        lower = {name: low for name, (low, _) in settled.items()}
+        upper |= {name: high for name, (_, high) in settled.items() if high is not None}
+        return replace(
+            self._common,
+            at_most=at_most,
+            lower={_NAMES.index(name): low for name, low in lower.items()},
+            upper={_NAMES.index(name): high for name, high in upper.items()},
+        )
 
-def _add_memory(
-    rows: _Rows, relaxed: Relaxed, limits: Limits, shares: Shares[Linear], more: Mapping[Tier, Vector]
-) -> None:
-    for needed in relaxed.slots(shares):
-        rows.at_most.append(needed.terms - shares.slot.terms)
-    for use in relaxed.memory(shares):
-        used = use.used.terms - more[use.tier] if use.tier in more else use.used.terms
-        rows.memory[len(rows.at_most)] = (use.tier, used, use.inverse_block.terms)
-        rows.at_most.append(used)
-    rows.limit({tier: nbytes / relaxed.unit_bytes for tier, nbytes in limits.tier_bytes.items()})
+    def _add_times(self, shares: Shares[Linear], times: Vector) -> None:
+        """Every lane of every step takes at most the step's time; the objective is their sum."""
+        relaxed, rows, latency_s = self._relaxed, self._common, self._limits.max_latency_s
+        rows.objective = times.sum(axis=0)
+        for time, variable in zip(relaxed.times(shares), times, strict=True):
+            lanes = np.array([seconds.terms for _, seconds in time.lanes]) / relaxed.unit_s
+            rows.at_most.extend(lanes - variable)
+            rows.objective += lanes.sum(axis=0) * _WORK_WEIGHT
+            self._blocked += [seconds.terms / relaxed.unit_s - variable for _, seconds in time.blocked]
+        fixed = self._fixed = relaxed.fixed_seconds(shares).terms / relaxed.unit_s
+        rows.objective += fixed
+        if latency_s is not None:
+            allowed = latency_s / relaxed.unit_s / relaxed.choice.gpu_batch_size
+            rows.at_most.append(times.sum(axis=0) + fixed - shares.inverse_batches.terms * allowed)
 
+    def _add_totals(self, shares: Shares[Linear]) -> None:
+        """Weights divide over the block; cache and activations are each sequence's own."""
+        relaxed, rows = self._relaxed, self._common
+        weights = shares.inverse_batches * (relaxed.weight_units / relaxed.choice.gpu_batch_size)
+        for by_tier, whole in (
+            (shares.weights, weights),
+            (shares.cache, shares.one * relaxed.cache_units),
+            (shares.activations, shares.one * relaxed.activation_units),
+        ):
+            rows.equal.append(sum((part.terms for part in by_tier.values()), -whole.terms))
+        far = sum((shares.cache[tier].terms for tier in relaxed.far_tiers), np.zeros(rows.size + 1))
+        rows.at_most.append(shares.attended.terms - far)
+        if self._limits.cpu_attention == "on" and relaxed.compute_tier == "gpu":
+            rows.at_most.append(far - shares.attended.terms)
 
-def _add_bounds(rows: _Rows, relaxed: Relaxed, limits: Limits) -> None:
-    inverse = _NAMES.index("inverse_batches")
-    batches = relaxed.num_gpu_batches
-    rows.lower[inverse] = 1 / (batches or limits.max_batches)
-    rows.upper[inverse] = 1 / (batches or 1)
-    if limits.cpu_attention == "off" or relaxed.compute_tier == "cpu":
-        rows.upper[_NAMES.index("attended")] = 0.0
-    for tier in TIERS:
-        if tier != relaxed.compute_tier and not relaxed.moves_activations:
-            rows.upper[_NAMES.index(f"activations_{tier}")] = 0.0
-        if tier == "gpu" and relaxed.compute_tier == "cpu":
-            for kind in ("weights", "cache", "activations"):
-                rows.upper[_NAMES.index(f"{kind}_{tier}")] = 0.0
+    def _add_memory(self, shares: Shares[Linear], more: Mapping[Tier, Vector]) -> None:
+        for needed in self._relaxed.slots(shares):
+            self._common.at_most.append(needed.terms - shares.slot.terms)
+        for use in self._relaxed.memory(shares):
+            used = use.used.terms - more[use.tier] if use.tier in more else use.used.terms
+            self._memory.append((use.tier, used, use.activation_slots.terms, use.inverse_block.terms))
+
+    def _unused(self, way: Way) -> Iterator[str]:
+        """Variables that are 0."""
+        tier = self._relaxed.compute_tier
+        if not way.moves_activations:
+            yield from (f"activations_{far}" for far in TIERS if far != tier)
+        if not self._attends(way):
+            yield "attended"
+        if tier == "cpu":
+            yield from (f"{kind}_gpu" for kind in _KINDS)
+        if way.disk != "all":
+            yield from (f"{kind}_disk" for kind in _KINDS if way.disk == "none" or kind != "weights")
+
+    def _attends(self, way: Way) -> bool:
+        wanted = self._limits.cpu_attention
+        is_open = wanted == "on" or (wanted == "auto" and way.attends)
+        return is_open and self._relaxed.compute_tier == "gpu"
+
+    def _settled(self, way: Way, whole: WholeRows) -> dict[str, tuple[float, float | None]]:
+        """Bounds of variables other than 0: the number of gpu batches, rows; an attending CPU has one of each batch."""
+        relaxed, batches = self._relaxed, self._relaxed.num_gpu_batches
+        row = relaxed.cache_units / relaxed.choice.gpu_batch_size
+        found: dict[str, tuple[float, float | None]] = {
+            "inverse_batches": (1 / (batches or self._limits.max_batches), 1 / (batches or 1))
+        }
+        if self._attends(way) and self._limits.cpu_attention != "on":
+            found["attended"] = (row, None)
+        if batches and whole.near is not None:
+            found[f"cache_{relaxed.compute_tier}"] = (whole.near * row / batches,) * 2
+        if batches and whole.attended is not None:
+            found["attended"] = (whole.attended * row / batches,) * 2
+        return found
 
 
 def _checked(rows: _Rows) -> Vector | Failure:
@@ -216,34 +279,52 @@ def _checked(rows: _Rows) -> Vector | Failure:
 
 
 def _run(rows: _Rows) -> Vector | Failure:
-    """Hand the rows to HiGHS."""
-    problem = pulp.LpProblem("shares", pulp.LpMinimize)
-    variables = [
-        problem.add_variable(f"x{index}", rows.lower.get(index, 0.0), rows.upper.get(index))
-        for index in range(rows.size)
-    ]
-    problem.setObjective(_expression(variables, rows.objective))
-    at_most = _undominated(rows.at_most)
-    for sense, constraints in ((pulp.LpConstraintLE, at_most), (pulp.LpConstraintEQ, rows.equal)):
-        for terms in constraints:
-            problem.addConstraint(pulp.LpConstraint(_expression(variables, terms), sense, rhs=-terms[-1]))
-    status = problem.solve(pulp.HiGHS(msg=False, presolve="off"))  # there is little to simplify
-    if status == pulp.LpStatusOptimal:
-        return np.array([variable.value() for variable in variables])
-    return Failure(f"the solver ends with {pulp.LpStatus[status]!r}", status == pulp.LpStatusInfeasible)
+    """Hand the rows to HiGHS, without variables that are 0 and rows that follow from others."""
+    used = [index for index in range(rows.size) if rows.upper.get(index) != 0]
+    columns = [*used, rows.size]
+    at_most = _undominated(np.array(rows.at_most)[:, columns])
+    terms = np.concatenate((at_most, np.array(rows.equal)[:, columns]))
+    solver = highspy.Highs()  # type: ignore[no-untyped-call]
+    solver.setOptionValue("output_flag", False)
+    solver.setOptionValue("presolve", "off")  # there is little to simplify
+    solver.setOptionValue("solver", "simplex")
+    lower = [rows.lower.get(index, 0.0) for index in used]
+    upper = [rows.upper.get(index, highspy.kHighsInf) for index in used]
+    solver.passModel(_model(terms, len(at_most), rows.objective[columns], lower, upper))
+    solver.run()
+    status = solver.getModelStatus()
+    if status != highspy.HighsModelStatus.kOptimal:
+        infeasible = status == highspy.HighsModelStatus.kInfeasible
+        return Failure(f"the solver ends with {solver.modelStatusToString(status)!r}", infeasible)
+    answer = np.zeros(rows.size)
+    answer[used] = solver.getSolution().col_value
+    return answer
 
 
-def _undominated(constraints: Sequence[Vector]) -> list[Vector]:
-    """Those that no other one implies: all variables are at least 0, so that the larger terms ask for more."""
-    terms = np.array(constraints)
+def _model(
+    terms: Vector, num_at_most: int, objective: Vector, lower: list[float], upper: list[float]
+) -> highspy.HighsLp:
+    """Rows terms . (x, 1), the first ones <= 0 and the others = 0, as HiGHS takes them."""
+    model, limits = highspy.HighsLp(), -terms[:, -1]
+    model.num_row_, model.num_col_ = len(terms), len(lower)
+    model.col_cost_, model.col_lower_, model.col_upper_ = objective[:-1], lower, upper
+    model.row_upper_ = limits
+    model.row_lower_ = [*[-highspy.kHighsInf] * num_at_most, *limits[num_at_most:]]
+    row, column = np.nonzero(terms[:, :-1])
+    matrix = model.a_matrix_
+    matrix.format_ = highspy.MatrixFormat.kRowwise
+    matrix.num_row_, matrix.num_col_ = model.num_row_, model.num_col_
+    matrix.start_ = np.searchsorted(row, np.arange(len(terms) + 1))
+    matrix.index_, matrix.value_ = column, terms[row, column]
+    return model
+
+
+def _undominated(terms: Vector) -> Vector:
+    """Rows that no other one implies: all variables are at least 0, so that larger terms ask for more."""
     implied = (terms[:, None] <= terms[None]).all(axis=2)
     implied &= ~(implied.T & np.triu(np.ones_like(implied)))  # of equal ones the first stays
-    return [constraints[int(index)] for index in np.flatnonzero(~implied.any(axis=1))]
-
-
-def _expression(variables: list[pulp.LpVariable], terms: Vector) -> pulp.LpAffineExpression:
-    used = np.flatnonzero(terms[:-1])
-    return pulp.LpAffineExpression([(variables[index], float(terms[index])) for index in used])
+    found: Vector = terms[~implied.any(axis=1)]
+    return found
 
 
 def _broken(rows: _Rows, answer: Vector) -> str | None:
@@ -268,10 +349,7 @@ def _shares(answer: Vector) -> Shares[float]:
 def _shares_of(values: list[A]) -> Shares[A]:
     """Shares from the values of `_NAMES` and of the number 1."""
     by_name = dict(zip((*_NAMES, "one"), values, strict=True))
-    kinds = {
-        kind: {tier: by_name[f"{kind}_{tier}"] for tier in TIERS}
-        for kind in ("weights", "cache", "activations")
-    }
+    kinds = {kind: {tier: by_name[f"{kind}_{tier}"] for tier in TIERS} for kind in _KINDS}
     return Shares(
         **kinds,
         attended=by_name["attended"],

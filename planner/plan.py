@@ -69,6 +69,13 @@ class PhasePrediction:
     """Seconds each resource is at work."""
     binding: str
     """The resource that is busy longest."""
+    formula_s: float | None = None
+    """What the closed formula says, where `seconds` are simulated."""
+
+    @property
+    def beyond_formula(self) -> float:
+        """How many times as long as by the closed formula."""
+        return self.seconds / self.formula_s if self.formula_s else 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +104,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """What the cost model says of one full block."""
+    """What one full block will take, simulated; its tasks are those of the closed formula."""
 
     prefill: PhasePrediction
     decode: PhasePrediction
@@ -106,6 +113,11 @@ class Prediction:
     tasks: tuple[TaskPrediction, ...]
     interval: Interval | None = None
     """None in plans that were written before there were any."""
+
+    @property
+    def seconds(self) -> float:
+        """Prefill and decode."""
+        return self.prefill.seconds + self.decode.seconds
 
     def of(self, phase: Phase) -> PhasePrediction:
         """One phase's part."""

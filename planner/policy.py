@@ -35,6 +35,11 @@ class Split:
         if abs(total - 1) > 1e-4:
             raise UserError(f"a split's shares sum to {total:g} instead of 1 (100 percent)")
 
+    @classmethod
+    def on(cls, tier: Tier) -> Split:
+        """All of it on one tier."""
+        return cls(gpu=float(tier == "gpu"), cpu=float(tier == "cpu"), disk=float(tier == "disk"))
+
     def items(self) -> Iterator[tuple[Tier, float]]:
         """(tier, share), fastest tier first."""
         yield "gpu", self.gpu

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from planner.cost import HOST, SHARED, CostModel, compute_seconds
@@ -23,7 +23,7 @@ NOT_RUN = "none"
 
 
 def price(sizes: Sizes, rates: Rates, max_decode_groups: int = MAX_DECODE_GROUPS) -> Prediction:
-    """The prediction for one full block."""
+    """The closed formula's prediction for one full block; fewer groups of decode passes are faster and coarser."""
     policy, workload = sizes.policy, sizes.workload
     return _price(
         sizes, rates, [full_block(policy, workload, max_decode_groups)], policy.block_size * workload.gen_len
@@ -96,6 +96,17 @@ class _PhaseSum:
         task.seconds += times * total.seconds
         self.busy[resource] += times * total.seconds
 
+    def add_lanes(self, lanes: Sequence[tuple[str, float]], times: float) -> None:
+        """Add `times` passes, each as long as its busiest lane: prefetching evens out how layers differ."""
+        self.seconds += times * max(seconds for _, seconds in lanes)
+        largest: defaultdict[str, float] = defaultdict(float)
+        for name, seconds in lanes:
+            largest[name] = max(largest[name], seconds)
+        for name, seconds in largest.items():
+            self.lanes[name] += times * seconds
+        for name in ("cpu_mem", HOST):
+            self.busy[name] += times * largest[name]
+
     def prediction(self, factor: float) -> PhasePrediction:
         """The phase as a plan holds it; `factor` is the phase's own calibration."""
         busy = {resource: seconds for resource, seconds in self.busy.items() if seconds}
@@ -146,8 +157,9 @@ def _add_run(phases: dict[Phase, _PhaseSum], sizes: Sizes, rates: Rates, run: Ru
 def _add_step(
     total: _PhaseSum, cost: CostModel, layers: list[_LayerGroup], step: Step, num_blocks: int
 ) -> None:
-    for group in layers:
-        _add_layers(total, cost, group, step)
+    lanes = [_add_layers(total, cost, group, step) for group in layers]
+    sums = [(same[0][0], sum(seconds for _, seconds in same)) for same in zip(*lanes, strict=True)]
+    total.add_lanes(sums, step.num_steps)
     ends, tier, held = total_of(cost.ends(step)), cost.compute_tier, layers[0].held
     times = step.num_steps * held.batches
     total.seconds += ends.seconds * times
@@ -180,25 +192,22 @@ def _add_messages(total: _PhaseSum, cost: CostModel, sizes: Sizes, held: Held[fl
             total.seconds += step.num_steps * held.passes * seconds / move.count
 
 
-def _add_layers(total: _PhaseSum, cost: CostModel, group: _LayerGroup, step: Step) -> None:
+def _add_layers(total: _PhaseSum, cost: CostModel, group: _LayerGroup, step: Step) -> list[tuple[str, float]]:
+    """Add up the tasks of alike layers in one step; the lanes of one pass."""
     held, times = group.held, group.count * step.num_steps
     moves, compute = cost.moves(held, step), cost.compute(group.layer, held, step)
     speeds = cost.speeds(moves)
     lanes = cost.lanes(moves, compute, speeds)
+    lanes += cost.rounds(moves, compute, speeds)
+    if cost.rates.on_cpu or compute.attend_count > 0:
+        lanes += cost.blocked(moves, compute, speeds, held.batches)
     lanes.append((cost.compute_tier, cost.chain(moves, compute, speeds, held.batches)))
-    total.seconds += times * max(seconds for _, seconds in lanes)
-    largest: defaultdict[str, float] = defaultdict(float)
-    for resource, seconds in lanes:
-        largest[resource] = max(largest[resource], seconds)
-    for resource, seconds in largest.items():
-        total.lanes[resource] += times * seconds
-    for resource in ("cpu_mem", HOST):
-        total.busy[resource] += times * largest[resource]
     for move in moves:
         total.add(move.kind.value, move.resource, times, _moved(cost, move, speeds))
     total.add(TaskKind.COMPUTE.value, cost.compute_tier, times, _computed(compute))
     read = cost.attended_bytes(held, step)
     total.add(ATTEND, "cpu", times, _TaskSum(compute.attend_count, read, 0.0, compute.attend_s))
+    return [(name, group.count * seconds) for name, seconds in lanes]
 
 
 def _moved(cost: CostModel, move: Move[float], speeds: dict[tuple[str, str], float]) -> _TaskSum:

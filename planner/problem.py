@@ -13,10 +13,11 @@ from planner.machine import Caps, Rates, make_rates, make_target
 from planner.model import ModelSpec
 from planner.place import place
 from planner.placement import Placement
-from planner.plan import SCHEMA_VERSION, ModelRef, Plan
+from planner.plan import SCHEMA_VERSION, ModelRef, Plan, Prediction
 from planner.policy import TIERS, CommDevice, Policy, Tier
+from planner.predict import predict, simulated_in_short
 from planner.pricing import predict_job, price
-from planner.work import Choice
+from planner.work import MAX_DECODE_GROUPS, Choice
 from planner.workload import Workload
 
 _GPU_PREFILL_TOKENS = 4096
@@ -88,7 +89,11 @@ class Problem:
         return not self.place(policy)[1].shortfalls(self.target)
 
     def plan(self, policy: Policy) -> Plan:
-        """The policy placed, added up and priced; whether it fits is the caller's question."""
+        """The policy placed, added up and simulated; whether it fits is the caller's question."""
+        return self.predicted(self.draft(policy))
+
+    def draft(self, policy: Policy, max_decode_groups: int = MAX_DECODE_GROUPS) -> Plan:
+        """A plan priced by the closed formula alone, in fewer groups of decode passes where that will do."""
         placement, ledger = self.place(policy)
         sizes = Sizes(self.model, self.workload, policy, placement, self.target.compute_tier)
         return Plan(
@@ -99,7 +104,7 @@ class Problem:
             policy=policy,
             placement=placement,
             ledger=ledger,
-            prediction=price(sizes, self.rates),
+            prediction=price(sizes, self.rates, max_decode_groups),
             job=predict_job(sizes, self.rates) if self.workload.num_prompts else None,
             rates=self.rates,
         )
@@ -108,14 +113,46 @@ class Problem:
         """A plan as it is placed, at these rates."""
         sizes = plan.sizes()
         job = predict_job(sizes, self.rates) if plan.workload.num_prompts else None
-        return replace(plan, prediction=price(sizes, self.rates), job=job, rates=self.rates)
+        return self.predicted(replace(plan, job=job, rates=self.rates))
+
+    def predicted(self, draft: Plan) -> Plan:
+        """The plan with its final prediction; that of a pipeline's stage is the closed formula's."""
+        if self.pipe.num_stages > 1:
+            return replace(draft, prediction=price(self._sizes(draft), self.rates))
+        return _with_prediction(draft, predict(self._sizes(draft), self.rates))
+
+    def compared(self, draft: Plan) -> Plan:
+        """The plan with a prediction that is good enough to compare it with others by."""
+        if self.pipe.num_stages > 1:
+            return draft
+        found = simulated_in_short(draft.prediction, self._sizes(draft), self.rates)
+        return _with_prediction(draft, found)
 
     def with_interval(self, plan: Plan) -> Plan:
         """The plan with its prediction's interval, which costs two more pricings: for plans that are shown."""
         if self.band is None:
             return plan
-        found = interval(plan.prediction, plan.sizes(), self.band)
+        found = interval(plan.prediction, self._sizes(plan), self.band)
         return replace(plan, prediction=replace(plan.prediction, interval=found))
+
+    def _sizes(self, plan: Plan) -> Sizes:
+        return Sizes(self.model, self.workload, plan.policy, plan.placement, self.target.compute_tier)
+
+
+def _with_prediction(draft: Plan, prediction: Prediction) -> Plan:
+    """The draft with a simulated block; the job's blocks, which only the formula knows, differ from it as that one."""
+    if draft.job is None:
+        return replace(draft, prediction=prediction)
+    prefill_s = draft.job.prefill_s * prediction.prefill.beyond_formula
+    decode_s = draft.job.decode_s * prediction.decode.beyond_formula
+    tokens = draft.job.throughput_tokens_per_s * draft.job.seconds
+    job = replace(
+        draft.job,
+        prefill_s=prefill_s,
+        decode_s=decode_s,
+        throughput_tokens_per_s=tokens / (prefill_s + decode_s),
+    )
+    return replace(draft, prediction=prediction, job=job)
 
 
 def make_problem(model: ModelSpec, workload: Workload, profile: HardwareProfile, caps: Caps) -> Problem:

@@ -6,79 +6,112 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from planner.candidate import Candidate, limits_of, most_sequences, tier_limits
-from planner.lp import Failure, Program
+from planner.candidate import Candidate, limits_of, tier_limits
+from planner.lp import NO_SHARE, Failure, Limits, Program, Solution
 from planner.plan import Plan
 from planner.policy import Policy, Split, Tier
 from planner.problem import Problem
 from planner.relaxed import Relaxed
 from planner.request import Request
-from planner.shares import Shares
+from planner.shares import Shares, WholeRows
 from planner.work import Choice
 
 _FINE_GROUPS = 4
 _NUM_REPAIRS = 6
-_NO_SHARE = 1e-5
-"""Of some bytes: what the solver's rounding may leave on a tier."""
+_FEW_ROWS = 64
+"""Of a block in which a row more or less on the compute tier shows."""
+_WHOLE = 1e-3
+"""Of a row: so little is the solver's rounding."""
 
 
-def realise(problem: Problem, request: Request, candidate: Candidate) -> Iterator[Plan]:
-    """Plans with a whole number of gpu batches near the LP's, and with fewer."""
-    tried: set[int] = set()
-    for wanted in batch_counts(problem, candidate):
-        count = wanted
-        while count not in tried:
-            tried.add(count)
-            plan = place_within(problem, request, candidate, count)
-            if plan:
-                yield plan
-            else:  # what rounding adds does not fit: a smaller block may
-                count = max(1, count - max(1, count // 8))
+def realise(problem: Problem, request: Request, candidate: Candidate) -> Plan | None:
+    """The candidate's plan; where what rounding adds does not fit, one with a slightly smaller block, or a smaller."""
+    shape = candidate.choice.gpu_batch_size, round(candidate.num_gpu_batches)
+    for size, count in _shapes(*shape, candidate.choice.num_waves):
+        choice = replace(
+            candidate.choice, gpu_batch_size=size, prefill_rows=min(size, candidate.choice.prefill_rows)
+        )
+        plan = place_within(problem, request, replace(candidate, choice=choice), count)
+        if plan:
+            return plan
+    return None
 
 
-def without_cpu_attention(
-    problem: Problem, request: Request, candidate: Candidate, plan: Plan
-) -> Plan | None:
-    """The same discrete choice with all rows off the GPU loaded."""
-    off = replace(request, cpu_attention="off")
-    return place_within(problem, off, candidate, plan.policy.num_gpu_batches)
-
-
-def batch_counts(problem: Problem, candidate: Candidate) -> list[int]:
-    """Numbers of gpu batches to try, largest first."""
-    ideal, size = candidate.num_gpu_batches, candidate.choice.gpu_batch_size
-    counts = [math.ceil(ideal - 1e-6), math.floor(ideal + 1e-6), round(ideal / 2), round(ideal / 4), 1]
-    prompts = problem.workload.num_prompts
-    if prompts:  # blocks of equal size, so that the last one is full
-        num_blocks = math.ceil(prompts / (size * ideal) - 1e-6)
-        counts += [math.ceil(prompts / (size * blocks)) for blocks in (num_blocks, num_blocks + 1)]
-    waves = candidate.choice.num_waves
-    counts = [max(waves, count // waves * waves) for count in counts]  # waves of equal size
-    most = max(1, math.ceil(most_sequences(problem) / size))
-    return sorted({min(most, max(1, count)) for count in counts}, reverse=True)
+def _shapes(size: int, count: int, waves: int) -> Iterator[tuple[int, int]]:
+    """Gpu batch sizes and numbers to try in turn; as many gpu batches in every wave."""
+    yield size, count
+    for less in sorted({1, max(1, size // 16), max(1, size // 8)}):
+        if less < size:
+            yield size - less, count
+    while count > waves:
+        count -= max(1, count // waves // 8) * waves
+        yield size, count
 
 
 def place_within(problem: Problem, request: Request, candidate: Candidate, count: int) -> Plan | None:
-    """The LP's splits for this block, placed; where rounding exceeds a limit, the LP is given less."""
+    """The LP's splits for this block, placed and simulated in short; one that takes too long is given less time."""
+    limits = limits_of(problem, request, candidate.choice, tier_limits(problem))
+    for _ in range(_NUM_REPAIRS):
+        plans = [problem.compared(draft) for draft in _drafts(problem, candidate, count, limits)]
+        best = min(plans, key=lambda plan: plan.prediction.seconds, default=None)
+        if best is None or is_quick_enough(best, request):
+            return best
+        assert limits.max_latency_s
+        assert request.max_latency_s
+        less = request.max_latency_s / best.prediction.seconds
+        limits = replace(limits, max_latency_s=limits.max_latency_s * less)
+    return None
+
+
+def _drafts(problem: Problem, candidate: Candidate, count: int, limits: Limits) -> Iterator[Plan]:
+    """Plans with the LP's splits, their rows rounded one way and the other."""
     relaxed = Relaxed(
         problem=problem,
         choice=candidate.choice,
-        moves_activations=candidate.moves_activations,
         num_gpu_batches=count,
         max_decode_groups=_FINE_GROUPS,
-        of_longest=request.max_latency_s is not None,
+        of_longest=limits.max_latency_s is not None,
     )
+    program = Program(relaxed, limits)
+    solution = program.solve(limits.tier_bytes, candidate.way)
+    if isinstance(solution, Failure):
+        return
+    for whole in _roundings(relaxed, solution):
+        draft = _placed(problem, candidate, program, whole)
+        if draft:
+            yield draft
+
+
+def _roundings(relaxed: Relaxed, solution: Solution) -> Iterator[WholeRows]:
+    """As many attended rows in each gpu batch; where rows are few, those on the compute tier up or down."""
+    size, count = relaxed.choice.gpu_batch_size, relaxed.num_gpu_batches
+    assert count
+    attended = None
+    if solution.attends:
+        attended = max(1, round(solution.shares.attended / relaxed.cache_units * size)) * count
+    near = solution.shares.cache[relaxed.compute_tier] / relaxed.cache_units * size * count
+    if size * count > _FEW_ROWS:
+        yield WholeRows(attended=attended)
+    else:
+        rounded = {math.floor(near + _WHOLE), math.ceil(near - _WHOLE)}
+        yield from (WholeRows(near=rows, attended=attended) for rows in sorted(rounded))
+        if not attended:  # as many as there are need no slots
+            yield from (WholeRows(near=rows) for rows in {size * count} - rounded)
+
+
+def _placed(problem: Problem, candidate: Candidate, program: Program, whole: WholeRows) -> Plan | None:
+    """The draft of the LP's splits; where what rounding adds exceeds a limit, the LP is given less."""
     allowed = tier_limits(problem)
-    program = Program(relaxed, limits_of(problem, request, candidate.choice, allowed))
     for attempt in range(1, _NUM_REPAIRS + 1):
-        solution = program.solve(allowed)
+        solution = program.solve(allowed, candidate.way, whole)
         if isinstance(solution, Failure):
             return None
+        count = round(1 / solution.shares.inverse_batches)
         policy = policy_of(problem, candidate.choice, count, solution.shares)
-        short = problem.place(policy)[1].shortfalls(problem.target)
+        draft = problem.draft(policy, _FINE_GROUPS)
+        short = draft.ledger.shortfalls(problem.target)
         if not short:
-            plan = problem.plan(policy)
-            return plan if is_quick_enough(plan, request) else None
+            return draft
         for tier, excess in short.items():
             allowed[tier] = max(0, allowed[tier] - 2 * attempt * excess)
     return None
@@ -86,8 +119,7 @@ def place_within(problem: Problem, request: Request, candidate: Candidate, count
 
 def is_quick_enough(plan: Plan, request: Request) -> bool:
     """Whether a block keeps the latency asked for."""
-    limit = request.max_latency_s
-    return limit is None or plan.prediction.prefill.seconds + plan.prediction.decode.seconds <= limit
+    return request.max_latency_s is None or plan.prediction.seconds <= request.max_latency_s
 
 
 def policy_of(problem: Problem, choice: Choice, count: int, shares: Shares[float]) -> Policy:
@@ -102,7 +134,7 @@ def policy_of(problem: Problem, choice: Choice, count: int, shares: Shares[float
         activations=_split(shares.activations),
         weight_bits=choice.weight_bits,
         kv_bits=choice.kv_bits,
-        cpu_attention=min(1.0, attended) if attended > _NO_SHARE else 0.0,
+        cpu_attention=min(1.0, attended) if attended > NO_SHARE else 0.0,
         prefill_rows=choice.prefill_rows,
         weight_slots=choice.weight_slots,
         cache_slots=choice.cache_slots,
@@ -116,5 +148,5 @@ def policy_of(problem: Problem, choice: Choice, count: int, shares: Shares[float
 
 def _split(amounts: dict[Tier, float]) -> Split:
     total = sum(amounts.values())
-    kept = {tier: amount if amount > total * _NO_SHARE else 0.0 for tier, amount in amounts.items()}
+    kept = {tier: amount if amount > total * NO_SHARE else 0.0 for tier, amount in amounts.items()}
     return Split(**{tier: amount / sum(kept.values()) for tier, amount in kept.items()})

@@ -21,7 +21,7 @@ from planner.plan import PHASES, Phase
 from planner.policy import TIERS, Policy, Split, Tier
 from planner.problem import Problem
 from planner.schedule import TaskKind
-from planner.shares import LayerKind, LayerTime, MemoryUse, Shares, layer_kinds
+from planner.shares import LayerKind, LayerTime, MemoryUse, Shares, Way, layer_kinds
 from planner.work import A, Choice, Counts, Held, Step, steps_of
 
 _HOMES = ("weights", "cache", "activations")
@@ -38,8 +38,6 @@ class Relaxed:
 
     problem: Problem
     choice: Choice
-    moves_activations: bool
-    """Activations may leave the compute tier, for which slots are kept."""
     num_gpu_batches: int | None
     max_decode_groups: int
     of_longest: bool = False
@@ -87,10 +85,17 @@ class Relaxed:
         prefill = next(self.times(shares))
         return float(10 ** round(math.log10(max(seconds for _, seconds in prefill.lanes))))
 
-    def seconds(self, shares: Shares[float]) -> float:
+    def seconds(self, shares: Shares[float], way: Way) -> float:
         """Time per sequence by the formulas themselves."""
-        layers = sum(max(seconds for _, seconds in time.lanes) for time in self.times(shares))
-        return layers + self.fixed_seconds(shares)
+        total = self.fixed_seconds(shares)
+        for time in self.times(shares):
+            lanes = (*time.lanes, *time.blocked) if self.is_blocking(way) else time.lanes
+            total += max(seconds for _, seconds in lanes)
+        return total
+
+    def is_blocking(self, way: Way) -> bool:
+        """Whether computing keeps the caller's thread."""
+        return way.attends or self.problem.rates.on_cpu
 
     @cached_property
     def weight_units(self) -> float:
@@ -133,12 +138,16 @@ class Relaxed:
                 moves, compute = self.cost.moves(held, step), self.cost.compute(kind.layer, held, step)
                 speeds = self._speeds(kind, step)
                 lanes = self.cost.lanes(moves, compute, speeds)
+                lanes += self.cost.rounds(moves, compute, speeds)
                 if self.num_gpu_batches is not None:
                     chain = self.cost.chain(moves, compute, speeds, self.num_gpu_batches)
                     lanes.append((self.compute_tier, chain))
                 times = kind.count * step.num_steps
+                blocked = self.cost.blocked(moves, compute, speeds, self.num_gpu_batches)
                 yield LayerTime(
-                    step=step, lanes=tuple((resource, seconds * times) for resource, seconds in lanes)
+                    step=step,
+                    lanes=tuple((resource, seconds * times) for resource, seconds in lanes),
+                    blocked=tuple((resource, seconds * times) for resource, seconds in blocked),
                 )
 
     def fixed_seconds(self, shares: Shares[A]) -> A:
@@ -218,6 +227,7 @@ class Relaxed:
     def memory(self, shares: Shares[A]) -> Iterator[MemoryUse[A]]:
         """What each tier holds in each phase."""
         inverse_block = shares.inverse_batches * (1 / self.choice.gpu_batch_size)
+        hidden = shares.inverse_batches * (ACTIVATION_SLOTS * self.activation_units)
         for tier in TIERS:
             homes = shares.weights[tier] + shares.cache[tier] + shares.activations[tier]
             if tier == self.compute_tier:
@@ -227,13 +237,14 @@ class Relaxed:
             for phase in PHASES:
                 fixed, per_sequence = self._other_units(tier, phase)
                 used = homes + inverse_block * fixed + shares.one * per_sequence
-                yield MemoryUse(tier=tier, phase=phase, used=used, inverse_block=inverse_block)
+                slots = hidden if tier == self.compute_tier else hidden * 0.0
+                yield MemoryUse(
+                    tier=tier, phase=phase, used=used, activation_slots=slots, inverse_block=inverse_block
+                )
 
     def _slots_used(self, shares: Shares[A]) -> A:
         used = self._far(shares.weights) * (self.choice.weight_slots * self.largest_share)
-        used = used + shares.slot * self.choice.cache_slots
-        hidden = ACTIVATION_SLOTS * self.activation_units if self.moves_activations else 0.0
-        return used + shares.inverse_batches * hidden
+        return used + shares.slot * self.choice.cache_slots
 
     def _staging(self, shares: Shares[A]) -> A:
         """Host buffers of what passes between disk and the GPU; those of rows, once the batches are fixed."""
@@ -255,7 +266,7 @@ class Relaxed:
         """
         model = replace(self.problem.model, layers=tuple(kind.layer for kind in self.kinds))
         batch, tier = self.choice.gpu_batch_size, self.compute_tier
-        near = Split(gpu=float(tier == "gpu"), cpu=float(tier == "cpu"), disk=0.0)
+        near = Split.on(tier)
         policy = Policy(
             gpu_batch_size=batch,
             num_gpu_batches=1,

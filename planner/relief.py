@@ -9,7 +9,8 @@ from hwprofiles.units import format_seconds
 from planner.cost import HOST
 from planner.machine_change import parse_changes
 from planner.plan import PHASES, Phase, Plan
-from planner.pricing import NOT_RUN, price
+from planner.predict import predict
+from planner.pricing import NOT_RUN
 from planner.problem import Problem
 
 _REMEDY: Mapping[str, str] = {
@@ -51,7 +52,7 @@ def bounds(problem: Problem, plan: Plan) -> Iterator[Bound]:
             continue
         remedy = _remedy(now.binding, emulated=problem.target.emulated)
         (change,) = parse_changes(remedy)
-        relieved = price(plan.sizes(), change.apply(problem).rates).of(phase)
+        relieved = predict(plan.sizes(), change.apply(problem).rates).of(phase)
         busy = sorted(now.busy_s.items(), key=lambda item: -item[1])
         yield Bound(
             phase=phase,

@@ -46,7 +46,8 @@ def busy_text(found: PhaseActivity) -> str:
 
 
 def _played(simulation: Simulation) -> str:
+    played = simulation.sample.tokens
     if not simulation.num_skipped:
-        return f"all {len(simulation.played)} tokens of the block played"
-    tokens = ", ".join(map(str, simulation.played))
+        return f"all {len(played)} tokens of the block played"
+    tokens = ", ".join(map(str, played))
     return f"tokens {tokens} played, the {simulation.num_skipped} between them interpolated"

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import product
 
-from planner.candidate import Candidate, bits_of, limits_of, most_sequences, tier_limits
-from planner.lp import Solution, solve
+from planner.candidate import Candidate, bits_of
 from planner.plan import Plan
-from planner.policy import Bits
 from planner.problem import Problem
-from planner.realise import batch_counts, realise, without_cpu_attention
-from planner.relaxed import Relaxed
+from planner.realise import realise
 from planner.request import Request
-from planner.work import Choice
+from planner.walk import Walk
 
-_NEIGHBOURS = (0.625, 0.75, 0.875, 1.125, 1.25, 1.5)
-"""Gpu batch sizes tried around the best powers of two."""
-_EVEN_BLOCKS = 8
-"""Gpu batches that divide the prompts into up to this many are tried."""
-_COARSE_GROUPS = 3
-_NUM_FINALISTS = 3
+_BEHIND = 1.1
+"""Of the least time a sequence: what is further behind before numbers are whole is not followed up."""
+_NUM_FINALISTS = 6
+_MOST_OF_A_MODE = 2
+"""Candidates: the closed formula is wrong by as much for those of one mode."""
 WORTH_IT = 0.005
 """A disk, attention on the CPU or a larger block must bring this much; less is within the model's error."""
 
@@ -34,50 +30,77 @@ def search(
     problem: Problem,
     request: Request,
     report: Reporter = lambda _: None,
-    num_finalists: int = _NUM_FINALISTS,
     keep: Keeper = lambda _: None,
 ) -> Plan | None:
-    """The plan with the highest throughput that fits, or None; `num_finalists` candidates are placed.
+    """The plan with the highest throughput that fits, or None.
 
-    `keep` is given every plan that was placed, the best one among them.
+    `keep` is given every plan that was placed, the best one among them, with times that are good enough to compare.
     """
     problem.check_attention(wanted=request.cpu_attention == "on")
-    candidates: list[Candidate] = []
-    for weight_bits, kv_bits in product(bits_of(request.weight_bits), bits_of(request.kv_bits)):
-        report(f"{weight_bits}-bit weights, {kv_bits}-bit cache: walking gpu batch sizes")
-        candidates += _Walk(problem, request, weight_bits, kv_bits).run()
-    candidates.sort(key=lambda candidate: _promise(problem, candidate))
-    plans: list[Plan] = []
-    for rank, candidate in enumerate(candidates):
-        if rank >= num_finalists and plans:
-            break
-        report(f"placing gpu batches of {candidate.choice.gpu_batch_size}")
-        plans += realise(problem, request, candidate)
-    best = _best(problem, plans)
-    if best and best.policy.cpu_attention and request.cpu_attention != "on":
-        rivals = [candidate for candidate in candidates if candidate.choice == Choice.of(best.policy)]
-        found = (without_cpu_attention(problem, request, rival, best) for rival in rivals)
-        without = [plan for plan in found if plan]
-        best = _best(problem, [best, *without])
-        plans += without
+    plans = _finalists(problem, request, report)
     for plan in plans:
         keep(plan)
-    return replace(problem.with_interval(best), request=request) if best else None
+    best = _best(problem, plans)
+    return replace(problem.with_interval(problem.predicted(best)), request=request) if best else None
+
+
+def glance(problem: Problem, request: Request) -> Plan | None:
+    """The plan of the most promising candidate alone, with a time that is good enough to compare."""
+    return next(iter(_finalists(problem, request, behind=1.0, most=1)), None)
+
+
+def _finalists(
+    problem: Problem,
+    request: Request,
+    report: Reporter = lambda _: None,
+    behind: float = _BEHIND,
+    most: int = _NUM_FINALISTS,
+) -> list[Plan]:
+    """The most promising candidates as plans, those left out that promise less than what was found."""
+    plans: list[Plan] = []
+    for candidate in _candidates(problem, request, report, behind):
+        if len(plans) == most:
+            break
+        fastest = max((score(problem, plan) for plan in plans), default=0.0)
+        if _most_tokens_per_s(problem, request, candidate) < fastest:
+            continue
+        report(f"placing gpu batches of {candidate.choice.gpu_batch_size}")
+        plan = realise(problem, request, candidate)
+        plans += [plan] if plan else []
+    return plans
+
+
+def _most_tokens_per_s(problem: Problem, request: Request, candidate: Candidate) -> float:
+    """What the closed formula promises of a candidate; it is seldom beaten by what is simulated."""
+    if request.max_latency_s is not None:  # the formula's time is that of the longest prompts
+        return math.inf
+    workload = problem.workload
+    tokens = workload.gen_tokens / workload.num_prompts if workload.num_prompts else workload.gen_len
+    return tokens / candidate.seconds_per_sequence
+
+
+def _candidates(problem: Problem, request: Request, report: Reporter, behind: float) -> list[Candidate]:
+    """The best of every mode of every pair of bits that is not far behind, the most promising first."""
+    curves = []
+    for weight_bits, kv_bits in product(bits_of(request.weight_bits), bits_of(request.kv_bits)):
+        report(f"{weight_bits}-bit weights, {kv_bits}-bit cache: walking gpu batch sizes")
+        walk = Walk(problem=problem, request=request, weight_bits=weight_bits, kv_bits=kv_bits)
+        curves += [(walk, curve) for curve in walk.free()]
+    least = min((curve.least for _, curve in curves), default=0.0)
+    found: dict[Candidate, float] = {}
+    for walk, curve in curves:
+        if curve.least <= behind * least:
+            report(f"{walk.weight_bits}-bit weights, {walk.kv_bits}-bit cache: whole numbers of gpu batches")
+            shapes: dict[tuple[int, float], Candidate] = {}
+            for one in walk.whole(curve):
+                shapes.setdefault((one.choice.gpu_batch_size, one.num_gpu_batches), one)
+            found |= {one: walk.promise(one) for one in list(shapes.values())[:_MOST_OF_A_MODE]}
+    return sorted(found, key=found.__getitem__)
 
 
 def score(problem: Problem, plan: Plan) -> float:
     """Tokens per second over all prompts, or of a full block where their number is open."""
     return plan.throughput_tokens_per_s
-
-
-def _promise(problem: Problem, candidate: Candidate) -> float:
-    """Seconds per prompt, rows that no prompt fills counted."""
-    prompts = problem.workload.num_prompts
-    if not prompts:
-        return candidate.seconds_per_sequence
-    blocks = [candidate.choice.gpu_batch_size * count for count in batch_counts(problem, candidate)]
-    rows = min(block * math.ceil(prompts / block) for block in blocks)
-    return candidate.seconds_per_sequence * rows / prompts
 
 
 def _best(problem: Problem, plans: Iterable[Plan]) -> Plan | None:
@@ -93,70 +116,3 @@ def _best(problem: Problem, plans: Iterable[Plan]) -> Plan | None:
 def _burden(plan: Plan) -> tuple[bool, bool, int]:
     """What a plan asks of its user: a disk, attention on the CPU, a large block."""
     return plan.ledger.peak_bytes("disk") > 0, plan.policy.cpu_attention > 0, plan.policy.block_size
-
-
-@dataclass(slots=True)
-class _Walk:
-    """The walk over gpu batch sizes: every power of two, then the neighbours of the two best."""
-
-    problem: Problem
-    request: Request
-    weight_bits: Bits
-    kv_bits: Bits
-    found: dict[tuple[int, bool], Candidate | None] = field(default_factory=dict)
-
-    def run(self) -> list[Candidate]:
-        """All that is feasible."""
-        most = most_sequences(self.problem)
-        size = 1
-        while size <= most and self._visit(size):
-            size *= 2
-        self._visit(min(size, most))
-        if self.problem.workload.num_prompts:
-            for parts in range(1, _EVEN_BLOCKS + 1):
-                self._visit(math.ceil(most / parts))
-        for best in sorted(self._feasible(), key=lambda found: _promise(self.problem, found))[:2]:
-            for ratio in _NEIGHBOURS:
-                self._visit(min(most, max(1, round(best.choice.gpu_batch_size * ratio))))
-        return self._feasible()
-
-    def _feasible(self) -> list[Candidate]:
-        return [candidate for candidate in self.found.values() if candidate]
-
-    def _visit(self, size: int) -> bool:
-        """Solve for a size, with activations at rest and moving; whether either is feasible."""
-        for moves in (False, True):
-            if (size, moves) not in self.found:
-                self.found[size, moves] = self._solve(size, moves)
-        return any(self.found[size, moves] for moves in (False, True))
-
-    def _solve(self, size: int, moves: bool) -> Candidate | None:
-        """The LP over splits and block size; prefill goes in smaller chunks where memory wants it."""
-        rows = self.problem.prefill_rows(size)
-        while rows:
-            choice = Choice(
-                gpu_batch_size=size,
-                prefill_rows=rows,
-                weight_bits=self.weight_bits,
-                kv_bits=self.kv_bits,
-                num_waves=self.problem.pipe.num_waves,
-            )
-            relaxed = Relaxed(
-                problem=self.problem,
-                choice=choice,
-                moves_activations=moves,
-                num_gpu_batches=None,
-                max_decode_groups=_COARSE_GROUPS,
-                of_longest=self.request.max_latency_s is not None,
-            )
-            limits = limits_of(self.problem, self.request, choice, tier_limits(self.problem))
-            solution = solve(relaxed, limits)
-            if isinstance(solution, Solution):
-                return Candidate(
-                    choice=choice,
-                    moves_activations=moves,
-                    seconds_per_sequence=solution.seconds_per_sequence,
-                    num_gpu_batches=1 / solution.shares.inverse_batches,
-                )
-            rows //= 4
-        return None

@@ -22,7 +22,8 @@ from planner.policy import CommDevice, Policy
 from planner.problem import Pipe, Problem, make_problem
 from planner.realise import place_within
 from planner.request import Request
-from planner.search import WORTH_IT, search
+from planner.search import WORTH_IT, glance, search
+from planner.shares import Way
 from planner.shortage import explain_shortage
 from planner.sites import Site, most_stages, sites_of
 from planner.work import Choice
@@ -146,7 +147,7 @@ def explain_stages(cluster: Cluster, num_stages: int, request: Request) -> str:
     staged = cluster.staged(num_stages)
     for stage in (staged.tightest, *range(num_stages)):
         problem = staged.even(stage, 1)
-        if search(problem, request, num_finalists=1) is None:
+        if glance(problem, request) is None:
             site = staged.sites[stage]
             why = explain_shortage(problem, request)
             return f"stage {stage} of {num_stages}, with 1/{site.num_ranks} of its host: {why}"
@@ -215,11 +216,11 @@ class _Placing:
         for moves in (False, True):
             candidate = Candidate(
                 choice=choice,
-                moves_activations=moves,
+                way=Way(moves_activations=moves, attends=self.policy.cpu_attention > 0),
                 seconds_per_sequence=0.0,
                 num_gpu_batches=float(self.count),
             )
             found = place_within(problem, self.request, candidate, self.count)
             plans += [found] if found else []
         best = max(plans, key=lambda plan: plan.throughput_tokens_per_s, default=None)
-        return problem.with_interval(best) if best else None
+        return problem.with_interval(problem.predicted(best)) if best else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Generic
+from typing import Generic, Literal
 
 from planner.layout import DTYPE_BYTES, layer_slabs
 from planner.model import LayerSpec, ModelSpec
@@ -30,12 +30,47 @@ class Shares(Generic[A]):
     """The number 1."""
 
 
+DiskUse = Literal["none", "weights", "all"]
+"""What may be on disk."""
+DISK_USES: tuple[DiskUse, ...] = ("all", "weights", "none")
+"""Each allows what the next one does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """How a choice may be carried out; what is not allowed, the LP does without."""
+
+    moves_activations: bool = True
+    """Activations may leave the compute tier, for which slots are kept."""
+    attends: bool = False
+    """The CPU may attend rows beside a GPU, for which the caller's thread waits."""
+    disk: DiskUse = "all"
+
+    def needs_no_more(self, other: Way) -> bool:
+        """Whether what is feasible in the other way is so in this one."""
+        wider = DISK_USES.index(self.disk) <= DISK_USES.index(other.disk)
+        alike = self.moves_activations == other.moves_activations
+        return wider and alike and (other.attends or not self.attends)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WholeRows:
+    """Rows of a block whose number is settled; None where it is not."""
+
+    near: int | None = None
+    """Cached on the compute tier."""
+    attended: int | None = None
+    """Off the compute tier, attended by the CPU."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerTime(Generic[A]):
     """The lanes of all layers of one kind in one step, in seconds per sequence."""
 
     step: Step
     lanes: tuple[tuple[str, A], ...]
+    blocked: tuple[tuple[str, A], ...]
+    """What counts too where computing keeps the caller's thread."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +80,8 @@ class MemoryUse(Generic[A]):
     tier: Tier
     phase: Phase
     used: A
+    activation_slots: A
+    """What it has beside that where activations may move."""
     inverse_block: A
 
 

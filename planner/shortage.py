@@ -13,6 +13,7 @@ from planner.problem import Problem
 from planner.realise import place_within
 from planner.relaxed import Relaxed
 from planner.request import Request
+from planner.shares import Way
 from planner.work import Choice
 
 _ROUNDING = (1.0, 1.01, 1.03, 1.1)
@@ -41,7 +42,7 @@ def explain_shortage(problem: Problem, request: Request) -> str:
 
 def _smallest(weight_bits: Bits, kv_bits: Bits) -> Candidate:
     choice = Choice(gpu_batch_size=1, prefill_rows=1, weight_bits=weight_bits, kv_bits=kv_bits)
-    return Candidate(choice=choice, moves_activations=True, seconds_per_sequence=0.0, num_gpu_batches=1.0)
+    return Candidate(choice=choice, way=Way(), seconds_per_sequence=0.0, num_gpu_batches=1.0)
 
 
 def _lacking(problem: Problem, request: Request, candidate: Candidate) -> str:
@@ -91,7 +92,6 @@ def _shortage(
     relaxed = Relaxed(
         problem=problem,
         choice=candidate.choice,
-        moves_activations=candidate.moves_activations,
         num_gpu_batches=1,
         max_decode_groups=1,
         of_longest=request.max_latency_s is not None,

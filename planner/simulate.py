@@ -8,47 +8,40 @@ memory, the cores.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
-from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from hwprofiles.errors import UserError
 from hwprofiles.profile import HardwareProfile
 from planner.activity import Activity, Span, Timeline
-from planner.contention import fair_speeds
-from planner.ledger import ACTIVATION_SLOTS, WEIGHT_STAGING, Sizes
+from planner.ledger import Sizes
 from planner.machine import Rates, make_rates
 from planner.plan import PHASES, Phase, Plan
+from planner.player import Pieces, play
+from planner.sample import Sample, representative
 from planner.schedule import ATTEND, Resource, Task, TaskKind, tasks
 from planner.shape import shape_of
 from planner.task_costs import SHARED_LANES, Load, TaskCosts
-
-MAX_TASKS = 50_000
-"""Blocks of more tasks are played for some of their tokens."""
-NUM_TOKENS = 6
-"""Decode passes that then stand for all of them."""
-_DONE = 1e-9
-"""Share of a task that rounding may leave over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Simulation:
     """One full block, played."""
 
-    played: tuple[int, ...]
-    """Tokens played; where they are not all, the decode passes between them are interpolated."""
+    sample: Sample
+    """What was played; where it is not all, the rest is interpolated."""
     phases: Mapping[Phase, Activity]
     throughput_tokens_per_s: float
     spans: tuple[Span, ...]
-    """Of the tokens played, one after the other."""
+    """Of what was played, one after the other."""
     token_ends_s: tuple[float, ...]
     """When each token played was done."""
     end_s: float
     """When the last store of what was played was done."""
     work_s: Mapping[str, float]
     """What was played, by lane and by shared lane: `end_s` is at least the longest."""
-
     num_skipped: int
     """Tokens not played."""
 
@@ -58,26 +51,58 @@ class Simulation:
         return sum(activity.seconds for activity in self.phases.values())
 
 
-def simulate(sizes: Sizes, rates: Rates, played: Sequence[int] | None = None) -> Simulation:
-    """Play a block: `played` tokens, in rising order from 0; without them all, or `representative` ones."""
-    gen_len = sizes.workload.gen_len
-    chosen = tuple(representative(sizes) if played is None else played)
-    player = _Player(sizes, rates, chosen)
-    spans, ends = _calibrated(player.play(), player.token_ends, rates)
-    passes = _passes(spans, ends)
+def simulate(sizes: Sizes, rates: Rates, sample: Sample | None = None) -> Simulation:
+    """Play a block: a sample of it, without one all or `representative` tokens."""
+    sample = sample or representative(sizes)
+    played = _Played(sizes, rates, sample)
+    spans, marks = tuple(played.spans()), played.marks
+    passes = _passes(spans, marks, sample)
     phases: dict[Phase, Activity] = {phase: Activity() for phase in PHASES}
-    for token, activity, weight in zip(chosen, passes, _weights(chosen, gen_len), strict=True):
-        phases["prefill" if token == 0 else "decode"].add(activity, weight)
+    for token, activity, weight in zip(sample.tokens, passes, sample.weights, strict=True):
+        phases[_phase(token)].add(activity, weight)
+    gen_len = sizes.workload.gen_len
     return Simulation(
-        played=chosen,
+        sample=sample,
         phases=phases,
         throughput_tokens_per_s=sizes.policy.block_size * gen_len / sum(a.seconds for a in phases.values()),
         spans=spans,
-        token_ends_s=ends,
+        token_ends_s=tuple(mark.end_s for mark in marks),
         end_s=max(span.stop_s for span in spans),
-        work_s=player.work_s,
-        num_skipped=gen_len - len(chosen),
+        work_s=played.work_s(),
+        num_skipped=gen_len - len(sample.tokens),
     )
+
+
+def phase_seconds(sizes: Sizes, rates: Rates, sample: Sample) -> dict[Phase, float]:
+    """The time of each phase and nothing else, in half the time it takes to simulate."""
+    return {
+        phase: activity.seconds for phase, activity in _sums(sample, _Played(sizes, rates, sample)).items()
+    }
+
+
+def phase_times(sizes: Sizes, rates: Rates, sample: Sample) -> dict[Phase, Activity]:
+    """The time of each phase and how long its lanes are at work in it, without gaps and overlap."""
+    played = _Played(sizes, rates, sample)
+    return _sums(sample, played, played.lanes())
+
+
+def _sums(sample: Sample, played: _Played, lanes: Mapping[str, _Lane] | None = None) -> dict[Phase, Activity]:
+    marks, starts = played.marks, [0.0, *(mark.end_s for mark in played.marks)]
+    cuts = [
+        cut
+        for start_s, mark in zip(starts[:-1], marks, strict=True)
+        for cut in (start_s, mark.end_s, mark.first_s, mark.last_s)
+    ]
+    done = {name: lane.until(cuts) for name, lane in (lanes or {}).items()}
+    stretches = (
+        Activity(cuts[i + 1] - cuts[i], 0.0, {name: work[i + 1] - work[i] for name, work in done.items()})
+        for i in range(0, len(cuts), 2)
+    )
+    phases: dict[Phase, Activity] = {phase: Activity() for phase in PHASES}
+    for token, weight, mark in zip(sample.tokens, sample.weights, marks, strict=True):
+        for times in (1.0, mark.times - 1):  # the whole pass, and its window again
+            phases[_phase(token)].add(next(stretches), weight * times)
+    return phases
 
 
 def rates_for(plan: Plan, profile: HardwareProfile) -> Rates:
@@ -91,165 +116,145 @@ def rates_for(plan: Plan, profile: HardwareProfile) -> Rates:
     return make_rates(profile, plan.model.dtype)
 
 
-def representative(sizes: Sizes, num_tokens: int | None = None) -> list[int]:
-    """Prefill, the first and the last decode pass, which differ, and `num_tokens` evenly from those between.
-
-    Without `num_tokens` all of them, or NUM_TOKENS where all are more than MAX_TASKS tasks.
-    """
-    gen_len = sizes.workload.gen_len
-    if num_tokens is None:
-        num_tokens = gen_len if len(first_tokens(sizes, MAX_TASKS)) == gen_len else NUM_TOKENS
-    first, last = 2, gen_len - 2
-    if num_tokens >= last - first + 1:
-        return list(range(gen_len))
-    steps = max(1, num_tokens - 1)
-    between = {first + round((last - first) * n / steps) for n in range(steps + 1)}
-    return [0, 1, *sorted(between), gen_len - 1]
+def _phase(token: int) -> Phase:
+    return "prefill" if token == 0 else "decode"
 
 
-def first_tokens(sizes: Sizes, max_tasks: int) -> list[int]:
-    """Prefill and as many decode passes as come to about `max_tasks` tasks."""
-    per_token = sum(1 for _ in tasks(shape_of(sizes), 2)) / 2
-    return list(range(max(1, min(sizes.workload.gen_len, int(max_tasks / per_token)))))
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    """When a pass reached and left the sample's window, and when it was done."""
+
+    first_s: float
+    last_s: float
+    end_s: float
+    times: float
+    """How often the window counts."""
 
 
-def _passes(spans: Sequence[Span], ends: Sequence[float]) -> list[Activity]:
-    """How the time of each token played was used."""
-    timeline, ordered, num_added, passes = Timeline(0.0), sorted(spans, key=lambda span: span.start_s), 0, []
-    for end_s, known_s in zip(ends, [*ends[1:], math.inf], strict=True):
-        while num_added < len(ordered) and ordered[num_added].start_s < known_s:
-            timeline.add(ordered[num_added])
-            num_added += 1
-        passes.append(timeline.close(end_s))
-    return passes
+class _Lane:
+    """How long a lane had been at work by some time, as corners of a line."""
+
+    def __init__(self) -> None:
+        self._times_s, self._work_s = [0.0], [0.0]
+
+    def add(self, start_s: float, stop_s: float, work_s: float) -> None:
+        """The next task."""
+        done_s = self._work_s[-1]
+        self._times_s += (start_s, stop_s)
+        self._work_s += (done_s, done_s + work_s)
+
+    def until(self, times_s: Sequence[float]) -> list[float]:
+        """Seconds at work until each time."""
+        found: list[float] = np.interp(times_s, self._times_s, self._work_s).tolist()
+        return found
 
 
-def _weights(played: Sequence[int], gen_len: int) -> list[float]:
-    """Passes that each token played stands for: itself, and its share of those between it and its neighbours."""
-    weights = [0.0] * len(played)
-    for i in range(gen_len):
-        above = min(bisect_left(played, i), len(played) - 1)
-        below = above if played[above] <= i else above - 1
-        share = (i - played[below]) / (played[above] - played[below]) if above > below else 0.0
-        weights[below] += 1 - share
-        weights[above] += share
-    return weights
+class _Played:
+    """The tasks of a sample, and when each of them ran."""
 
+    def __init__(self, sizes: Sizes, rates: Rates, sample: Sample) -> None:
+        self._sizes, self._rates, self._sample = sizes, rates, sample
+        self._factors = rates.factor("prefill"), rates.factor("decode")
+        whole = shape_of(sizes)
+        shape = replace(whole, layers=tuple(whole.layers[j] for j in sample.layers))
+        self._layers = (
+            *sample.layers,
+            len(whole.layers),
+        )  # by their number in what is played; the head's is last
+        self._tasks = list(tasks(shape, len(sample.tokens)))
+        self._loads = self._priced()
+        self._starts, self._stops = self._play()
+        self.marks = self._marks()
 
-def _calibrated(
-    spans: Sequence[Span], ends: Sequence[float], rates: Rates
-) -> tuple[tuple[Span, ...], tuple[float, ...]]:
-    """Times stretched by each phase's own calibration factor."""
-    prefill, decode = (rates.factor(phase) for phase in PHASES)
-    if prefill == decode == 1:
-        return tuple(spans), tuple(ends)
+    def _priced(self) -> list[Load]:
+        costs, tokens, layers = TaskCosts(self._sizes, self._rates), self._sample.tokens, self._layers
+        return [
+            costs.load(task, tokens[task.i], layers[task.j] if task.j >= 0 else task.j)
+            for task in self._tasks
+        ]
 
-    def at(time_s: float) -> float:
-        return min(time_s, ends[0]) * prefill + max(0.0, time_s - ends[0]) * decode
+    def _play(self) -> tuple[list[float], list[float]]:
+        """Where the caller's thread computes, or waits for the CPU's attention, nothing later is issued before."""
+        pieces = Pieces()
+        lanes: dict[Resource, int] = {}
+        kinds: dict[tuple[float, ...], int] = {}
+        blocker: tuple[int, ...] = ()
+        for task, load in zip(self._tasks, self._loads, strict=True):
+            lane = lanes.setdefault(task.resource, len(lanes))
+            kind = kinds.setdefault(load.shares, len(kinds))
+            pieces.add(lane, load.seconds, kind, task.deps + blocker)
+            if load.is_blocking:
+                blocker = (task.id,)
+        return play(pieces, len(lanes), list(kinds))
 
-    stretched = (span._replace(start_s=at(span.start_s), stop_s=at(span.stop_s)) for span in spans)
-    return tuple(stretched), tuple(at(end_s) for end_s in ends)
-
-
-class _Running:
-    """A task on its lane, and the seconds of work left of it."""
-
-    __slots__ = ("left_s", "load", "start_s", "task")
-
-    def __init__(self, task: Task, load: Load, start_s: float) -> None:
-        self.task, self.load, self.start_s, self.left_s = task, load, start_s, load.seconds
-
-
-class _Player:
-    """The event loop: lanes take tasks, the next one to be done moves the clock."""
-
-    def __init__(self, sizes: Sizes, rates: Rates, played: tuple[int, ...]) -> None:
-        self.played, self.last_layer = played, len(sizes.slabs) - (not sizes.model.has_head)
-        self.costs = TaskCosts(sizes, rates)
-        self.schedule = tasks(shape_of(sizes), len(played))
-        layers_ahead = sizes.policy.weight_slots + WEIGHT_STAGING
-        self.ahead = (
-            layers_ahead * len(sizes.placement.cache_rows) + sizes.policy.cache_slots + ACTIVATION_SLOTS
-        )
-        """Visits by which a task may run ahead of computing; more need not be known."""
-        self.lanes: dict[Resource, deque[tuple[Task, Load, tuple[int, ...]]]] = {}
-        self.running: dict[Resource, _Running] = {}
-        self.unfinished: set[int] = set()
-        self.blocker: tuple[int, ...] = ()
-        self.num_computes = 0
-        self.speeds: dict[tuple[int, ...], tuple[float, ...]] = {}
-        self.spans: list[Span] = []
-        self.token_ends = [0.0] * len(played)
-        self.work_s: dict[str, float] = {}
-
-    def play(self) -> list[Span]:
-        """All spans, in the order in which they end."""
-        now = 0.0
-        while True:
-            self._pull()
-            self._start(now)
-            if not self.running:
-                break
-            now = self._advance(now)
-        assert not self.unfinished, "a task waits for one that never comes"
-        return self.spans
-
-    def _pull(self) -> None:
-        """Hand tasks to their lanes until enough computes are queued."""
-        while self.num_computes < self.ahead and (task := next(self.schedule, None)):
-            load = self.costs.load(task, self.played[task.i])
-            self.lanes.setdefault(task.resource, deque()).append((task, load, task.deps + self.blocker))
-            self.unfinished.add(task.id)
-            self._count(task, load)
+    def _marks(self) -> tuple[_Mark, ...]:
+        """Of each token, calibrated."""
+        first, last = (edge - 1 for edge in self._sample.window)
+        head = len(self._sample.layers) - (not self._sizes.model.has_head)
+        found: dict[tuple[int, int], float] = {}
+        for task, stop_s in zip(self._tasks, self._stops, strict=True):
             if task.kind is TaskKind.COMPUTE:
-                self.num_computes += 1
-                if load.is_blocking:
-                    self.blocker = (task.id,)
+                found[task.i, task.j] = stop_s  # in the end of its last gpu batch
+        self._prefill_s = found[0, head]
+        marks = []
+        for i in range(len(self._sample.tokens)):
+            length_s = found[i, last] - found[i, first]
+            slower = max(1.0, self._window_work_s(i) / length_s) if length_s else 1.0
+            first_s, last_s, end_s = (self._at(found[i, j]) for j in (first, last, head))
+            marks.append(_Mark(first_s, last_s, end_s, 1 + (self._sample.times - 1) * slower))
+        return tuple(marks)
 
-    def _count(self, task: Task, load: Load) -> None:
-        work = self.work_s
+    def _window_work_s(self, i: int) -> float:
+        """What the busiest lane has to do for a token in the window's layers.
+
+        It may be at work ahead of them, for as long as there are slots; in the long run it is not.
+        """
+        first, stop = self._sample.window
+        tasks = zip(self._tasks, self._loads, strict=True)
+        work = _work_s((task, load) for task, load in tasks if task.i == i and first <= task.j < stop)
+        return max(work.values(), default=0.0)
+
+    def _at(self, time_s: float) -> float:
+        """A time stretched by each phase's own calibration factor."""
+        prefill, decode = self._factors
+        return min(time_s, self._prefill_s) * prefill + max(0.0, time_s - self._prefill_s) * decode
+
+    def spans(self) -> Iterator[Span]:
+        """In the order of the schedule."""
+        tokens, layers = self._sample.tokens, self._layers
+        for task, load, start, stop in zip(self._tasks, self._loads, self._starts, self._stops, strict=True):
+            start_s, stop_s = self._at(start), self._at(stop)
+            i, j = tokens[task.i], layers[task.j] if task.j >= 0 else task.j
+            kind, nbytes = task.kind.value, load.num_bytes
+            span = Span(task.id, kind, task.resource, i, j, task.k, start_s, stop_s, nbytes, task.deps)
+            yield span
+            if load.attend_s:
+                yield _attended(span, load)
+
+    def lanes(self) -> dict[str, _Lane]:
+        """What each of them did, the CPU's attention as long a part of its task as by itself."""
+        lanes: dict[str, _Lane] = {}
+        for task, load, start, stop in zip(self._tasks, self._loads, self._starts, self._stops, strict=True):
+            start_s, stop_s = self._at(start), self._at(stop)
+            lanes.setdefault(task.resource, _Lane()).add(start_s, stop_s, stop_s - start_s)
+            if load.attend_s:
+                attended_s = (stop_s - start_s) * load.attend_s / load.seconds
+                lanes.setdefault("cpu", _Lane()).add(start_s, stop_s, attended_s)
+        return lanes
+
+    def work_s(self) -> dict[str, float]:
+        """By lane and by shared lane, not calibrated by phase."""
+        return _work_s(zip(self._tasks, self._loads, strict=True))
+
+
+def _work_s(tasks: Iterable[tuple[Task, Load]]) -> dict[str, float]:
+    work: dict[str, float] = {}
+    for task, load in tasks:
         work[task.resource] = work.get(task.resource, 0.0) + load.seconds
         for name, share in zip(SHARED_LANES, load.shares, strict=True):
             if share:
                 work[name] = work.get(name, 0.0) + share * load.seconds
-
-    def _start(self, now: float) -> None:
-        for lane, queue in self.lanes.items():
-            if lane not in self.running and queue and self.unfinished.isdisjoint(queue[0][2]):
-                task, load, _ = queue.popleft()
-                self.running[lane] = _Running(task, load, now)
-
-    def _advance(self, now: float) -> float:
-        """Go on to when the next task is done; the time then."""
-        running = list(self.running.values())
-        key = tuple(id(each.load) for each in running)  # loads live as long as the player
-        speeds = self.speeds.get(key)
-        if speeds is None:
-            speeds = self.speeds[key] = fair_speeds([each.load.shares for each in running])
-        step = min(each.left_s / speed for each, speed in zip(running, speeds, strict=True))
-        now += step
-        for each, speed in zip(running, speeds, strict=True):
-            each.left_s -= step * speed
-            if each.left_s <= _DONE * each.load.seconds:
-                self._finish(each, now)
-        return now
-
-    def _finish(self, done: _Running, now: float) -> None:
-        task, load = done.task, done.load
-        del self.running[task.resource]
-        self.unfinished.discard(task.id)
-        i, kind = self.played[task.i], task.kind.value
-        span = Span(
-            task.id, kind, task.resource, i, task.j, task.k, done.start_s, now, load.num_bytes, task.deps
-        )
-        self.spans.append(span)
-        if task.kind is not TaskKind.COMPUTE:
-            return
-        self.num_computes -= 1
-        if load.attend_s:
-            self.spans.append(_attended(span, load))
-        if task.j == self.last_layer:
-            self.token_ends[task.i] = now
+    return work
 
 
 def _attended(span: Span, load: Load) -> Span:
@@ -258,3 +263,26 @@ def _attended(span: Span, load: Load) -> Span:
     start_s = span.start_s + slowed * (load.seconds - load.attend_s) / 2
     stop_s = start_s + slowed * load.attend_s
     return span._replace(kind=ATTEND, lane="cpu", start_s=start_s, stop_s=stop_s, num_bytes=load.attend_bytes)
+
+
+def _passes(spans: Sequence[Span], marks: Sequence[_Mark], sample: Sample) -> Iterator[Activity]:
+    """How the time of each token played was used, the window counted as often as it stands for others."""
+    cuts = [mark.end_s for mark in marks]
+    if not sample.is_whole:
+        cuts = [at_s for mark in marks for at_s in (mark.first_s, mark.last_s, mark.end_s)]
+    stretches = _stretches(spans, cuts)
+    for mark in marks:
+        used = Activity()
+        for times in (1.0,) if sample.is_whole else (1.0, mark.times, 1.0):
+            used.add(next(stretches), times)
+        yield used
+
+
+def _stretches(spans: Sequence[Span], cuts: Sequence[float]) -> Iterator[Activity]:
+    """How time was used up to each cut; what begins before the next one tells what a gap waited for."""
+    timeline, ordered, num_added = Timeline(0.0), sorted(spans, key=lambda span: span.start_s), 0
+    for cut_s, known_s in zip(cuts, [*cuts[1:], math.inf], strict=True):
+        while num_added < len(ordered) and ordered[num_added].start_s < known_s:
+            timeline.add(ordered[num_added])
+            num_added += 1
+        yield timeline.close(cut_s)

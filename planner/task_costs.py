@@ -50,24 +50,28 @@ class TaskCosts:
             rates=rates,
         )
         kinds = [(id(slabs), id(layer)) for slabs, layer in zip(sizes.slabs, sizes.model.layers, strict=True)]
-        self._layer_kinds = {j: kinds.index(kind) for j, kind in enumerate(kinds)}
-        self._layer_kinds |= {PRELUDE: PRELUDE, len(kinds): _HEAD}
+        specs = [layer for _, layer in kinds]
+        ends = {PRELUDE: PRELUDE, len(kinds): _HEAD}
+        whole = {j: kinds.index(kind) for j, kind in enumerate(kinds)} | ends
+        without_weights = {j: specs.index(spec) for j, spec in enumerate(specs)} | ends
         firsts = first_of_waves(sizes)  # these do the pass's own work
         rows = zip(sizes.placement.cache_rows, sizes.placement.activation_rows, strict=True)
         alike = [(k in firsts, row) for k, row in enumerate(rows)]
         self._batch_kinds = [alike.index(each) for each in alike]
+        self._layer_kinds = [whole if k in firsts else without_weights for k in range(len(alike))]
         self._passes: dict[tuple[int, int, int], Loads] = {}
 
-    def load(self, task: Task, i: int) -> Load:
-        """The load of a task, taken as one of token i."""
-        key = i, self._layer_kinds[task.j], self._batch_kinds[task.k]
+    def load(self, task: Task, i: int, j: int) -> Load:
+        """The load of a task, taken as one of token i and layer j."""
+        key = i, self._layer_kinds[task.k][j], self._batch_kinds[task.k]
         loads = self._passes.get(key)
         if loads is None:
             loads = self._passes[key] = self._loads(*key)
         load = loads[task.kind, task.resource]
         if task.num_parts == 1:
             return load
-        return load._replace(seconds=load.seconds / task.num_parts, num_bytes=load.num_bytes / task.num_parts)
+        seconds, num_bytes = load.seconds / task.num_parts, load.num_bytes / task.num_parts
+        return Load(seconds, num_bytes, load.shares, load.attend_s, load.attend_bytes, load.is_blocking)
 
     def _loads(self, i: int, j: int, k: int) -> Loads:
         cost, step = self.cost, step_of(self.sizes.workload, i)

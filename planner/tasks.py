@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, NamedTuple, Protocol
 
@@ -53,8 +52,7 @@ class Visit(NamedTuple):
     last: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
+class Task(NamedTuple):
     """One unit of work at (i token, j layer, k gpu batch) on one resource."""
 
     id: int

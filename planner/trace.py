@@ -125,5 +125,5 @@ def write_prediction(writer: TraceWriter, simulation: Simulation, ledger: Ledger
             writer.counter("predicted", f"{tier} bytes", decode_s, {"ledger": decode})
     skipped = simulation.num_skipped
     if skipped:
-        tokens = ", ".join(map(str, simulation.played))
+        tokens = ", ".join(map(str, simulation.sample.tokens))
         writer.note("predicted", f"only tokens {tokens} were played; {skipped} others are left out")

@@ -16,7 +16,7 @@ from planner.plan import Plan
 from planner.problem import make_problem
 from planner.render import four_bit_note
 from planner.request import Request
-from planner.search import search
+from planner.search import glance
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
         is_lossless = (request.weight_bits, request.kv_bits) == ("16", "16")
         if objective.kind == "throughput" and is_lossless and not arguments.json:
             report("what 4 bits would bring")
-            four_bit = search(problem, replace(request, weight_bits="4", kv_bits="4"), num_finalists=1)
+            four_bit = glance(problem, replace(request, weight_bits="4", kv_bits="4"))
             notes.append(four_bit_note(best, four_bit))
         if arguments.frontier:
             write(arguments.frontier, frontier(problem, request, best, realised, report))

