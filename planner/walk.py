@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import product
 
 from planner.candidate import Candidate, limits_of, most_sequences, tier_limits, ways_of
 from planner.curve import Curve
@@ -22,6 +23,7 @@ _GROUPS = 2
 _FIRST_SIZE = 4
 _COUNTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256)
 """Numbers of gpu batches that are tried, each with the gpu batch size that makes the block as large as wanted."""
+_FEW = (1, 2, 3, 4, 6, 8)
 _MOST_STARTS = 6
 _NEAR = 1.03
 """Of the least time a sequence: what is beyond it by the free walk is not looked at more closely."""
@@ -87,6 +89,21 @@ class Walk:
         if not found or self.request.max_latency_s is not None:
             found += self._singles(curve)
         return sorted(dict.fromkeys(found), key=self.promise)
+
+    def few(self) -> list[Candidate]:
+        """Blocks of a few sequences, the most promising first: they may be quick enough where nothing free is.
+
+        While the number of gpu batches is free, slots are kept for more than a small block needs.
+        """
+        shapes = [shape for count in _FEW for shape in ((1, count), (count, 1))]
+        ways = ways_of(self.problem, self.request)
+        ways = tuple(way for way in ways if way.disk == ways[0].disk)
+        found = {
+            self._solve(size, self._even(count), way)
+            for (size, count), way in product(shapes, ways)
+            if size * count <= most_sequences(self.problem)
+        }
+        return sorted((one for one in found if one), key=self.promise)
 
     def _resident(self) -> Iterator[Candidate]:
         """The largest gpu batches with which all stays on the compute tier: the curve has no corner there."""
