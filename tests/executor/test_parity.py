@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -136,7 +135,7 @@ def forget_edges(kind: TaskKind, needs: TaskKind, monkeypatch: pytest.MonkeyPatc
         for task in schedule.tasks(*arguments):  # type: ignore[arg-type]
             kinds[task.id] = task.kind
             kept = tuple(dep for dep in task.deps if not (task.kind is kind and kinds[dep] is needs))
-            yield replace(task, deps=kept)
+            yield task._replace(deps=kept)
 
     monkeypatch.setattr("executor.engine.tasks", forgetful)
 
