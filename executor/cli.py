@@ -6,11 +6,15 @@ import argparse
 import logging
 import os
 import signal
+import sys
 import tempfile
+import traceback
 from pathlib import Path
 from types import FrameType
 
+from executor.rank_env import WAIT_S, is_rank
 from executor.render import report_table
+from executor.run_flags import check_flags, env_of, plan_of
 from hwprofiles.allocation import CUDA_ALLOCATOR
 from hwprofiles.errors import run_cli
 from hwprofiles.terminal import make_console
@@ -22,23 +26,50 @@ VERIFY_PROMPTS = 8
 def main(argv: list[str] | None = None) -> int:
     """Run the command; 0 on success, 1 when verify finds a difference, 2 for a user's mistake, 130 interrupted."""
     os.environ.setdefault(*CUDA_ALLOCATOR)  # read when torch first allocates
-    arguments = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    arguments = build_parser().parse_args(words)
     signal.signal(signal.SIGTERM, _interrupt)
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    return run_cli(lambda: _run_command(arguments))
+    if not is_rank(os.environ):
+        return run_cli(lambda: _run_command(arguments, words))
+    os.environ.setdefault(
+        "TORCH_CPP_LOG_LEVEL", "ERROR"
+    )  # a lost connection is told in one line, not in pages
+    try:
+        status = run_cli(lambda: _run_command(arguments, words))
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    return _leave(status)
+
+
+def _leave(status: int) -> int:
+    """After a failure a rank's threads may wait for messages that never come: the process ends without them."""
+    if status:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _run_command(arguments: argparse.Namespace) -> int:
+def _run_command(arguments: argparse.Namespace, words: list[str]) -> int:
     if arguments.command == "report":
         make_console().print(report_table(load_report(arguments.report)))
         return 0
-    from executor import commands  # noqa: PLC0415  torch and transformers, which --help does without
+    plan = plan_of(arguments)
+    env = env_of(plan)
+    check_flags(arguments, plan, env.rank if env else 0)
+    if plan.stages and env is None:
+        from executor.launch import launch  # noqa: PLC0415  torch, which --help does without
 
-    return commands.run(arguments) if arguments.command == "run" else commands.verify(arguments)
+        return launch(plan, words)
+    from executor import commands  # noqa: PLC0415  torch and transformers
+
+    return commands.run(arguments, plan) if arguments.command == "run" else commands.verify(arguments, plan)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -114,5 +145,18 @@ def _add_job(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         default=Path(tempfile.gettempdir()),
         help=f"where the disk tier lives (default: {tempfile.gettempdir()})",
+    )
+    parser.add_argument(
+        "--comm-device",
+        choices=("cpu", "cuda"),
+        help="between stages, hidden states pass through host memory (gloo), or from GPU to GPU (NCCL) "
+        "(default: as planned)",
+    )
+    parser.add_argument(
+        "--wait-for-ranks",
+        type=float,
+        default=WAIT_S,
+        metavar="SECONDS",
+        help=f"of a plan with stages: how long a rank waits for the others to come (default: {WAIT_S})",
     )
     parser.add_argument("--no-overlap", action="store_true", help="one task after the other (for comparison)")

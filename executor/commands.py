@@ -3,58 +3,80 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
+from executor.binding import bind
 from executor.console import ConsoleReporter
 from executor.hub import resolve_model
 from executor.job import JobOptions, compute_device, end_of_sequence_ids, run_job
-from executor.loading import ConsoleLoading
+from executor.loading import ConsoleLoading, SilentLoading
+from executor.progress import SilentReporter
+from executor.rank_group import rank_group
+from executor.ranks import ALONE, Ranks
 from executor.render import report_table
 from executor.replan import Replanner, check_can_replan
+from executor.run_flags import env_of, same_flags
 from executor.sampling import Completion
 from executor.trace import TraceOptions
 from executor.verdict import verdict_lines
 from executor.verify import compare, reference_model
-from hwprofiles.errors import UserError
-from hwprofiles.files import check_writable, write_atomically
+from hwprofiles.files import write_atomically
 from hwprofiles.host import current_fingerprint
 from hwprofiles.profile import load_profile
 from hwprofiles.terminal import make_console
-from planner.kept_reports import check_can_learn
 from planner.layout import DTYPE_BYTES
 from planner.learn import learn
-from planner.plan import Plan, load_plan
+from planner.plan import Plan
 from planner.render_calibration import calibration_view
 from planner.report import RunReport, report_json
 
 _DIFFERENT_EXIT = 1
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace, plan: Plan) -> int:
     """executor run."""
-    if (arguments.model_path is None) == (not arguments.dummy_weights):
-        raise UserError("give either --model-path DIR or --dummy-weights")
-    if arguments.report:
-        check_writable(arguments.report)
-    plan, console = load_plan(arguments.plan), make_console(stderr=True)
-    _warn_of_other_host(plan, console)
-    if arguments.calibrate:
-        check_can_learn(arguments.calibrate, plan, current_fingerprint())
+    console = make_console(stderr=True)
     options = _options(arguments, output=arguments.output, trace=_trace(arguments))
     if arguments.replan:
         check_can_replan(plan)
         options = replace(options, ask=Replanner(console.print))
-    report = _run(plan, console, options)
+    with ranks_of(plan, arguments, console) as ranks:
+        report = _run(plan, console, options, ranks)
+    if ranks.rank:
+        return 0
     if arguments.report:
         write_atomically(arguments.report, report_json(report))
     make_console().print(report_table(report))
     if arguments.calibrate:
         _calibrate(arguments.calibrate, report)
     return 0
+
+
+@contextmanager
+def ranks_of(plan: Plan, arguments: argparse.Namespace, console: Console) -> Iterator[Ranks]:
+    """All ranks of the plan, this one bound to its processors; warnings of what is not as it was planned."""
+    env = env_of(plan)
+    _warn_of_other_host(plan, env.rank if env else 0, console)
+    if env is None:
+        yield ALONE
+        return
+    if env.rank < len(plan.stages):
+        for warning in bind(plan.stages[env.rank], env.rank, widen=env.by_mpi):
+            console.print(warning, style="yellow")
+    with rank_group(
+        env,
+        len(plan.stages),
+        plan=plan.digest(),
+        flags=same_flags(arguments),
+        use_nccl=plan.policy.comm_device == "cuda" and compute_device(plan, env.rank).type == "cuda",
+        wait_s=arguments.wait_for_ranks,
+    ) as group:
+        yield group
 
 
 def _calibrate(path: Path, report: RunReport) -> None:
@@ -70,15 +92,14 @@ def _calibrate(path: Path, report: RunReport) -> None:
     console.print(f"report kept as {learned.kept_at}; calibrated profile written to {path}")
 
 
-def verify(arguments: argparse.Namespace) -> int:
+def verify(arguments: argparse.Namespace, plan: Plan) -> int:
     """executor verify."""
-    if arguments.model_path is None:
-        raise UserError("verify compares with a real model: give --model-path DIR")
-    if arguments.num_prompts < 1:
-        raise UserError(f"--num-prompts is {arguments.num_prompts}; compare at least one prompt")
-    plan, console = load_plan(arguments.plan), make_console(stderr=True)
+    console = make_console(stderr=True)
     options, completions = _options(arguments, first=arguments.num_prompts), list[Completion]()
-    _run(plan, console, options, completions.extend)
+    with ranks_of(plan, arguments, console) as ranks:
+        _run(plan, console, options, ranks, completions.extend)
+    if ranks.rank:
+        return 0
     assert options.model_dir is not None
     model = reference_model(options.model_dir, plan.model, compute_device(plan))
     verdict = compare(model, plan.model.dtype, completions, end_of_sequence_ids(options.model_dir))
@@ -107,12 +128,7 @@ def _options(
 
 def _trace(arguments: argparse.Namespace) -> TraceOptions | None:
     if not arguments.trace:
-        if arguments.hw:
-            raise UserError("--hw predicts the lanes of a trace; give --trace FILE with it")
         return None
-    check_writable(arguments.trace)
-    if arguments.trace_blocks < 1:
-        raise UserError(f"--trace-blocks is {arguments.trace_blocks}; record at least one block")
     profile = load_profile(arguments.hw) if arguments.hw else None
     return TraceOptions(path=arguments.trace, num_blocks=arguments.trace_blocks, profile=profile)
 
@@ -121,16 +137,22 @@ def _run(
     plan: Plan,
     console: Console,
     options: JobOptions,
+    ranks: Ranks,
     sink: Callable[[Sequence[Completion]], None] = lambda _: None,
 ) -> RunReport:
-    loading = ConsoleLoading(plan.model.spec().weight_bytes(DTYPE_BYTES[plan.model.dtype]), console)
-    return run_job(plan, options, ConsoleReporter(console), loading, sink)
+    """The first rank shows how far all of them are."""
+    if ranks.rank:
+        return run_job(plan, options, SilentReporter(), SilentLoading(), sink, ranks)
+    own = plan.of_rank(0)
+    loading = ConsoleLoading(own.model.spec().weight_bytes(DTYPE_BYTES[plan.model.dtype]), console)
+    return run_job(plan, options, ConsoleReporter(console), loading, sink, ranks)
 
 
-def _warn_of_other_host(plan: Plan, console: Console) -> None:
-    if plan.hardware.fingerprint and plan.hardware.fingerprint != current_fingerprint():
+def _warn_of_other_host(plan: Plan, rank: int, console: Console) -> None:
+    hardware = plan.stages[rank].hardware if rank < len(plan.stages) else plan.hardware
+    if hardware.fingerprint and hardware.fingerprint != current_fingerprint():
         console.print(
-            f"warning: the plan was made for {plan.hardware.name}, measured on another kind of host; "
+            f"warning: the plan was made for {hardware.name}, measured on another kind of host; "
             "its prediction does not hold here",
             style="yellow",
         )

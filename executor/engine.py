@@ -143,7 +143,7 @@ class _BlockRun:
         self.engine.compute.start_block()
         gen_len = max(state.batch.gen_len for state in self.states)
         for task in tasks(self.shape, gen_len, self.active):
-            handle = self.lanes.submit(task, self.body(task))
+            handle = self.lanes.submit(task, self.body(task), self.meeting(task))
             measurements.add(handle)
             if (i := self.shape.ids_known_after(task)) is not None:
                 self.bringers[i, task.k] = handle
@@ -179,6 +179,11 @@ class _BlockRun:
                 state.sampled.pop(i - 2, None)  # token i - 1's may still have to be sent on
             if final:
                 self.engine.measurements.token_done(final, state.num_rows * state.num_new(i))
+
+    def meeting(self, task: Task) -> Callable[[], None] | None:
+        """What waits for another stage before the task begins."""
+        is_message = task.kind in {TaskKind.SEND, TaskKind.RECEIVE}
+        return self.engine.mail.meeting(task) if is_message else None
 
     def body(self, task: Task) -> Callable[[], int]:
         """What the task does, in its lane."""

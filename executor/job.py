@@ -19,6 +19,7 @@ from executor.leg import Ask, JobContext, Switch, give_memory_back, run_leg
 from executor.loading import LoadProgress
 from executor.measure import Measurements
 from executor.progress import Reporter
+from executor.ranks import ALONE, Ranks
 from executor.report import JobTotals, make_report
 from executor.results import ResultFile
 from executor.sampling import Completion
@@ -29,6 +30,7 @@ from hwprofiles.errors import UserError
 from planner.joined_report import joined
 from planner.plan import Plan
 from planner.prompts import Request, read_requests, synthetic_requests
+from planner.rank_reports import joined_ranks
 from planner.report import RunReport
 
 
@@ -50,8 +52,8 @@ class JobOptions:
     """After the first block: whether to go on with another plan."""
 
 
-def compute_device(plan: Plan) -> torch.device:
-    """The device a plan computes on; a UserError where this machine lacks it."""
+def compute_device(plan: Plan, rank: int = 0) -> torch.device:
+    """The device that a plan's rank computes on; a UserError where this machine lacks it."""
     if plan.hardware.compute_tier != "gpu" or plan.hardware.emulated:
         return torch.device("cpu")
     if not torch.cuda.is_available():
@@ -59,7 +61,13 @@ def compute_device(plan: Plan) -> torch.device:
             f"the plan is for {plan.hardware.name}, which computes on a GPU, but torch finds no CUDA device here; "
             "measure this machine with: hwprofile measure -o hw.yaml, and plan again"
         )
-    return torch.device("cuda", 0)
+    wanted = (plan.stages[rank].gpu or 0) if plan.stages else 0
+    count = torch.cuda.device_count()
+    if wanted >= count > 1:
+        raise UserError(
+            f"rank {rank} computes on GPU {wanted}, this host has {count}; plan again for this host"
+        )
+    return torch.device("cuda", wanted if count > 1 else 0)  # a launcher may show each rank its own only
 
 
 @contextmanager
@@ -100,47 +108,86 @@ def run_job(
     reporter: Reporter,
     loading: LoadProgress,
     sink: Callable[[Sequence[Completion]], None] = lambda _: None,
+    ranks: Ranks = ALONE,
 ) -> RunReport:
     """Run all pending prompts; the results file is whole after every block, however the run ends.
 
-    `sink` is given each block's completions once their lines are safe.
+    `sink` is given each block's completions once their lines are safe. The first rank has the prompts, the results
+    and the report of all; the others get their own.
     """
-    plan.known_rates()
+    own = plan.of_rank(ranks.rank)
+    own.known_rates()
     memory.reset_peak()
-    device = compute_device(plan)
+    device = compute_device(plan, ranks.rank)
     if device.type == "cpu":
         give_back_large_tensors()
-    checkpoint = Checkpoint(options.model_dir, plan.model.spec()) if options.model_dir else None
+    else:
+        torch.cuda.set_device(device)
+    checkpoint = Checkpoint(options.model_dir, own.model.spec()) if options.model_dir else None
     tokenizer = load_tokenizer(options.model_dir) if options.model_dir and options.input_path else None
-    requests = job_requests(plan, options, tokenizer)
     with ExitStack() as stack:
-        results, pending = None, requests
-        if options.output_path:
-            results = stack.enter_context(ResultFile(options.output_path, requests, model=plan.model.name))
-            pending = results.pending
-        if not pending:
+        results, work = None, None
+        if ranks.rank == 0:
+            requests = job_requests(plan, options, tokenizer)
+            if options.output_path:
+                found = ResultFile(options.output_path, requests, model=plan.model.name)
+                results = stack.enter_context(found)
+            work = _Work.of(requests, results)
+        work = ranks.share(work)
+        if not work.pending:
             totals = JobTotals(has_tokenizer=tokenizer is not None)
-            return make_report(plan, Measurements(), totals, device, disk_bytes=0)
-        preflight.check(plan, offload_dir=options.offload_dir, device=device)
-        stack.enter_context(gpu_cap(plan, device))
+            report = make_report(own, Measurements(), totals, device, disk_bytes=0)
+            return _of_all(plan, report, ranks)
+        others = [plan.of_rank(rank) for rank in ranks.on_this_host]
+        preflight.check(own, offload_dir=options.offload_dir, device=device, others=others)
+        ranks.meet("checked")
+        stack.enter_context(gpu_cap(own, device))
         stack.enter_context(memory_errors())
-        trace = stack.enter_context(open_trace(options.trace, plan, device)) if options.trace else None
+        trace = stack.enter_context(open_trace(options.trace, plan, device, ranks)) if options.trace else None
         context = JobContext(
             engine_options=EngineOptions(
-                device=device, offload_dir=options.offload_dir, overlap=options.overlap
+                device=device,
+                offload_dir=options.offload_dir,
+                overlap=options.overlap,
+                transport=ranks.transport,
             ),
             checkpoint=checkpoint,
             tokenizer=tokenizer,
             eos_ids=end_of_sequence_ids(options.model_dir),
-            total_tokens=sum(request.max_tokens for request in requests),
+            total_tokens=work.total_tokens,
             results=results,
             recorder=trace,
             reporter=reporter,
             loading=loading,
             sink=sink,
+            has_tokens=ranks.rank == 0,
         )
-        report, switch = run_leg(plan, pending, context, options.ask)
-        return _go_on(report, switch, context) if switch else report
+        report, switch = run_leg(own, work.pending, context, options.ask)
+        if switch:
+            return _go_on(report, switch, context)
+        return _of_all(plan, report, ranks)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    """What is left to do, as the first rank tells the others."""
+
+    pending: list[Request]
+    total_tokens: int
+    """Of all prompts of the job, at most."""
+
+    @classmethod
+    def of(cls, requests: list[Request], results: ResultFile | None) -> _Work:
+        return cls(
+            pending=results.pending if results else requests,
+            total_tokens=sum(request.max_tokens for request in requests),
+        )
+
+
+def _of_all(plan: Plan, own: RunReport, ranks: Ranks) -> RunReport:
+    """At the first rank of a pipeline the report of all ranks."""
+    reports = ranks.collect("report", own)
+    return joined_ranks(plan, reports) if plan.stages and reports else own
 
 
 def _go_on(report: RunReport, switch: Switch, context: JobContext) -> RunReport:

@@ -44,6 +44,8 @@ class JobContext:
     reporter: Reporter
     loading: LoadProgress
     sink: Callable[[Sequence[Completion]], None]
+    has_tokens: bool = True
+    """Whether all tokens become known here: on the first of a pipeline's ranks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +151,8 @@ class _Leg:
             for batch in block.gpu_batches
         ]
         self.engine.generate(block, samplers, context.reporter)
+        if not context.has_tokens:
+            return []
         completions = [completion for sampler in samplers for completion in sampler.results()]
         context.reporter.dropped(
             sum(max(0, c.request.max_tokens - len(c.token_ids) - 1) for c in completions)

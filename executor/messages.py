@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +38,7 @@ class MessageSlots:
         on_device = messages.tier == sizes.compute_tier
         device = compute_device if on_device else torch.device("cpu")
         register = compute_device.type == "cuda" and not on_device
+        self.is_on_gpu = device.type == "cuda"
         self._arena = Arena(messages.nbytes, device, register=register)
         self._incoming = [self._arena.take(messages.slot_bytes) for _ in range(messages.incoming_slots)]
         self._outgoing = [self._arena.take(messages.slot_bytes) for _ in range(messages.outgoing_slots)]
@@ -94,6 +96,18 @@ class Mail:
                 source, target = self._incoming(task, state).hidden, self._working(task, state)
         target.copy_(source, non_blocking=True)
         return source.nbytes
+
+    def meeting(self, task: Task) -> Callable[[], None] | None:
+        """What waits for the other stage before a message goes through host memory; None for other tasks."""
+        is_ids = task.slots.incoming < 0 and task.slots.outgoing < 0
+        if not is_ids and self.slots.is_on_gpu:
+            return None
+        match task.kind, task.resource:
+            case TaskKind.SEND, "net_out":
+                return self.transport.meet_following
+            case TaskKind.RECEIVE, "net_in":
+                return self.transport.meet_before
+        return None
 
     def _carry_ids(self, task: Task, state: BatchState) -> int:
         """What the last stage has sampled goes to the first."""

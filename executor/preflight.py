@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -21,21 +22,22 @@ _IN_MEMORY = ("tmpfs", "ramfs")
 """File systems whose files are host memory."""
 
 
-def check(plan: Plan, *, offload_dir: Path | None, device: torch.device) -> None:
+def check(plan: Plan, *, offload_dir: Path | None, device: torch.device, others: Sequence[Plan] = ()) -> None:
     """A UserError naming the tier, what it needs and what is free, unless the whole plan fits now.
 
-    `offload_dir` None is the current directory. Files that killed runs left there are removed first.
+    `offload_dir` None is the current directory. Files that killed runs left there are removed first. `others` are
+    the plans of other ranks on this host, which have allocated nothing yet either.
     """
     _check_placement(plan)
     _check_ledger(plan)
     plan.ledger.check(plan.hardware)
     in_memory = 0
-    needed = plan.ledger.peak_bytes("disk")
+    needed = sum(each.ledger.peak_bytes("disk") for each in (plan, *others))
     if needed:
         directory = offload_dir or Path.cwd()
         in_memory = needed if _is_in_memory(directory) else 0
         _check_disk(directory, needed)
-    _check_host(plan, in_memory)
+    _check_host(plan, in_memory, others)
     if device.type == "cuda":
         _check_gpu(plan.ledger, device)
 
@@ -83,15 +85,17 @@ def _check_disk(directory: Path, needed: int) -> None:
         )
 
 
-def _check_host(plan: Plan, in_memory: int) -> None:
+def _check_host(plan: Plan, in_memory: int, others: Sequence[Plan]) -> None:
     """What is still to come against what the system and the control groups would give."""
-    needed = _still_to_come(plan) + in_memory
+    beside = sum(_hosted_bytes(other) - other.ledger.bytes_of("cpu", "process") for other in others)
+    needed = _still_to_come(plan) + in_memory + beside
     name, free = host_headroom()
     if needed > free:
         tiers = "cpu and emulated gpu tiers need" if plan.hardware.emulated else "cpu tier needs"
         disk = f" ({format_bytes(in_memory)} of it for files on tmpfs)" if in_memory else ""
+        ranks = f" ({format_bytes(beside)} of it for other ranks)" if beside else ""
         raise UserError(
-            f"{tiers} {format_bytes(needed)} more host memory{disk}, {format_bytes(free)} is free "
+            f"{tiers} {format_bytes(needed)} more host memory{disk}{ranks}, {format_bytes(free)} is free "
             f"({name}); close other programs or plan with a smaller --cpu-mem"
         )
 
@@ -106,9 +110,12 @@ def host_headroom() -> tuple[str, int]:
 
 def _still_to_come(plan: Plan) -> int:
     """Host bytes of the ledger that this process does not occupy yet."""
+    return _hosted_bytes(plan) - min(resident_bytes(), plan.ledger.bytes_of("cpu", "process"))
+
+
+def _hosted_bytes(plan: Plan) -> int:
     hosted: tuple[Tier, ...] = ("cpu", "gpu") if plan.hardware.emulated else ("cpu",)
-    peak = sum(plan.ledger.peak_bytes(tier) for tier in hosted)
-    return peak - min(resident_bytes(), plan.ledger.bytes_of("cpu", "process"))
+    return sum(plan.ledger.peak_bytes(tier) for tier in hosted)
 
 
 def _check_gpu(ledger: Ledger, device: torch.device) -> None:

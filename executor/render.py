@@ -9,6 +9,7 @@ from rich.table import Table
 
 from hwprofiles.units import format_bytes, format_seconds
 from planner.bottleneck import sentences
+from planner.plan import PHASES
 from planner.report import RunReport
 
 
@@ -19,7 +20,13 @@ def report_table(report: RunReport) -> Group:
         return Group(
             before, f"[bold]{report.replanned.at}[/bold]: {report.replanned.reason}", after, _phases(report)
         )
-    return Group(_phases(report), _tasks(report), _memory(report), *_remarks(report))
+    return Group(
+        _phases(report),
+        _tasks(report),
+        _memory(report),
+        *([_ranks(report)] if report.ranks else []),
+        *_remarks(report),
+    )
 
 
 def _phases(report: RunReport) -> Table:
@@ -77,6 +84,29 @@ def _memory(report: RunReport) -> Table:
     for row in report.memory:
         measured = "" if row.measured_peak_bytes is None else format_bytes(row.measured_peak_bytes)
         table.add_row(row.tier, format_bytes(row.ledger_bytes), measured, format_bytes(row.limit_bytes))
+    return table
+
+
+def _ranks(report: RunReport) -> Table:
+    """What binds each rank of a pipeline, how busy that is, and what the rank holds."""
+    table = _table(
+        f"{len(report.ranks)} ranks",
+        ("rank", *PHASES),
+        ("rank", *PHASES, "ledger", "measured"),
+    )
+    for rank in report.ranks:
+        busy = {found.phase: found.busy_share.get(found.binding, 0.0) for found in rank.activity}
+        cells = (f"{rank.binding[p]} {busy[p]:.0%}" if p in busy else "not run" for p in PHASES)
+        host = [row for row in rank.memory if row.tier == "host"] or [
+            row for row in rank.memory if row.tier in {"gpu", "cpu"}
+        ]
+        peaks = [row.measured_peak_bytes for row in host]
+        table.add_row(
+            str(rank.rank),
+            *cells,
+            ", ".join(f"{row.tier} {format_bytes(row.ledger_bytes)}" for row in host),
+            ", ".join(format_bytes(peak) for peak in peaks if peak is not None),
+        )
     return table
 
 

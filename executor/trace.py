@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from executor import memory
+from executor.ranks import ALONE, Ranks
 from hwprofiles.profile import HardwareProfile
 from planner.activity import Span
 from planner.plan import Plan
 from planner.sample import first_tokens
 from planner.simulate import rates_for, simulate
-from planner.trace import MAX_EVENTS, TraceWriter, write_prediction
+from planner.trace import MAX_EVENTS, MEASURED, KeptEvents, TraceSink, TraceWriter, write_prediction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,25 +31,27 @@ class TraceOptions:
 
 
 class RunTrace:
-    """Writes what is measured as it comes; a Recorder of executor/measure.py."""
+    """Tells a sink what is measured as it comes, by the clock of the trace; a Recorder of executor/measure.py."""
 
-    def __init__(self, writer: TraceWriter, num_blocks: int, device: torch.device) -> None:
-        self.writer, self.num_blocks, self.device = writer, num_blocks, device
+    def __init__(
+        self, sink: TraceSink, num_blocks: int, device: torch.device, process: str = MEASURED
+    ) -> None:
+        self.sink, self.num_blocks, self.device, self.process = sink, num_blocks, device, process
+        self.origin_s = 0.0
         self._block = 0
-        self._origin_s = 0.0
 
     def start_block(self, at_s: float) -> None:
         """The first one begins where the trace begins."""
         self._block += 1
         if self._block == 1:
-            self._origin_s = at_s
+            self.origin_s = at_s
         self.token(at_s)
 
     def span(self, span: Span) -> None:
         """A task ran, or the CPU's part of one."""
         if self._is_recording():
-            start_s, stop_s = span.start_s - self._origin_s, span.stop_s - self._origin_s
-            self.writer.span("measured", span._replace(start_s=start_s, stop_s=stop_s))
+            start_s, stop_s = span.start_s - self.origin_s, span.stop_s - self.origin_s
+            self.sink.span(self.process, span._replace(start_s=start_s, stop_s=stop_s))
 
     def token(self, at_s: float) -> None:
         """Sample the memory that the process and torch's allocator hold."""
@@ -58,18 +61,44 @@ class RunTrace:
         if self.device.type == "cuda":
             counts["gpu"] = torch.cuda.memory_reserved(self.device)
         for tier, held in counts.items():
-            self.writer.counter("measured", f"{tier} bytes", at_s - self._origin_s, {"held": held})
+            self.sink.counter(self.process, f"{tier} bytes", at_s - self.origin_s, {"held": held})
 
     def _is_recording(self) -> bool:
         return self._block <= self.num_blocks
 
 
 @contextmanager
-def open_trace(options: TraceOptions, plan: Plan, device: torch.device) -> Iterator[RunTrace]:
+def open_trace(
+    options: TraceOptions, plan: Plan, device: torch.device, ranks: Ranks = ALONE
+) -> Iterator[RunTrace]:
     """A trace file, whole however the run ends; the prediction is of a full block, from its first token on."""
+    if plan.stages:
+        with _trace_of_ranks(options, plan, device, ranks) as trace:
+            yield trace
+        return
     with TraceWriter(options.path) as writer:
         if options.profile:
             sizes, rates = plan.sizes(), rates_for(plan, options.profile)
             simulation = simulate(sizes, rates, first_tokens(sizes, MAX_EVENTS // 2))
             write_prediction(writer, simulation, plan.ledger)
         yield RunTrace(writer, options.num_blocks, device)
+
+
+@contextmanager
+def _trace_of_ranks(
+    options: TraceOptions, plan: Plan, device: torch.device, ranks: Ranks
+) -> Iterator[RunTrace]:
+    """Every rank keeps its events; in the end the first one writes those of all, each by its own clock."""
+    stage = plan.stages[ranks.rank]
+    name = f"rank {ranks.rank}, layers {stage.layers[0]} to {stage.layers[1] - 1}"
+    kept = KeptEvents(MAX_EVENTS // len(plan.stages))
+    trace = RunTrace(kept, options.num_blocks, device, name)
+    everybody = [(kept, 0.0)]
+    with TraceWriter(options.path) if ranks.rank == 0 else nullcontext() as writer:
+        try:
+            yield trace
+            everybody = ranks.collect("trace", (kept, trace.origin_s + ranks.clock_offset_s))
+        finally:
+            if writer:
+                for events, origin_s in everybody:
+                    events.replay(writer, origin_s - everybody[0][1])

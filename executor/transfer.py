@@ -23,10 +23,15 @@ from planner.schedule import Resource, Task, TaskKind
 
 Body = Callable[[], int]
 """Does a task; returns the bytes it moved."""
+Meeting = Callable[[], None]
+"""Waits for another rank, before a task begins."""
 Delay = Callable[[Task], float]
 """Seconds to hold a task back: for tests, which look for missing dependencies."""
 
 
+_NET: tuple[Resource, ...] = ("net_in", "net_out")
+_HANG_S = 0.5
+"""What a lane to another rank has to end after a failure; its thread may wait for a message that never comes."""
 PIECE_BYTES = 16 * 2**20
 """Copies are cut to this size: large enough for the link's full rate, and a short copy of another stream (a query, a
 result) waits for one piece instead of a whole layer."""
@@ -45,6 +50,7 @@ class Handle:
     """A task on its way: when it is issued, done, and what it took."""
 
     task: Task
+    meeting: Meeting | None = None
     submitted_s: float = field(default_factory=time.perf_counter)
     """It cannot begin before."""
     issued: threading.Event = field(default_factory=threading.Event)
@@ -103,7 +109,7 @@ class Lane:
         idle = self._last is None or self._last.issued.is_set()
         self._last = handle
         if self.stream is not None and idle and all(dep.issued.is_set() for dep in deps):
-            run_task(handle, deps, body, self.stream, self.delay)
+            run_task(handle, deps, body, self.stream, self.delay, self.failure)
             handle.issued.set()
             return
         if self._thread is None:
@@ -112,11 +118,11 @@ class Lane:
             self._thread = thread  # known once it runs: an interrupt before leaves nothing to join
         self._queue.put((handle, deps, body))
 
-    def close(self) -> None:
-        """Finish what is queued and end the thread."""
+    def close(self, wait_s: float | None = None) -> None:
+        """Finish what is queued and end the thread, within a time if one is given; a thread that hangs is left."""
         if self._thread is not None:
             self._queue.put(None)
-            self._thread.join()
+            self._thread.join(wait_s)
 
     def _work(self) -> None:
         with torch.inference_mode():
@@ -124,7 +130,7 @@ class Lane:
                 handle, deps, body = item
                 try:
                     if self.failure.error is None:
-                        run_task(handle, deps, body, self.stream, self.delay)
+                        run_task(handle, deps, body, self.stream, self.delay, self.failure)
                 except BaseException as error:
                     self.failure.note(error)
                 finally:
@@ -132,9 +138,14 @@ class Lane:
 
 
 def run_task(
-    handle: Handle, deps: list[Handle], body: Body, stream: torch.cuda.Stream | None, delay: Delay | None
+    handle: Handle,
+    deps: list[Handle],
+    body: Body,
+    stream: torch.cuda.Stream | None,
+    delay: Delay | None,
+    failure: Failure,
 ) -> None:
-    """Wait for the dependencies, then do a task and note when it ran."""
+    """Wait for the dependencies, then do a task and note when it ran; raises where one of them was left undone."""
     for dep in deps:
         if stream is None:
             dep.wait()
@@ -142,8 +153,11 @@ def run_task(
             dep.issued.wait()  # from here on its event, if it has one, is recorded
             if dep.device_event is not None:
                 stream.wait_event(dep.device_event)
+    failure.check()
     if delay is not None:
         _hold_back(delay(handle.task), stream)
+    if handle.meeting is not None:
+        handle.meeting()
     with torch.cuda.stream(stream) if stream is not None else nullcontext():
         if stream is not None:
             handle.start_event = torch.cuda.Event(enable_timing=True)
@@ -184,10 +198,10 @@ class Lanes:
         if device.type == "cuda":
             self._streams = {name: torch.cuda.Stream(device) for name in on_device}
 
-    def submit(self, task: Task, body: Body) -> Handle:
+    def submit(self, task: Task, body: Body, meeting: Meeting | None = None) -> Handle:
         """Hand a task to its resource's lane; raises the first error any lane has met."""
         self.failure.check()
-        handle = Handle(task)
+        handle = Handle(task, meeting)
         deps = [self._handles[dep] for dep in task.deps if dep in self._handles]
         self._handles[task.id] = handle
         stream = self._streams.get(task.resource)
@@ -196,7 +210,7 @@ class Lanes:
                 self._lanes[task.resource] = Lane(stream, self.failure, self.delay)
             self._lanes[task.resource].put(handle, deps, body)
             return handle
-        run_task(handle, deps, body, stream, self.delay)
+        run_task(handle, deps, body, stream, self.delay, self.failure)
         handle.issued.set()
         if not self.overlap:
             handle.wait()
@@ -204,15 +218,22 @@ class Lanes:
 
     def _has_lane(self, task: Task) -> bool:
         """Whether it need not be done before `submit` returns; waiting for another stage could wait for ever."""
-        return task.resource in ("net_in", "net_out") or (self.overlap and task.kind is not TaskKind.COMPUTE)
+        return task.resource in _NET or (self.overlap and task.kind is not TaskKind.COMPUTE)
 
     def forget(self, handle: Handle) -> None:
         """A task that is done need not be waited for."""
         self._handles.pop(handle.task.id, None)
 
     def close(self) -> None:
-        """Finish all lanes; never raises."""
-        for lane in self._lanes.values():
-            lane.close()
+        """Finish all lanes; never raises.
+
+        After a failure nobody waits for what another rank may never send.
+        """
+        if self.failure.error is not None:
+            for handle in self._handles.values():
+                if handle.task.resource in _NET:
+                    handle.issued.set()
+        for name, lane in self._lanes.items():
+            lane.close(_HANG_S if name in _NET and self.failure.error is not None else None)
         self._lanes.clear()
         self._handles.clear()

@@ -14,6 +14,8 @@ from planner.schedule import ATTEND, TaskKind
 
 ISSUE = "the host to issue it"
 """What a gap waited for where all that the task depends on was done."""
+PEER = "another rank"
+"""Likewise, on the lanes between ranks."""
 
 
 class Span(NamedTuple):
@@ -117,13 +119,14 @@ class Timeline:
         if span.kind == ATTEND:
             activity.wait(span.lane, f"{TaskKind.COMPUTE} on gpu", stop_s - start_s)
             return
-        nothing = start_s, ISSUE
+        rest = PEER if span.lane in ("net_in", "net_out") else ISSUE
+        nothing = start_s, rest
         done_s, cause = max((self._stops.get(dep, nothing) for dep in span.deps), default=nothing)
         done_s = min(max(done_s, start_s), stop_s)
         if done_s > start_s:
             activity.wait(span.lane, cause, done_s - start_s)
         if stop_s > done_s:
-            activity.wait(span.lane, ISSUE, stop_s - done_s)
+            activity.wait(span.lane, rest, stop_s - done_s)
 
 
 def _overlap_s(edges: list[tuple[float, int]]) -> float:

@@ -54,19 +54,8 @@ def _tasks(before: RunReport, after: RunReport) -> Iterator[TaskReport]:
     by_key = {(task.phase, task.kind, task.resource): task for task in before.tasks}
     for task in after.tasks:
         other = by_key.pop((task.phase, task.kind, task.resource), None)
-        yield _task(task, other) if other else task
+        yield task + other if other else task
     yield from by_key.values()
-
-
-def _task(one: TaskReport, other: TaskReport) -> TaskReport:
-    return replace(
-        one,
-        count=one.count + other.count,
-        num_bytes=one.num_bytes + other.num_bytes,
-        flops=one.flops + other.flops,
-        predicted_s=one.predicted_s + other.predicted_s,
-        measured_s=one.measured_s + other.measured_s,
-    )
 
 
 def _tiers(before: RunReport, after: RunReport) -> Iterator[TierReport]:

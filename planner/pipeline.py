@@ -90,7 +90,7 @@ def join(spec: ModelSpec, workload: Workload, parts: Sequence[Plan], sites: Sequ
             activations=_mean(parts, [part.policy.activations for part in parts]),
         ),
         placement=_join_placements(parts),
-        ledger=_sum_ledgers([part.ledger for part in parts]),
+        ledger=sum_ledgers([part.ledger for part in parts]),
         prediction=prediction,
         job=_job(parts, prediction),
         stages=tuple(_stage(part, site) for part, site in zip(parts, sites, strict=True)),
@@ -120,7 +120,7 @@ def _job(parts: Sequence[Plan], block: Prediction) -> JobPrediction | None:
     if len(jobs) < len(parts):
         return None
     prefill_s, decode_s = (
-        _stretched(
+        stretched(
             max(getattr(job, f"{phase}_s") for job in jobs),
             block.of(phase).seconds,
             max(part.prediction.of(phase).seconds for part in parts),
@@ -136,7 +136,8 @@ def _job(parts: Sequence[Plan], block: Prediction) -> JobPrediction | None:
     )
 
 
-def _stretched(seconds: float, pipeline_s: float, stage_s: float) -> float:
+def stretched(seconds: float, pipeline_s: float, stage_s: float) -> float:
+    """The slowest stage's seconds as those of the pipeline, in the proportion of a full block's."""
     return seconds * pipeline_s / stage_s if stage_s else seconds
 
 
@@ -251,7 +252,7 @@ def _sum_targets(targets: Sequence[Target]) -> Target:
     )
 
 
-def _sum_ledgers(ledgers: Sequence[Ledger]) -> Ledger:
+def sum_ledgers(ledgers: Sequence[Ledger]) -> Ledger:
     """Entries of one tier and purpose added up."""
     found: defaultdict[tuple[str, str, bool], list[Entry]] = defaultdict(list)
     for ledger in ledgers:

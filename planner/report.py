@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hwprofiles.errors import UserError
@@ -40,6 +40,17 @@ class TaskReport:
     flops: float
     predicted_s: float
     measured_s: float
+
+    def __add__(self, other: TaskReport) -> TaskReport:
+        """Both together; they are of one kind."""
+        return replace(
+            self,
+            count=self.count + other.count,
+            num_bytes=self.num_bytes + other.num_bytes,
+            flops=self.flops + other.flops,
+            predicted_s=self.predicted_s + other.predicted_s,
+            measured_s=self.measured_s + other.measured_s,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +94,20 @@ class RunBlocks:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RankReport:
+    """What one rank of a pipeline measured of its layers; the whole report's figures are of all ranks together."""
+
+    rank: int
+    fingerprint: str
+    """Of its host."""
+    overlap: float | None
+    binding: Mapping[str, str]
+    tasks: tuple[TaskReport, ...]
+    memory: tuple[TierReport, ...]
+    activity: tuple[PhaseActivity, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport:
     """A whole run."""
 
@@ -113,6 +138,8 @@ class RunReport:
     """Of the phases that were run; empty in reports of older versions."""
     blocks: tuple[RunBlocks, ...] = ()
     """All blocks as they were run: sequences may have ended early. Empty in reports of older versions."""
+    ranks: tuple[RankReport, ...] = ()
+    """Of a pipeline, in their order."""
     replanned: Replanned | None = None
     """Where the job went on with another plan; the figures beside are of both."""
 

@@ -1,7 +1,7 @@
 """Trace: spans and counters as a Chrome/Perfetto JSON file, written as they come.
 
 Open it at https://ui.perfetto.dev or chrome://tracing. A process each for what was predicted and what was measured,
-in it a lane for each resource.
+or for each rank, in it a lane for each resource.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Protocol, Self
 
 from hwprofiles.errors import UserError
 from planner.activity import Span
@@ -20,10 +20,51 @@ from planner.simulate import Simulation
 
 MAX_EVENTS = 200_000
 """About 30 MB; more are dropped and counted."""
-Process = Literal["predicted", "measured"]
-_PROCESSES: tuple[Process, ...] = ("predicted", "measured")
+PREDICTED, MEASURED = "predicted", "measured"
+"""Groups of lanes; the ranks of a pipeline have one each."""
 LANES = ("h2d", "d2h", "gpu", "cpu", "disk_read", "disk_write", "net_in", "net_out")
 """From top to bottom."""
+
+
+class TraceSink(Protocol):
+    """What spans and counters can be told to; times are in seconds."""
+
+    def span(self, process: str, span: Span) -> None:
+        """A task on its lane."""
+
+    def counter(self, process: str, name: str, at_s: float, values: Mapping[str, float]) -> None:
+        """Values from this time on."""
+
+
+class KeptEvents:
+    """A sink that keeps what it is told, up to a number, to be told to another one later."""
+
+    def __init__(self, max_events: int) -> None:
+        self._left = max_events
+        self._spans: list[tuple[str, Span]] = []
+        self._counters: list[tuple[str, str, float, dict[str, float]]] = []
+
+    def span(self, process: str, span: Span) -> None:
+        """Keep a task."""
+        if self._admits():
+            self._spans.append((process, span))
+
+    def counter(self, process: str, name: str, at_s: float, values: Mapping[str, float]) -> None:
+        """Keep values."""
+        if self._admits():
+            self._counters.append((process, name, at_s, dict(values)))
+
+    def replay(self, sink: TraceSink, shift_s: float) -> None:
+        """Tell all of it to another one, by another clock."""
+        for process, span in self._spans:
+            shifted = span._replace(start_s=span.start_s + shift_s, stop_s=span.stop_s + shift_s)
+            sink.span(process, shifted)
+        for process, name, at_s, values in self._counters:
+            sink.counter(process, name, max(0.0, at_s + shift_s), values)
+
+    def _admits(self) -> bool:
+        self._left -= 1
+        return self._left >= 0
 
 
 class TraceWriter:
@@ -36,6 +77,7 @@ class TraceWriter:
             raise UserError(f"{path}: cannot be written ({error.strerror}); choose another --trace") from None
         self._left, self._dropped = max_events, 0
         self._notes: dict[str, str] = {}
+        self._processes = {PREDICTED: 1, MEASURED: 2}
         self._named: set[tuple[int, int]] = set()
         self._last_us: dict[tuple[int, int], float] = {}
         self._separator = ""
@@ -49,7 +91,7 @@ class TraceWriter:
     ) -> None:
         self.close()
 
-    def span(self, process: Process, span: Span) -> None:
+    def span(self, process: str, span: Span) -> None:
         """A task on its lane, named by its kind and (token, layer, gpu batch)."""
         if not self._admits():
             return
@@ -63,7 +105,7 @@ class TraceWriter:
             f'"args":{{"bytes":{round(span.num_bytes)}}}}}'
         )
 
-    def counter(self, process: Process, name: str, at_s: float, values: Mapping[str, float]) -> None:
+    def counter(self, process: str, name: str, at_s: float, values: Mapping[str, float]) -> None:
         """Values from this time on, drawn as one stacked graph."""
         if self._admits():
             pid = self._process(process)
@@ -88,12 +130,12 @@ class TraceWriter:
         self._dropped += self._left < 0
         return self._left >= 0
 
-    def _process(self, process: Process) -> int:
-        pid = _PROCESSES.index(process) + 1
+    def _process(self, process: str) -> int:
+        pid = self._processes.setdefault(process, len(self._processes) + 1)
         self._name_once(pid, 0, "process", process, pid)
         return pid
 
-    def _lane(self, process: Process, lane: str) -> tuple[int, int]:
+    def _lane(self, process: str, lane: str) -> tuple[int, int]:
         pid, tid = self._process(process), LANES.index(lane) + 1
         self._name_once(pid, tid, "thread", lane, tid)
         return pid, tid
@@ -115,14 +157,14 @@ class TraceWriter:
 def write_prediction(writer: TraceWriter, simulation: Simulation, ledger: Ledger) -> None:
     """The predicted lanes, and each tier's bytes by phase."""
     for span in sorted(simulation.spans, key=lambda span: span.start_s):
-        writer.span("predicted", span)
+        writer.span(PREDICTED, span)
     decode_s = simulation.token_ends_s[0]
     for tier in TIERS:
         mine = [entry for entry in ledger.entries if entry.tier == tier]
         if mine:
             prefill, decode = sum(e.prefill_bytes for e in mine), sum(e.decode_bytes for e in mine)
-            writer.counter("predicted", f"{tier} bytes", 0.0, {"ledger": prefill})
-            writer.counter("predicted", f"{tier} bytes", decode_s, {"ledger": decode})
+            writer.counter(PREDICTED, f"{tier} bytes", 0.0, {"ledger": prefill})
+            writer.counter(PREDICTED, f"{tier} bytes", decode_s, {"ledger": decode})
     skipped = simulation.num_skipped
     if skipped:
         tokens = ", ".join(map(str, simulation.sample.tokens))

@@ -25,7 +25,7 @@ from planner.prompts import Request
 from tests.executor.tiny import make_plan, run_plan
 
 WAIT_S = 280
-_PRELOAD = (
+PRELOAD = (
     "tests.executor.ranks",
     "transformers.models.opt.modeling_opt",
     "transformers.models.llama.modeling_llama",
@@ -38,7 +38,7 @@ class RankPool:
 
     def __init__(self, size: int) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(list(_PRELOAD))
+        context.set_forkserver_preload(list(PRELOAD))
         self._pipes: list[Connection] = []
         self._processes = []
         for _ in range(size):
