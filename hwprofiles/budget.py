@@ -32,6 +32,8 @@ class Budget:
     disk_file_bytes: int
     disk_block_bytes: tuple[int, ...]
     disk_threads: tuple[int, ...]
+    net_s: float
+    """Of `--net`, which is measured by itself."""
 
 
 QUICK = Budget(
@@ -46,6 +48,7 @@ QUICK = Budget(
     disk_file_bytes=256 * MIB,
     disk_block_bytes=(MIB, 16 * MIB),
     disk_threads=(1, 4),
+    net_s=4,
 )
 FULL = Budget(
     total_s=200,
@@ -59,6 +62,7 @@ FULL = Budget(
     disk_file_bytes=1024 * MIB,
     disk_block_bytes=(MIB, 4 * MIB, 16 * MIB),
     disk_threads=(1, 4, 8),
+    net_s=12,
 )
 
 Progress = Callable[[str, int, int], None]

@@ -10,18 +10,19 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from hwprofiles.budget import FULL, QUICK
+from hwprofiles.budget import FULL, QUICK, Budget
 from hwprofiles.errors import UserError, run_cli
 from hwprofiles.files import write_atomically
 from hwprofiles.host import mismatch
 from hwprofiles.profile import HardwareProfile, load_profile
 from hwprofiles.tables import diff_table, list_table, profile_tables
 from hwprofiles.terminal import make_console
-from hwprofiles.units import format_seconds, parse_bytes
+from hwprofiles.units import format_bytes, format_seconds, parse_bytes
 
 _BUSY_SHARE = 0.5
 """Of the processors: a load above it is worth a note."""
@@ -66,6 +67,12 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument(
         "--emulate-gpu", metavar="SIZE", help="describe one GPU that is an arena of this size in host memory"
     )
+    measure.add_argument(
+        "--net",
+        action="store_true",
+        help="measure only messages between processes, into the profile that -o names: under torchrun with a process "
+        "on each of two hosts those between the hosts, else those within this one",
+    )
     measure.add_argument("--name", help="the profile's name (default: the output file's name without .yaml)")
     commands.add_parser("list", help="profiles that come with tierplan")
     show = commands.add_parser("show", help="a profile as tables")
@@ -80,6 +87,8 @@ def _measure(arguments: argparse.Namespace) -> int:
     from hwprofiles.measure import Request, measure  # noqa: PLC0415  torch, which the other commands do without
 
     output: Path = arguments.output
+    if arguments.net:
+        return _measure_net(output, QUICK if arguments.quick else FULL)
     _check_output(output)
     budget = QUICK if arguments.quick else FULL
     request = Request(
@@ -98,6 +107,23 @@ def _measure(arguments: argparse.Namespace) -> int:
     write_atomically(output, profile.to_yaml())
     _print_profile(profile)
     print(f"wrote {output} in {format_seconds(time.monotonic() - start)}")
+    return 0
+
+
+def _measure_net(output: Path, budget: Budget) -> int:
+    """Add the net to a profile that was measured before."""
+    from hwprofiles.probes.net import measure_net  # noqa: PLC0415  torch
+
+    profile = load_profile(str(output))
+    found = measure_net(budget.net_s)
+    if found.across_hosts:
+        profile = replace(profile, between_hosts=found.points)
+    else:
+        profile = replace(profile, between_processes=found.points)
+    write_atomically(output, profile.to_yaml())
+    best = max(point.bytes_per_s.median for point in found.points)
+    where = "between hosts" if found.across_hosts else "between processes of this host"
+    print(f"{format_bytes(best)}/s {where}; wrote {output}")
     return 0
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from hwprofiles.cgroups import cpu_quota, memory_headroom_bytes, memory_limit_bytes
+from hwprofiles.numa import numa_cpus
 from hwprofiles.process_memory import resident_bytes
 from hwprofiles.profile import HardwareProfile, fingerprint_of
 
@@ -30,6 +31,8 @@ class Processor:
     numa_nodes: int
     cache_bytes: int
     """Last-level cache of all sockets; 0 where the system does not say."""
+    numa_cpus: tuple[tuple[int, ...], ...]
+    """For each NUMA node the positions of its processors among those this process may use."""
 
 
 def processor() -> Processor:
@@ -44,6 +47,7 @@ def processor() -> Processor:
         logical_cores=logical,
         numa_nodes=max(1, len(list(Path("/sys/devices/system/node").glob("node[0-9]*")))),
         cache_bytes=_cache_bytes(cpus),
+        numa_cpus=numa_cpus(cpus),
     )
 
 

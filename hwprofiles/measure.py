@@ -15,6 +15,7 @@ from hwprofiles.allocation import give_back_large_tensors
 from hwprofiles.budget import DTYPES, Budget, Pace, Progress
 from hwprofiles.errors import UserError
 from hwprofiles.host import Processor, current_fingerprint, memory_limits, occupied_bytes, processor
+from hwprofiles.numa import numa_node
 from hwprofiles.probes.attention import attention_curves, fastest
 from hwprofiles.probes.buffers import affordable_bytes
 from hwprofiles.probes.compute import gemm_curves, launch_overhead
@@ -191,6 +192,7 @@ def _measure_host(
         prompt_attention=prompt_attention_rates(CPU, pace),
         process_spread_bytes=cost.spread_bytes,
         occupied_bytes=occupied,
+        numa_cpus=cpu.numa_cpus,
     )
 
 
@@ -220,7 +222,16 @@ def _measure_gpu(request: Request, device: torch.device, host: Host, cost: Proce
         link=measure_link(device, buffer_bytes, request.budget, pace),
         layer=() if emulated else layer_points(device, pace),
         prompt_attention={} if emulated else prompt_attention_rates(device, pace),
+        numa_node=None if emulated else _numa_node(device),
     )
+
+
+def _numa_node(device: torch.device) -> int | None:
+    """Where the GPU hangs; None with a torch that does not say its address."""
+    found = torch.cuda.get_device_properties(device)
+    address = [getattr(found, f"pci_{part}_id", None) for part in ("domain", "bus", "device")]
+    domain, bus, slot = address
+    return None if domain is None or bus is None or slot is None else numa_node(domain, bus, slot)
 
 
 @contextmanager

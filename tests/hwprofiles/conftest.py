@@ -23,4 +23,5 @@ def tiny_budget() -> Budget:
         disk_file_bytes=4 * MIB,
         disk_block_bytes=(MIB,),
         disk_threads=(1, 2),
+        net_s=0.2,
     )
