@@ -143,8 +143,9 @@ def _with_prediction(draft: Plan, prediction: Prediction) -> Plan:
     """The draft with a simulated block; the job's blocks, which only the formula knows, differ from it as that one."""
     if draft.job is None:
         return replace(draft, prediction=prediction)
-    prefill_s = draft.job.prefill_s * prediction.prefill.beyond_formula
-    decode_s = draft.job.decode_s * prediction.decode.beyond_formula
+    before = draft.prediction
+    prefill_s = draft.job.prefill_s * (prediction.prefill.beyond_formula / before.prefill.beyond_formula)
+    decode_s = draft.job.decode_s * (prediction.decode.beyond_formula / before.decode.beyond_formula)
     tokens = draft.job.throughput_tokens_per_s * draft.job.seconds
     job = replace(
         draft.job,

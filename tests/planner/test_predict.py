@@ -85,3 +85,18 @@ def test_in_gpu_memory_formula_and_simulation_agree() -> None:
     for phase in PHASES:
         predicted = problem.plan(policy_of(ON_GPU, ON_GPU, ON_GPU)).prediction.of(phase)
         assert predicted.beyond_formula == pytest.approx(1, rel=0.01)
+
+
+def test_a_plan_that_was_searched_is_predicted_as_one_that_is_given() -> None:
+    """What the search compares plans by leaves nothing in the figures of the block, or of the job."""
+    problem = problem_of(
+        "opt-6.7b", load_profile("t4-host"), prompt_len=512, gen_len=8, num_prompts=24, cpu=8 * GB, gpu=4 * GB
+    )
+    searched = search(problem, Request())
+    assert searched is not None
+    assert searched.prediction.decode.beyond_formula > 1.001
+    given = problem.plan(searched.policy)
+    assert searched.job is not None
+    assert given.job is not None
+    assert searched.prediction.seconds == pytest.approx(given.prediction.seconds)
+    assert searched.job.seconds == pytest.approx(given.job.seconds)
