@@ -90,7 +90,7 @@ class Problem:
 
     def plan(self, policy: Policy) -> Plan:
         """The policy placed, added up and simulated; whether it fits is the caller's question."""
-        return self.predicted(self.draft(policy))
+        return self._predicted(self.draft(policy))
 
     def draft(self, policy: Policy, max_decode_groups: int = MAX_DECODE_GROUPS) -> Plan:
         """A plan priced by the closed formula alone, in fewer groups of decode passes where that will do."""
@@ -111,12 +111,15 @@ class Problem:
 
     def priced(self, plan: Plan) -> Plan:
         """A plan as it is placed, at these rates."""
-        sizes = plan.sizes()
-        job = predict_job(sizes, self.rates) if plan.workload.num_prompts else None
-        return self.predicted(replace(plan, job=job, rates=self.rates))
+        return self.predicted(replace(plan, rates=self.rates))
 
-    def predicted(self, draft: Plan) -> Plan:
-        """The plan with its final prediction; that of a pipeline's stage is the closed formula's."""
+    def predicted(self, plan: Plan) -> Plan:
+        """The plan with its final prediction, whatever it was compared by before."""
+        job = predict_job(self._sizes(plan), self.rates) if plan.workload.num_prompts else None
+        return self._predicted(replace(plan, job=job))
+
+    def _predicted(self, draft: Plan) -> Plan:
+        """A draft's final prediction; that of a pipeline's stage is the closed formula's."""
         if self.pipe.num_stages > 1:
             return replace(draft, prediction=price(self._sizes(draft), self.rates))
         return _with_prediction(draft, predict(self._sizes(draft), self.rates))
@@ -143,9 +146,8 @@ def _with_prediction(draft: Plan, prediction: Prediction) -> Plan:
     """The draft with a simulated block; the job's blocks, which only the formula knows, differ from it as that one."""
     if draft.job is None:
         return replace(draft, prediction=prediction)
-    before = draft.prediction
-    prefill_s = draft.job.prefill_s * (prediction.prefill.beyond_formula / before.prefill.beyond_formula)
-    decode_s = draft.job.decode_s * (prediction.decode.beyond_formula / before.decode.beyond_formula)
+    prefill_s = draft.job.prefill_s * prediction.prefill.beyond_formula
+    decode_s = draft.job.decode_s * prediction.decode.beyond_formula
     tokens = draft.job.throughput_tokens_per_s * draft.job.seconds
     job = replace(
         draft.job,
