@@ -218,8 +218,9 @@ class CostModel:
     ) -> Iterator[tuple[str, A]]:
         """What takes longer where computing keeps the caller's thread, which issues nothing else meanwhile.
 
-        Two gpu batches at most are loaded or computing; one by itself is loaded when its last layer is done. A layer
-        is read from disk only when the one whose slot it takes is done, and what the link brings waits for it.
+        Two gpu batches at most are loaded or computing; one by itself is loaded when its last layer is done. On its
+        way to a GPU a layer is read from disk only when the one whose staging it takes has gone over the link, and
+        what else the link brings waits for it.
         """
         nothing = compute.count * 0.0
         loads = self._sum(moves, speeds, nothing, TaskKind.LOAD_CACHE)
@@ -228,7 +229,8 @@ class CostModel:
         for attention in (compute.near_s, compute.attend_s):
             computing = compute.linear_s + attention
             yield ROUNDS, (loads + computing) * 0.5
-            yield ROUNDS, waited + computing * (1 - 1 / (num_gpu_batches or 2))
+            if self.compute_tier == "gpu":
+                yield ROUNDS, waited + computing * (1 - 1 / (num_gpu_batches or 2))
         if num_gpu_batches == 1:
             yield ROUNDS, loads + self.chain(moves, compute, speeds, 1)
 
