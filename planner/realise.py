@@ -90,7 +90,7 @@ def _roundings(relaxed: Relaxed, solution: Solution) -> Iterator[WholeRows]:
     if solution.attends:
         attended = max(1, round(solution.shares.attended / relaxed.cache_units * size)) * count
     near = solution.shares.cache[relaxed.compute_tier] / relaxed.cache_units * size * count
-    if size * count > _FEW_ROWS:
+    if size * count > _FEW_ROWS or relaxed.problem.pipe.num_stages > 1:
         yield WholeRows(attended=attended)
     else:
         rounded = {math.floor(near + _WHOLE), math.ceil(near - _WHOLE)}

@@ -37,7 +37,7 @@ def search(
     `keep` is given every plan that was placed, the best one among them, with times that are good enough to compare.
     """
     problem.check_attention(wanted=request.cpu_attention == "on")
-    plans = _finalists(problem, request, report)
+    plans = finalists(problem, request, report)
     for plan in plans:
         keep(plan)
     best = _best(problem, plans)
@@ -46,10 +46,10 @@ def search(
 
 def glance(problem: Problem, request: Request) -> Plan | None:
     """The plan of the most promising candidate alone, with a time that is good enough to compare."""
-    return next(iter(_finalists(problem, request, behind=1.0, most=1)), None)
+    return next(iter(finalists(problem, request, behind=1.0, most=1)), None)
 
 
-def _finalists(
+def finalists(
     problem: Problem,
     request: Request,
     report: Reporter = lambda _: None,

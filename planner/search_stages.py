@@ -22,7 +22,7 @@ from planner.policy import CommDevice, Policy
 from planner.problem import Pipe, Problem, make_problem
 from planner.realise import place_within
 from planner.request import Request
-from planner.search import WORTH_IT, glance, search
+from planner.search import WORTH_IT, finalists, glance
 from planner.shares import Way
 from planner.shortage import explain_shortage
 from planner.sites import Site, most_stages, sites_of
@@ -30,8 +30,12 @@ from planner.work import Choice
 from planner.workload import Workload
 
 Reporter = Callable[[str], None]
-_NUM_BLOCKS = 2
-"""Gpu batch sizes of the search that are tried on all stages."""
+_NUM_SEARCHED = 2
+"""Blocks of the search that are cut into other numbers of waves."""
+_NUM_BLOCKS = 4
+"""Blocks that are tried on all stages."""
+_HOPELESS = 0.9
+"""Of the best pipeline's throughput: what one stage by itself promises less than is not tried."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +71,7 @@ class Staged:
     cluster: Cluster
     sites: tuple[Site, ...]
     _problems: dict[tuple[int, int, int, int], Problem] = field(default_factory=dict)
+    _wholes: dict[int, Problem] = field(default_factory=dict)
 
     @property
     def num_stages(self) -> int:
@@ -77,14 +82,19 @@ class Staged:
         """Some layers on a stage's site."""
         key = stage, first, stop, num_waves
         if key not in self._problems:
-            cluster, site = self.cluster, self.sites[stage]
-            found = make_problem(
-                cluster.model.part(first, stop), cluster.workload, site.share, site.caps(cluster.caps)
-            )
-            pipe = Pipe(num_stages=self.num_stages, num_waves=num_waves, comm_device=cluster.comm_device)
-            target = replace(found.target, name=site.whole.name, digest=site.whole.digest())
-            self._problems[key] = replace(found, target=target, pipe=pipe)
+            pipe = Pipe(num_stages=self.num_stages, num_waves=num_waves, comm_device=self.cluster.comm_device)
+            part = self.cluster.model.part(first, stop)
+            self._problems[key] = replace(self._whole(stage), model=part, pipe=pipe)
         return self._problems[key]
+
+    def _whole(self, stage: int) -> Problem:
+        """All layers on a stage's site."""
+        if stage not in self._wholes:
+            cluster, site = self.cluster, self.sites[stage]
+            found = make_problem(cluster.model, cluster.workload, site.share, site.caps(cluster.caps))
+            target = replace(found.target, name=site.whole.name, digest=site.whole.digest())
+            self._wholes[stage] = replace(found, target=target)
+        return self._wholes[stage]
 
     def even(self, stage: int, num_waves: int) -> Problem:
         """A stage's problem with layers divided by number."""
@@ -95,6 +105,12 @@ class Staged:
     def join(self, parts: Sequence[Plan]) -> Plan:
         """The stages' plans as one."""
         return join(self.cluster.model, self.cluster.workload, parts, self.sites)
+
+    def shown(self, stage: int, part: Plan, num_waves: int) -> Plan:
+        """A stage's plan with its final prediction and interval."""
+        assert part.model.layers is not None, "a stage has some of the layers"
+        problem = self.problem(stage, *part.model.layers, num_waves)
+        return problem.with_interval(problem.predicted(part))
 
     @property
     def tightest(self) -> int:
@@ -112,12 +128,15 @@ def search_stages(
 ) -> Plan | None:
     """The best pipeline of so many stages, or None where none fits."""
     staged = cluster.staged(num_stages)
-    plans = [
-        replace(plan, request=request)
-        for num_waves in wave_options(num_stages)
-        for plan in _with_waves(staged, num_waves, request, report)
-    ]
-    return max(plans, key=lambda plan: plan.throughput_tokens_per_s, default=None)
+    best: Plan | None = None
+    for policy, rate in _blocks(staged, request, report):
+        if best and rate < best.throughput_tokens_per_s * _HOPELESS:
+            break
+        report(f"{num_stages} stages, {policy.num_waves} waves: dividing the layers")
+        found = _with_block(staged, policy.num_waves, policy, request)
+        if found and (best is None or found.throughput_tokens_per_s > best.throughput_tokens_per_s):
+            best = replace(found, request=request)
+    return best
 
 
 def wave_options(num_stages: int) -> tuple[int, ...]:
@@ -156,22 +175,54 @@ def explain_stages(cluster: Cluster, num_stages: int, request: Request) -> str:
     )
 
 
-def _with_waves(staged: Staged, num_waves: int, request: Request, report: Reporter) -> Iterator[Plan]:
-    """Pipelines with the blocks that the search of one stage finds best."""
-    found: list[Plan] = []
-    report(f"{staged.num_stages} stages, {num_waves} waves: searching one of them")
-    search(staged.even(staged.tightest, num_waves), request, report, keep=found.append)
-    tried: set[int] = set()
-    for plan in sorted(found, key=lambda plan: -plan.throughput_tokens_per_s):
-        if len(tried) == _NUM_BLOCKS:
-            return
-        if plan.policy.gpu_batch_size in tried:
-            continue
-        tried.add(plan.policy.gpu_batch_size)
-        report(f"{staged.num_stages} stages, {num_waves} waves: dividing the layers")
-        pipeline = _with_block(staged, num_waves, plan.policy, request)
-        if pipeline:
-            yield pipeline
+def _blocks(staged: Staged, request: Request, report: Reporter) -> list[tuple[Policy, float]]:
+    """Blocks that are best for one stage, cut into each number of waves, and the tokens per second they promise."""
+    fewest, *more = wave_options(staged.num_stages)
+    report(f"{staged.num_stages} stages: searching one of them")
+    found: dict[tuple[int, int], tuple[Policy, float]] = {}
+    for plan in finalists(staged.even(staged.tightest, fewest), request):
+        found.setdefault((fewest, plan.policy.gpu_batch_size), (plan.policy, _promise(plan)))
+    for policy, _ in sorted(found.values(), key=lambda block: -block[1])[:_NUM_SEARCHED]:
+        for cut in (cut for num_waves in more for cut in _in_waves(policy, num_waves)):
+            num_waves = cut.num_waves
+            placed = place_policy(staged.even(staged.tightest, num_waves), request, cut)
+            if placed:
+                found[num_waves, cut.gpu_batch_size] = placed.policy, _promise(placed)
+    return sorted(found.values(), key=lambda block: -block[1])[:_NUM_BLOCKS]
+
+
+def _promise(part: Plan) -> float:
+    """Tokens per second of as many stages like this one; until the first wave is through, those behind it wait."""
+    policy, prediction = part.policy, part.prediction
+    filled_s = prediction.prefill.seconds * (1 + (policy.stages - 1) / policy.num_waves)
+    return policy.block_size * part.workload.gen_len / (filled_s + prediction.decode.seconds)
+
+
+def _in_waves(policy: Policy, num_waves: int) -> Iterator[Policy]:
+    """As many gpu batches in every wave: more of them of the same size, or smaller ones in a block as large."""
+    size, count = policy.gpu_batch_size, max(1, round(policy.num_gpu_batches / num_waves)) * num_waves
+    for cut in {size, max(1, policy.block_size // count)}:
+        rows = min(policy.prefill_rows, cut)
+        yield replace(
+            policy, gpu_batch_size=cut, num_gpu_batches=count, num_waves=num_waves, prefill_rows=rows
+        )
+
+
+def place_policy(problem: Problem, request: Request, policy: Policy) -> Plan | None:
+    """The block of a policy with splits of its own; activations stay or move as in the policy, where that fits."""
+    tier = problem.target.compute_tier
+    moves = any(share for other, share in policy.activations.items() if other != tier)
+    for moving in (moves, not moves):
+        candidate = Candidate(
+            choice=Choice.of(policy),
+            way=Way(moves_activations=moving, attends=policy.cpu_attention > 0),
+            seconds_per_sequence=0.0,
+            num_gpu_batches=float(policy.num_gpu_batches),
+        )
+        found = place_within(problem, request, candidate, policy.num_gpu_batches)
+        if found:
+            return found
+    return None
 
 
 def _with_block(staged: Staged, num_waves: int, policy: Policy, request: Request) -> Plan | None:
@@ -184,7 +235,7 @@ def _with_block(staged: Staged, num_waves: int, policy: Policy, request: Request
             _Placing(staged, num_waves, policy, count, request).place,
         )
         if parts:
-            return staged.join(parts)
+            return staged.join([staged.shown(stage, part, num_waves) for stage, part in enumerate(parts)])
         if count <= num_waves:
             return None
         count = max(num_waves, count * 3 // 4 // num_waves * num_waves)
@@ -194,8 +245,8 @@ class _Placing:
     """Places stages with one block, alike ones once."""
 
     def __init__(self, staged: Staged, num_waves: int, policy: Policy, count: int, request: Request) -> None:
-        self.staged, self.num_waves, self.policy, self.count = staged, num_waves, policy, count
-        self.request = request
+        self.staged, self.num_waves, self.request = staged, num_waves, request
+        self.policy = replace(policy, num_waves=num_waves, num_gpu_batches=count)
         self.known: dict[tuple[object, ...], Plan | None] = {}
 
     def place(self, stage: int, first: int, stop: int) -> Plan | None:
@@ -205,22 +256,6 @@ class _Placing:
         kinds = tuple(id(layer) for layer in model.layers)
         key = kinds, model.has_embedding, model.has_head, problem.target, problem.rates.h2d, problem.rates.net
         if key not in self.known:
-            self.known[key] = self._place(problem)
+            self.known[key] = place_policy(problem, self.request, self.policy)
         found = self.known[key]
         return replace(found, model=replace(found.model, layers=(first, stop))) if found else None
-
-    def _place(self, problem: Problem) -> Plan | None:
-        """With activations at rest or moving, whichever is faster."""
-        choice = replace(Choice.of(self.policy), num_waves=self.num_waves)
-        plans = []
-        for moves in (False, True):
-            candidate = Candidate(
-                choice=choice,
-                way=Way(moves_activations=moves, attends=self.policy.cpu_attention > 0),
-                seconds_per_sequence=0.0,
-                num_gpu_batches=float(self.count),
-            )
-            found = place_within(problem, self.request, candidate, self.count)
-            plans += [found] if found else []
-        best = max(plans, key=lambda plan: plan.throughput_tokens_per_s, default=None)
-        return problem.with_interval(problem.predicted(best)) if best else None
