@@ -279,18 +279,17 @@ def _checked(rows: _Rows) -> Vector | Failure:
 
 
 def _run(rows: _Rows) -> Vector | Failure:
-    """Hand the rows to HiGHS, without variables that are 0 and rows that follow from others."""
+    """Hand the rows to HiGHS, without variables that are 0."""
     used = [index for index in range(rows.size) if rows.upper.get(index) != 0]
     columns = [*used, rows.size]
-    at_most = _undominated(np.array(rows.at_most)[:, columns])
-    terms = np.concatenate((at_most, np.array(rows.equal)[:, columns]))
+    terms = np.array([*rows.at_most, *rows.equal])[:, columns]
     solver = highspy.Highs()  # type: ignore[no-untyped-call]
     solver.setOptionValue("output_flag", False)
     solver.setOptionValue("presolve", "off")  # there is little to simplify
     solver.setOptionValue("solver", "simplex")
     lower = [rows.lower.get(index, 0.0) for index in used]
     upper = [rows.upper.get(index, highspy.kHighsInf) for index in used]
-    solver.passModel(_model(terms, len(at_most), rows.objective[columns], lower, upper))
+    solver.passModel(_model(terms, len(rows.at_most), rows.objective[columns], lower, upper))
     solver.run()
     status = solver.getModelStatus()
     if status != highspy.HighsModelStatus.kOptimal:
@@ -317,14 +316,6 @@ def _model(
     matrix.start_ = np.searchsorted(row, np.arange(len(terms) + 1))
     matrix.index_, matrix.value_ = column, terms[row, column]
     return model
-
-
-def _undominated(terms: Vector) -> Vector:
-    """Rows that no other one implies: all variables are at least 0, so that larger terms ask for more."""
-    implied = (terms[:, None] <= terms[None]).all(axis=2)
-    implied &= ~(implied.T & np.triu(np.ones_like(implied)))  # of equal ones the first stays
-    found: Vector = terms[~implied.any(axis=1)]
-    return found
 
 
 def _broken(rows: _Rows, answer: Vector) -> str | None:

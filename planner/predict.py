@@ -15,7 +15,7 @@ from planner.pricing import price
 from planner.sample import thinned
 from planner.simulate import phase_seconds, phase_times
 
-_VISITS, _VISITS_IN_SHORT = 1000, 500
+_VISITS, _VISITS_IN_SHORT = 800, 300
 """Stops of the zig-zag walk that are played, as far as they suffice: for a plan, and to compare plans."""
 _NO_LANES = (HOST, "cpu_mem")
 """Resources that a simulation has no lane for; the formula says how busy they are."""

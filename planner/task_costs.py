@@ -51,27 +51,39 @@ class TaskCosts:
         )
         kinds = [(id(slabs), id(layer)) for slabs, layer in zip(sizes.slabs, sizes.model.layers, strict=True)]
         specs = [layer for _, layer in kinds]
-        ends = {PRELUDE: PRELUDE, len(kinds): _HEAD}
-        whole = {j: kinds.index(kind) for j, kind in enumerate(kinds)} | ends
-        without_weights = {j: specs.index(spec) for j, spec in enumerate(specs)} | ends
+        self._weight_kinds = [kinds.index(kind) for kind in kinds]
+        self._layer_kinds = {j: specs.index(spec) for j, spec in enumerate(specs)}
+        self._layer_kinds |= {PRELUDE: PRELUDE, len(kinds): _HEAD}
         firsts = first_of_waves(sizes)  # these do the pass's own work
         rows = zip(sizes.placement.cache_rows, sizes.placement.activation_rows, strict=True)
         alike = [(k in firsts, row) for k, row in enumerate(rows)]
         self._batch_kinds = [alike.index(each) for each in alike]
-        self._layer_kinds = [whole if k in firsts else without_weights for k in range(len(alike))]
         self._passes: dict[tuple[int, int, int], Loads] = {}
+        self._weights: dict[int, Loads] = {}
 
     def load(self, task: Task, i: int, j: int) -> Load:
         """The load of a task, taken as one of token i and layer j."""
-        key = i, self._layer_kinds[task.k][j], self._batch_kinds[task.k]
-        loads = self._passes.get(key)
-        if loads is None:
-            loads = self._passes[key] = self._loads(*key)
+        if task.kind is TaskKind.LOAD_WEIGHT:
+            loads = self._weight_loads(self._weight_kinds[j], task.k)
+        else:
+            key = i, self._layer_kinds[j], self._batch_kinds[task.k]
+            known = self._passes.get(key)
+            if known is None:
+                known = self._passes[key] = self._loads(*key)
+            loads = known
         load = loads[task.kind, task.resource]
         if task.num_parts == 1:
             return load
         seconds, num_bytes = load.seconds / task.num_parts, load.num_bytes / task.num_parts
         return Load(seconds, num_bytes, load.shares, load.attend_s, load.attend_bytes, load.is_blocking)
+
+    def _weight_loads(self, j: int, first: int) -> Loads:
+        """Of a layer's weights, for a gpu batch that a pass begins with; for every token the same."""
+        if j not in self._weights:
+            moves = self.cost.moves(held_by_batches(self.sizes, j, (first,)), step_of(self.sizes.workload, 0))
+            weights = (move for move in moves if move.kind is TaskKind.LOAD_WEIGHT)
+            self._weights[j] = {(move.kind, move.resource): self._moved(move) for move in weights}
+        return self._weights[j]
 
     def _loads(self, i: int, j: int, k: int) -> Loads:
         cost, step = self.cost, step_of(self.sizes.workload, i)
