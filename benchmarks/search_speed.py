@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -83,12 +84,14 @@ def _children_s() -> float:
 
 def measure(rounds: int) -> SearchSpeed:
     """All cases."""
+    load_average, _, _ = os.getloadavg()
     with tempfile.TemporaryDirectory() as directory:
         rows = [timed(case, rounds) for case in cases(Path(directory))]
     return SearchSpeed(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         commit=current_commit(),
         machine=machine_facts(),
+        load_average=load_average,
         rows=rows,
     )
 

@@ -21,7 +21,8 @@ def page(found: SearchSpeed) -> str:
     lines = [
         _HEAD,
         f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']}; {found.created[:10]}, commit "
-        f"{found.commit[:12]}; {len(imports.wall_s)} runs of each.",
+        f"{found.commit[:12]}; {len(imports.wall_s)} runs of each. The machine's load average was "
+        f"{found.load_average:.1f} when it began.",
         "",
         f"Of every search the imports are {_seconds(imports)}.",
         "",

@@ -38,4 +38,6 @@ class SearchSpeed:
     created: str
     commit: str
     machine: Mapping[str, object]
+    load_average: float
+    """Of the machine when it began: what others did; at rest it is near 0."""
     rows: Sequence[Timed]

@@ -40,7 +40,13 @@ def test_a_result_is_read_back_and_shown(tmp_path: Path) -> None:
     search = "python -m planner search --model opt-175b --hw t4-host"
     rows = [row, Timed(group="open", label="bits", command=search, wall_s=[0.5], cpu_s=[0.625])]
     machine = {"processor": "a processor", "cores": 2, "python": "3.11.7"}
-    result = SearchSpeed(created="2026-01-02T03:04:05", commit="0123456789abcdef", machine=machine, rows=rows)
+    result = SearchSpeed(
+        created="2026-01-02T03:04:05",
+        commit="0123456789abcdef",
+        machine=machine,
+        load_average=0.5,
+        rows=rows,
+    )
     write_json_result(result, tmp_path / "found.json")
     text = page(load_json_result(tmp_path / "found.json", SearchSpeed))
     assert "2.00 s on the wall and 4.00 s of the cores" in text
