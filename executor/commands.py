@@ -67,7 +67,7 @@ def ranks_of(plan: Plan, arguments: argparse.Namespace, console: Console) -> Ite
         return
     if env.rank < len(plan.stages):
         for warning in bind(plan.stages[env.rank], env.rank, widen=env.by_mpi):
-            console.print(warning, style="yellow")
+            console.print(warning, style="yellow", soft_wrap=True)
     with rank_group(
         env,
         len(plan.stages),

@@ -19,7 +19,8 @@ from hwprofiles.profile import SizePoint
 from hwprofiles.units import KIB, MIB
 
 SIZES_BYTES = (64 * KIB, MIB, 16 * MIB, 64 * MIB)
-_WAIT = timedelta(seconds=60)
+_WAIT = timedelta(minutes=4)
+"""For the other process, which imports torch first; seconds on a machine at rest."""
 _END = 0
 _LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
