@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -98,7 +98,7 @@ def rank_group(
                 watch=watch,
                 hellos=hellos,
                 transport=_connect(store, board, hellos, use_nccl=use_nccl, wait_s=wait_s),
-                clock_offset_s=_clock_offset(env.rank, size),
+                clock_offset_s=clock_offset(env.rank, _far(hellos)),
             )
             yield group
             board.meet("done")
@@ -228,21 +228,28 @@ def _connect(
     return Ring(host_group, distributed.new_group(backend="nccl", timeout=FOREVER) if use_nccl else None)
 
 
-def _clock_offset(rank: int, size: int) -> float:
-    """What to add to this rank's clock for rank 0's: of several exchanges the one that took the least time."""
+def _far(hellos: dict[int, Hello]) -> list[int]:
+    return [rank for rank in sorted(hellos) if hellos[rank].host_id != hellos[0].host_id]
+
+
+def clock_offset(rank: int, far: Iterable[int], clock: Callable[[], float] = time.perf_counter) -> float:
+    """What to add to this rank's clock for rank 0's: of several exchanges the one that took the least time.
+
+    `far` are the ranks on other hosts than rank 0's, with which it shares its clock.
+    """
     answer = torch.zeros(1, dtype=torch.float64)
     best = (float("inf"), 0.0)
-    for other in range(1, size):
+    for other in far:
         for _ in range(_PINGS):
             if rank == 0:
                 distributed.recv(answer, other)
-                answer[0] = time.perf_counter()
+                answer[0] = clock()
                 distributed.send(answer, other)
             elif rank == other:
-                sent_s = time.perf_counter()
+                sent_s = clock()
                 distributed.send(answer, 0)
                 distributed.recv(answer, 0)
-                took_s = time.perf_counter() - sent_s
+                took_s = clock() - sent_s
                 best = min(best, (took_s, float(answer) - (sent_s + took_s / 2)))
     return best[1]
 

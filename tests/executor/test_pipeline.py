@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from executor.rank_group import clock_offset
+from executor.transport import Ring
 from tests.executor.ranks import RankPool, make_pipeline, run_pipeline
 from tests.executor.tiny import random_model, random_prompts, reference_tokens, save
 
@@ -95,3 +98,15 @@ def test_one_task_after_the_other(pool: RankPool, tmp_path: Path) -> None:
     requests = random_prompts(LENGTHS, 4)
     tokens = run_pipeline(pool, plan, tmp_path / "model", requests, overlap=False)
     assert tokens == reference_tokens(model, requests)
+
+
+def offset_of_a_shifted_clock(ring: Ring, rank: int, shift_s: float) -> float:
+    """This rank's clock runs ahead by as much as its number says."""
+    return clock_offset(rank, [1, 2], lambda: time.perf_counter() + rank * shift_s)
+
+
+def test_clocks_are_compared(pool: RankPool) -> None:
+    """Each rank finds how far its clock is from the first one's, as closely as the quickest exchange allows."""
+    shift_s = 1000.0
+    offsets = pool.run(3, offset_of_a_shifted_clock, shift_s)
+    assert offsets == pytest.approx([0.0, -shift_s, -2 * shift_s], abs=30.0)
