@@ -34,6 +34,8 @@ _NUM_SEARCHED = 2
 """Blocks of the search that are cut into other numbers of waves."""
 _NUM_BLOCKS = 4
 """Blocks that are tried on all stages."""
+_BEHIND = 1.03
+"""Of a stage's least time a sequence: a stage's finalists are priced by the formula, which tells no more apart."""
 _HOPELESS = 0.9
 """Of the best pipeline's throughput: what one stage by itself promises less than is not tried."""
 
@@ -180,7 +182,7 @@ def _blocks(staged: Staged, request: Request, report: Reporter) -> list[tuple[Po
     fewest, *more = wave_options(staged.num_stages)
     report(f"{staged.num_stages} stages: searching one of them")
     found: dict[tuple[int, int], tuple[Policy, float]] = {}
-    for plan in finalists(staged.even(staged.tightest, fewest), request):
+    for plan in finalists(staged.even(staged.tightest, fewest), request, behind=_BEHIND, most=_NUM_BLOCKS):
         found.setdefault((fewest, plan.policy.gpu_batch_size), (plan.policy, _promise(plan)))
     for policy, _ in sorted(found.values(), key=lambda block: -block[1])[:_NUM_SEARCHED]:
         for cut in (cut for num_waves in more for cut in _in_waves(policy, num_waves)):
