@@ -1,4 +1,4 @@
-"""LP: the best shares, and the best block size, for a discrete choice. The only module that imports highspy."""
+"""LP: the best shares, and the best block size, for a discrete choice. The only module that imports pulp."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import highspy
 import numpy as np
+import pulp
 from numpy.typing import NDArray
 
 from planner.policy import TIERS, Tier
@@ -280,42 +280,38 @@ def _checked(rows: _Rows) -> Vector | Failure:
 
 def _run(rows: _Rows) -> Vector | Failure:
     """Hand the rows to HiGHS, without variables that are 0."""
+    problem = pulp.LpProblem("shares", pulp.LpMinimize)
     used = [index for index in range(rows.size) if rows.upper.get(index) != 0]
-    columns = [*used, rows.size]
-    terms = np.array([*rows.at_most, *rows.equal])[:, columns]
-    solver = highspy.Highs()  # type: ignore[no-untyped-call]
-    solver.setOptionValue("output_flag", False)
-    solver.setOptionValue("presolve", "off")  # there is little to simplify
-    solver.setOptionValue("solver", "simplex")
-    lower = [rows.lower.get(index, 0.0) for index in used]
-    upper = [rows.upper.get(index, highspy.kHighsInf) for index in used]
-    solver.passModel(_model(terms, len(rows.at_most), rows.objective[columns], lower, upper))
-    solver.run()
-    status = solver.getModelStatus()
-    if status != highspy.HighsModelStatus.kOptimal:
-        infeasible = status == highspy.HighsModelStatus.kInfeasible
-        return Failure(f"the solver ends with {solver.modelStatusToString(status)!r}", infeasible)
+    variables = {
+        index: problem.add_variable(f"x{index}", rows.lower.get(index, 0.0), rows.upper.get(index))
+        for index in used
+    }
+    problem.setObjective(_expression(variables, rows.objective))
+    at_most = _undominated(np.array(rows.at_most), used)
+    for sense, constraints in ((pulp.LpConstraintLE, at_most), (pulp.LpConstraintEQ, rows.equal)):
+        for terms in constraints:
+            problem.addConstraint(pulp.LpConstraint(_expression(variables, terms), sense, rhs=-terms[-1]))
+    status = problem.solve(pulp.HiGHS(msg=False, presolve="off"))  # there is little to simplify
+    if status != pulp.LpStatusOptimal:
+        return Failure(f"the solver ends with {pulp.LpStatus[status]!r}", status == pulp.LpStatusInfeasible)
     answer = np.zeros(rows.size)
-    answer[used] = solver.getSolution().col_value
+    answer[used] = [variable.value() for variable in variables.values()]
     return answer
 
 
-def _model(
-    terms: Vector, num_at_most: int, objective: Vector, lower: list[float], upper: list[float]
-) -> highspy.HighsLp:
-    """Rows terms . (x, 1), the first ones <= 0 and the others = 0, as HiGHS takes them."""
-    model, limits = highspy.HighsLp(), -terms[:, -1]
-    model.num_row_, model.num_col_ = len(terms), len(lower)
-    model.col_cost_, model.col_lower_, model.col_upper_ = objective[:-1], lower, upper
-    model.row_upper_ = limits
-    model.row_lower_ = [*[-highspy.kHighsInf] * num_at_most, *limits[num_at_most:]]
-    row, column = np.nonzero(terms[:, :-1])
-    matrix = model.a_matrix_
-    matrix.format_ = highspy.MatrixFormat.kRowwise
-    matrix.num_row_, matrix.num_col_ = model.num_row_, model.num_col_
-    matrix.start_ = np.searchsorted(row, np.arange(len(terms) + 1))
-    matrix.index_, matrix.value_ = column, terms[row, column]
-    return model
+def _undominated(terms: Vector, used: list[int]) -> Vector:
+    """Rows that no other one implies: all variables are at least 0, so that the larger terms ask for more."""
+    seen = terms[:, [*used, -1]]
+    implied = (seen[:, None] <= seen[None]).all(axis=2)
+    implied &= ~(implied.T & np.triu(np.ones_like(implied)))  # of equal ones the first stays
+    kept: Vector = terms[~implied.any(axis=1)]
+    return kept
+
+
+def _expression(variables: Mapping[int, pulp.LpVariable], terms: Vector) -> pulp.LpAffineExpression:
+    return pulp.LpAffineExpression(
+        [(variable, float(terms[index])) for index, variable in variables.items() if terms[index]]
+    )
 
 
 def _broken(rows: _Rows, answer: Vector) -> str | None:
