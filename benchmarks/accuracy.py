@@ -14,7 +14,6 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.accuracy_page import page, section
@@ -29,6 +28,7 @@ from benchmarks.plan_runs import (
     run_function,
     run_plan,
 )
+from benchmarks.setting import setting_of
 from hwprofiles.errors import run_cli
 from hwprofiles.files import write_atomically
 from hwprofiles.profile import load_profile
@@ -59,14 +59,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 def sum_up(arguments: argparse.Namespace) -> int:
     """Compute errors from the reports, and from a calibration on a third of them."""
-    cases = _cases(arguments)
+    cases, profile = _cases(arguments), load_profile(arguments.hw)
     reports = {name: load_report(_report(arguments, name)) for name in cases}
     result = summed_up(
         cases,
         reports,
-        load_profile(arguments.hw),
-        command=f"python -m benchmarks.accuracy run {arguments.cases} --hw {arguments.hw}",
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        profile,
+        setting_of(profile, f"python -m benchmarks.accuracy run {arguments.cases} --hw {arguments.hw}"),
     )
     write_json_result(result, arguments.output)
     print("\n".join(section(result)))

@@ -24,10 +24,9 @@ def page(results: Sequence[Accuracy]) -> str:
 
 def section(result: Accuracy) -> Iterator[str]:
     """One machine: how far off, then every row."""
-    yield f"## {result.profile['name']}, {result.created[:10]}"
+    yield from result.setting.heading()
     yield ""
-    platform, torch = result.machine["platform"], result.machine["torch"]
-    yield f"{platform}, torch {torch}; commit {result.commit[:12]}; {len(result.cases)} plans."
+    yield f"{len(result.cases)} plans."
     yield ""
     yield "| | median error | worst error |"
     yield "|---|---|---|"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from benchmarks.facts import current_commit, machine_facts
+from benchmarks.setting import Setting
 from hwprofiles.errors import UserError
 from hwprofiles.profile import HardwareProfile
 from planner.calibrate import calibrate
@@ -66,11 +66,7 @@ class Error:
 class Accuracy:
     """All runs of a machine."""
 
-    command: str
-    commit: str
-    created: str
-    machine: Mapping[str, object]
-    profile: Mapping[str, object]
+    setting: Setting
     cases: Mapping[str, AccuracyCase]
     from_the_profile: Error
     calibrated: Error
@@ -82,20 +78,14 @@ def summed_up(
     cases: Mapping[str, AccuracyCase],
     reports: Mapping[str, RunReport],
     profile: HardwareProfile,
-    *,
-    command: str,
-    created: str,
+    setting: Setting,
 ) -> Accuracy:
     """The result of these runs; a UserError for fewer than two, of which one calibrates for the other."""
     if len(reports) < 2:
         raise UserError(f"{len(reports)} runs cannot be held against each other; run at least 2 cases")
     rows = list(_rows(reports, profile))
     return Accuracy(
-        command=command,
-        commit=current_commit(),
-        created=created,
-        machine=machine_facts(),
-        profile={"name": profile.name, "digest": profile.digest(), "created": profile.created},
+        setting=setting,
         cases=cases,
         from_the_profile=_error([row.predicted_s / row.measured_s for row in rows]),
         calibrated=_error([row.calibrated_s / row.measured_s for row in rows if row.calibrated_s]),

@@ -15,7 +15,6 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.best_plan_page import page, section
@@ -31,6 +30,7 @@ from benchmarks.plan_runs import (
     run_function,
     run_plan,
 )
+from benchmarks.setting import setting_of
 from hwprofiles.errors import run_cli
 from hwprofiles.files import write_atomically
 from hwprofiles.profile import load_profile
@@ -60,13 +60,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def sum_up(arguments: argparse.Namespace) -> int:
     """Hold the chosen plans against the others, from the reports."""
-    cases = _cases(arguments)
+    cases, profile = _cases(arguments), load_profile(arguments.hw)
     result = summed_up(
         cases,
         {name: _reports(arguments.reports / name) for name in cases},
-        load_profile(arguments.hw),
-        command=f"python -m benchmarks.best_plan run {arguments.cases} --hw {arguments.hw}",
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        setting_of(profile, f"python -m benchmarks.best_plan run {arguments.cases} --hw {arguments.hw}"),
     )
     write_json_result(result, arguments.output)
     print("\n".join(section(result)))

@@ -26,10 +26,7 @@ def page(results: Sequence[BestPlan]) -> str:
 
 def section(result: BestPlan) -> Iterator[str]:
     """One machine: a table a case, the fastest plan first."""
-    yield f"## {result.profile['name']}, {result.created[:10]}"
-    yield ""
-    platform, torch = result.machine["platform"], result.machine["torch"]
-    yield f"{platform}, torch {torch}; commit {result.commit[:12]}."
+    yield from result.setting.heading()
     for found in result.found:
         yield ""
         yield f"### {found.case}: the chosen plan is at {found.share:.1%} of the fastest of {len(found.plans)}"

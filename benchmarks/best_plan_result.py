@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from benchmarks.facts import current_commit, machine_facts
+from benchmarks.setting import Setting
 from hwprofiles.errors import UserError
-from hwprofiles.profile import HardwareProfile
 from planner.plan import Plan
 from planner.report import RunReport
 
@@ -68,11 +67,7 @@ class CaseRuns:
 class BestPlan:
     """All cases of a machine."""
 
-    command: str
-    commit: str
-    created: str
-    machine: Mapping[str, object]
-    profile: Mapping[str, object]
+    setting: Setting
     cases: Mapping[str, BestPlanCase]
     found: Sequence[CaseRuns]
 
@@ -80,10 +75,7 @@ class BestPlan:
 def summed_up(
     cases: Mapping[str, BestPlanCase],
     reports: Mapping[str, Mapping[str, Sequence[RunReport]]],
-    profile: HardwareProfile,
-    *,
-    command: str,
-    created: str,
+    setting: Setting,
 ) -> BestPlan:
     """The result of these runs, by case and plan; a UserError where the chosen plan or all others were not run."""
     for name, plans in reports.items():
@@ -92,11 +84,7 @@ def summed_up(
                 f"{name}: {len(plans)} plans were run; the chosen one and at least one other are needed"
             )
     return BestPlan(
-        command=command,
-        commit=current_commit(),
-        created=created,
-        machine=machine_facts(),
-        profile={"name": profile.name, "digest": profile.digest(), "created": profile.created},
+        setting=setting,
         cases=cases,
         found=[case_runs(name, plans) for name, plans in reports.items()],
     )

@@ -14,6 +14,7 @@ from benchmarks.best_plan_result import CHOSEN, BestPlan, BestPlanCase, summed_u
 from benchmarks.best_plan_rivals import rivals
 from benchmarks.json_result import load_json_result, write_json_result
 from benchmarks.plan_runs import load_named
+from benchmarks.setting import setting_of
 from hwprofiles.errors import UserError
 from planner.commands import search
 from planner.plan import Plan
@@ -75,7 +76,7 @@ def test_the_chosen_plan_is_held_against_the_fastest(tmp_path: Path) -> None:
         }
     }
     cases = {"some-case": BestPlanCase(planner="--model opt-125m")}
-    result = summed_up(cases, reports, profile, command="run", created="2026-11-22T10:00:00+00:00")
+    result = summed_up(cases, reports, setting_of(profile, "run"))
     (found,) = result.found
     assert [plan.label for plan in found.plans] == ["faster", CHOSEN, "slower"]
     assert found.share == pytest.approx(0.9)
@@ -89,6 +90,4 @@ def test_without_a_rival_there_is_nothing_to_say() -> None:
     """A UserError."""
     profile = small_t4()
     with pytest.raises(UserError, match="1 plans were run"):
-        summed_up(
-            {}, {"some": {CHOSEN: [report_of(profile, policy_of(), {})]}}, profile, command="", created=""
-        )
+        summed_up({}, {"some": {CHOSEN: [report_of(profile, policy_of(), {})]}}, setting_of(profile, ""))

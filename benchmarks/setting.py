@@ -1,0 +1,41 @@
+"""Setting: where, when and with what the runs of a result were made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from benchmarks.facts import current_commit, machine_facts
+from hwprofiles.profile import HardwareProfile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What a result says of its runs beside their figures."""
+
+    command: str
+    commit: str
+    created: str
+    machine: Mapping[str, object]
+    profile: Mapping[str, object]
+    """Name, digest and date of the profile that predicted them."""
+
+    def heading(self) -> tuple[str, str, str]:
+        """A section's first lines, as Markdown."""
+        return (
+            f"## {self.profile['name']}, {self.created[:10]}",
+            "",
+            f"{self.machine['platform']}, torch {self.machine['torch']}; commit {self.commit[:12]}.",
+        )
+
+
+def setting_of(profile: HardwareProfile, command: str) -> Setting:
+    """This machine and this working tree, now."""
+    return Setting(
+        command=command,
+        commit=current_commit(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        machine=machine_facts(),
+        profile={"name": profile.name, "digest": profile.digest(), "created": profile.created},
+    )
