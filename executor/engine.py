@@ -1,88 +1,33 @@
-"""The engine: plays the schedule. Each task of planner.schedule becomes one body in one lane."""
+"""The engine: a plan's allocations, loaded once, and the loop that generates one block after the other."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import torch
 
-from executor.activations import ActivationHomes
-from executor.batching import Block
-from executor.block import batch_states
-from executor.cache import CacheHomes
+from executor.allocations import Allocations, EngineOptions
+from executor.batching import Block, make_blocks
+from executor.block_run import BlockRun
 from executor.checkpoint import Checkpoint
-from executor.disk import DiskStore
-from executor.layer_compute import LayerCompute
 from executor.measure import Measurements
-from executor.messages import Mail, MessageSlots, lanes_on_device
 from executor.progress import Reporter, SilentReporter
 from executor.sampling import Sampler
-from executor.transfer import Delay, Handle, Lanes, copy_bytes
-from executor.transport import Transport
-from executor.weight_slots import WeightSlots
-from executor.weights import WeightHomes
-from planner.layout import is_streamed
-from planner.ledger import Sizes
-from planner.placement import group_tier
+from executor.warm_up import WarmUpRun
 from planner.plan import Plan
-from planner.schedule import Task, TaskKind, tasks
-from planner.shape import shape_of
+from planner.prompts import synthetic_requests
+
+__all__ = ["Engine", "EngineOptions"]
+_WARM_UP_TOKENS = 2
+"""One of prefill, one of decode."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineOptions:
-    """How to play a plan, beside the plan itself."""
-
-    device: torch.device
-    offload_dir: Path | None = None
-    overlap: bool = True
-    transport: Transport | None = None
-    """To the other stages of a pipeline."""
-    delay: Delay | None = None
-    """Holds tasks back at random; for tests."""
-
-
-class Engine:
-    """Everything a plan allocates, and the loop that generates one block after the other."""
+class Engine(Allocations):
+    """Runs blocks on what a plan allocates, and measures them."""
 
     def __init__(self, plan: Plan, options: EngineOptions) -> None:
-        self.plan, self.options = plan, options
-        spec, device = plan.model.spec(), options.device
-        self.sizes = Sizes(spec, plan.workload, plan.policy, plan.placement, plan.hardware.compute_tier)
+        super().__init__(plan, options)
         self.measurements = Measurements()
-        self.store: DiskStore | None = None
-        self._closers: list[Callable[[], None]] = []
-        try:
-            self._allocate(device)
-        except BaseException:
-            self.close()
-            raise
-
-    def _allocate(self, device: torch.device) -> None:
-        plan, options = self.plan, self.options
-        if plan.ledger.peak_bytes("disk"):
-            self.store = DiskStore(options.offload_dir or Path.cwd(), threads=plan.policy.io_threads)
-            self._closers.append(self.store.close)
-        self.homes = WeightHomes(
-            self.sizes, compute_device=device, emulated=plan.hardware.emulated, store=self.store
-        )
-        self._closers.append(self.homes.close)
-        self.weights = WeightSlots(self.sizes, self.homes, compute_device=device)
-        self._closers.append(self.weights.close)
-        self.caches = CacheHomes(self.sizes, compute_device=device, store=self.store)
-        self._closers.append(self.caches.close)
-        self.activations = ActivationHomes(self.sizes, compute_device=device, store=self.store)
-        self._closers.append(self.activations.close)
-        self.messages = MessageSlots(self.sizes, compute_device=device)
-        self._closers.append(self.messages.close)
-        self.compute = LayerCompute(
-            self.sizes, device, self.weights, self.caches, self.activations, self.messages
-        )
-        self._closers.append(self.compute.close)
-        if options.transport:
-            self.mail = Mail(self.messages, self.activations, options.transport, device)
 
     def load(self, checkpoint: Checkpoint, progress: Callable[[int], None] = lambda _: None) -> None:
         """The checkpoint's weights into their homes, tensor by tensor; `progress` is told the bytes."""
@@ -96,11 +41,29 @@ class Engine:
 
     def _ready(self) -> None:
         self.compute.bind_ends(self.homes)
-        self.compute.warm_up()
+        if self.options.device.type == "cuda":
+            self.warm_up()
+
+    def warm_up(self) -> None:
+        """Play a few layers of one gpu batch, so that no block waits for kernels to be compiled and loaded.
+
+        What they leave in slots and homes is written anew before it is read.
+        """
+        workload, vocab_size = self.plan.workload, self.plan.model.spec().vocab_size
+        size, gen_len = self.plan.policy.gpu_batch_size, min(_WARM_UP_TOKENS, workload.gen_len)
+        requests = synthetic_requests(size, workload.prompt_len, gen_len, vocab_size)
+        block = make_blocks(requests, gpu_batch_size=size, num_gpu_batches=1, pad_id=0)[0]
+        sampler = Sampler(
+            block.gpu_batches[0], eos_ids=frozenset(), tokenizer=None, device=self.options.device
+        )
+        self._play(WarmUpRun(self, block, [sampler], SilentReporter(), Measurements()))
 
     def generate(self, block: Block, samplers: Sequence[Sampler], reporter: Reporter | None = None) -> None:
         """Generate for a block until every row of every sampler is finished."""
-        run = _BlockRun(self, block, list(samplers), reporter or SilentReporter())
+        self._play(BlockRun(self, block, samplers, reporter or SilentReporter(), self.measurements))
+
+    @staticmethod
+    def _play(run: BlockRun) -> None:
         try:
             with torch.inference_mode():
                 run.play()
@@ -109,166 +72,3 @@ class Engine:
             raise
         finally:
             run.lanes.close()
-
-    def close(self) -> None:
-        """Give all memory back and remove the offload files; safe to call twice."""
-        while self._closers:
-            self._closers.pop()()
-
-
-class _BlockRun:
-    """One block: plays its tasks, and accepts each token's ids one pass later, so that no lane waits for the host."""
-
-    def __init__(self, engine: Engine, block: Block, samplers: list[Sampler], reporter: Reporter) -> None:
-        self.engine, self.reporter, device = engine, reporter, engine.options.device
-        self.states = batch_states(block, samplers, engine.sizes, device)
-        self.sizes = engine.sizes.of_rows([state.num_rows for state in self.states])
-        self.shape = shape_of(self.sizes)
-        self.lanes = Lanes(
-            device,
-            overlap=engine.options.overlap,
-            delay=engine.options.delay,
-            on_device=lanes_on_device(self.shape.place, self.sizes.messages),
-        )
-        self.bringers: dict[tuple[int, int], Handle] = {}
-        """By token and gpu batch, the task after which its ids are known here."""
-        self.finals: dict[tuple[int, int], Handle] = {}
-        """Likewise the task with which this stage is done with a token."""
-        self.unfinished = [True] * len(self.states)
-
-    def play(self) -> None:
-        """The loop: every task of the schedule into its lane; the compute tasks are done here."""
-        measurements = self.engine.measurements
-        measurements.start_block(self.engine.options.device, self.lanes.forget)
-        self.engine.compute.start_block()
-        gen_len = max(state.batch.gen_len for state in self.states)
-        for task in tasks(self.shape, gen_len, self.active):
-            handle = self.lanes.submit(task, self.body(task), self.meeting(task))
-            measurements.add(handle)
-            if (i := self.shape.ids_known_after(task)) is not None:
-                self.bringers[i, task.k] = handle
-            if self.shape.is_final(task):
-                self.finals[task.i, task.k] = handle
-        for i, k in sorted({*self.bringers, *self.finals}):
-            self._accept(i, [k])
-        self.lanes.failure.check()
-        measurements.finish_block()
-
-    def active(self, i: int, ks: Sequence[int]) -> Sequence[int]:
-        """Of these gpu batches, those that token i is generated for, as far as the tokens before i - 1 tell.
-
-        Every stage of a pipeline is asked at its own time and comes to the same answer.
-        """
-        self._accept(i - 2, ks)
-        return [k for k in ks if self.unfinished[k] and i < self.states[k].batch.gen_len]
-
-    def _accept(self, i: int, ks: Sequence[int]) -> None:
-        """Wait for token i's ids of these gpu batches and hand them to the samplers."""
-        for k in ks:
-            state = self.states[k]
-            bringer, final = self.bringers.pop((i, k), None), self.finals.pop((i, k), None)
-            for handle in (bringer, final):
-                if handle:
-                    handle.wait()
-            self.lanes.failure.check()
-            if bringer:
-                if i == 0:
-                    self.reporter.advance("prefill", sum(len(r.prompt_ids) for r in state.batch.requests))
-                self.reporter.advance("decode", state.sampler.finished.count(False))
-                self.unfinished[k] = state.sampler.accept(state.sampled[i].tolist())
-                state.sampled.pop(i - 2, None)  # token i - 1's may still have to be sent on
-            if final:
-                self.engine.measurements.token_done(final, state.num_rows * state.num_new(i))
-
-    def meeting(self, task: Task) -> Callable[[], None] | None:
-        """What waits for another stage before the task begins."""
-        is_message = task.kind in {TaskKind.SEND, TaskKind.RECEIVE}
-        return self.engine.mail.meeting(task) if is_message else None
-
-    def body(self, task: Task) -> Callable[[], int]:
-        """What the task does, in its lane."""
-        match task.kind, task.resource:
-            case TaskKind.LOAD_WEIGHT, "disk_read":
-                return lambda: self.engine.weights.read_disk(task.j, task.slots)
-            case TaskKind.LOAD_WEIGHT, _:
-                return lambda: self.engine.weights.copy_to_slot(task)
-            case TaskKind.COMPUTE, _:
-                return lambda: self._compute(task)
-            case ((TaskKind.LOAD_CACHE | TaskKind.STORE_CACHE), _):
-                return lambda: self._move_cache(task)
-            case ((TaskKind.SEND | TaskKind.RECEIVE), _):
-                return lambda: self.engine.mail.carry(task, self.states[task.k])
-            case _:
-                return lambda: self._move_activation(task)
-
-    def _compute(self, task: Task) -> int:
-        step = self.engine.compute.run(task, self.states[task.k])
-        if step:
-            measured = step.attend_bytes, step.attend_start_s, step.attend_s
-            self.engine.measurements.add_attend(task, *measured)
-        return 0
-
-    def _move_cache(self, task: Task) -> int:
-        """Tokens of a gpu batch's rows between a cache slot, the host buffer of disk rows, and the homes."""
-        total = 0
-        for source, target in self._cache_copies(task):
-            if task.resource in ("h2d", "d2h"):
-                copy_bytes(target, source)
-            total += source.numel()
-        return total
-
-    def _cache_copies(self, task: Task) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """(source, target) of each group a task moves; disk tasks do their I/O here and yield the bytes."""
-        state, caches, tier = self.states[task.k], self.engine.caches, self.sizes.compute_tier
-        prefill, loading = task.i == 0, task.kind is TaskKind.LOAD_CACHE
-        past, num_tokens = state.past(task.i), self.sizes.workload.max_len
-        start, stop = (0, past) if loading else (past, past + state.num_new(task.i))
-        length = state.batch.prompt_len if prefill else num_tokens
-        in_slot = caches.in_slot(task.slots.cache, state.cache_rows, length, prefill=prefill)
-        staged = caches.in_staging(task.slots.cache, state.cache_rows, num_tokens)
-        for group, count in state.cache_rows.counts():
-            on_disk = group_tier(group) == "disk"
-            if task.resource in ("disk_read", "disk_write"):
-                if count and on_disk:
-                    view = staged[group] if staged else in_slot[group]
-                    offset = caches.disk_offset(task.j, task.k, group) + start * view.stride
-                    data = view.token_bytes(start, stop)
-                    assert caches.file is not None
-                    (caches.file.read if loading else caches.file.write)(offset, data)
-                    yield data, data
-            elif count and group in in_slot and (prefill or is_streamed(group, tier)):
-                home = staged[group] if on_disk else caches.home(task.j, task.k, group, count)
-                slot_bytes = in_slot[group].token_bytes(start, stop)
-                home_bytes = home.token_bytes(start, stop)
-                yield (home_bytes, slot_bytes) if loading else (slot_bytes, home_bytes)
-
-    def _move_activation(self, task: Task) -> int:
-        """A gpu batch's hidden states between an activation slot, the host buffer of disk rows, and the homes."""
-        state, activations = self.states[task.k], self.engine.activations
-        rows, num_new, loading = (
-            state.activation_rows,
-            state.num_new(task.i),
-            task.kind is TaskKind.LOAD_ACTIVATION,
-        )
-        slot, total = task.slots.activation, 0
-        on_disk_lane = task.resource in ("disk_read", "disk_write")
-        if on_disk_lane and loading:
-            total += self._disk_activation(task)
-        if not on_disk_lane or self.sizes.compute_tier == "cpu":
-            for working, home in activations.parts(task.k, slot, rows, num_new):
-                source, target = (home, working) if loading else (working, home)
-                target.copy_(source, non_blocking=True)
-                total += source.nbytes
-        if on_disk_lane and not loading:
-            total += self._disk_activation(task)
-        return total
-
-    def _disk_activation(self, task: Task) -> int:
-        state, activations = self.states[task.k], self.engine.activations
-        offset, data = activations.disk_piece(
-            task.k, task.slots.activation, state.activation_rows, state.num_new(task.i)
-        )
-        assert activations.file is not None
-        loading = task.kind is TaskKind.LOAD_ACTIVATION
-        (activations.file.read if loading else activations.file.write)(offset, data)
-        return data.numel()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch.nn import functional
 
 from executor.activations import ActivationHomes
 from executor.attention import ATTENTION_NAME, Exchange, Part, RowAttention, Step, TierCache
@@ -17,8 +16,6 @@ from planner.layout import is_resident
 from planner.ledger import Sizes
 from planner.placement import CacheGroup, group_tier
 from planner.schedule import PRELUDE, Task
-
-WARM_UP_SIZE = 1024
 
 
 class LayerCompute:
@@ -44,22 +41,6 @@ class LayerCompute:
     def bind_ends(self, homes: WeightHomes) -> None:
         """Once the weights are loaded."""
         self.templates.bind_ends({tensor.name: homes.end(tensor.name) for tensor in self.sizes.model.ends})
-
-    def warm_up(self) -> None:
-        """Call what layers call once, small, so that the first block does not wait for libraries to load it."""
-        if self.device.type != "cuda":
-            return
-        model, dtype = self.sizes.model, getattr(torch, self.sizes.model.dtype)
-        with torch.inference_mode():
-            for rows in (1, 64):
-                x = torch.zeros(rows, WARM_UP_SIZE, device=self.device, dtype=dtype)
-                functional.linear(
-                    functional.layer_norm(x, (WARM_UP_SIZE,)), x.new_zeros(x.shape[1], x.shape[1])
-                )
-            heads = torch.zeros(2, model.num_heads, 64, model.head_dim, device=self.device, dtype=dtype)
-            functional.scaled_dot_product_attention(heads, heads, heads, is_causal=True)
-            functional.scaled_dot_product_attention(heads[:, :, :1], heads, heads)
-        torch.cuda.synchronize(self.device)
 
     def start_block(self) -> None:
         """Slots hold other layers now."""

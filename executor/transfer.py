@@ -179,24 +179,26 @@ def _hold_back(seconds: float, stream: torch.cuda.Stream | None) -> None:
         torch.cuda._sleep(int(seconds * 1.5e9))  # cycles
 
 
+Streams = Mapping[Resource, torch.cuda.Stream]
+
+
+def make_streams(device: torch.device, names: Collection[Resource]) -> Streams:
+    """A stream of its own for each of these lanes where the device is a GPU.
+
+    They outlive a run: torch keeps freed memory, and its libraries their workspaces, for the stream that used them.
+    """
+    return {name: torch.cuda.Stream(device) for name in names} if device.type == "cuda" else {}
+
+
 class Lanes:
     """All lanes of a run. With `overlap` off, a task is done when `submit` returns, but for what the net carries."""
 
-    def __init__(
-        self,
-        device: torch.device,
-        *,
-        overlap: bool,
-        delay: Delay | None = None,
-        on_device: Collection[Resource] = ("h2d", "d2h", "gpu"),
-    ) -> None:
-        self.device, self.overlap, self.delay = device, overlap, delay
+    def __init__(self, streams: Streams, *, overlap: bool, delay: Delay | None = None) -> None:
+        self.overlap, self.delay = overlap, delay
         self.failure = Failure()
         self._lanes: dict[Resource, Lane] = {}
         self._handles: dict[int, Handle] = {}
-        self._streams: Mapping[Resource, torch.cuda.Stream] = {}
-        if device.type == "cuda":
-            self._streams = {name: torch.cuda.Stream(device) for name in on_device}
+        self._streams = streams
 
     def submit(self, task: Task, body: Body, meeting: Meeting | None = None) -> Handle:
         """Hand a task to its resource's lane; raises the first error any lane has met."""

@@ -51,7 +51,7 @@ QUICK = Budget(
     net_s=4,
 )
 FULL = Budget(
-    total_s=200,
+    total_s=100,
     process_runs=4,
     working_set_bytes=512 * MIB,
     gemm_rows=(1, 4, 16, 64, 256, 1024, 4096),

@@ -137,7 +137,7 @@ def forget_edges(kind: TaskKind, needs: TaskKind, monkeypatch: pytest.MonkeyPatc
             kept = tuple(dep for dep in task.deps if not (task.kind is kind and kinds[dep] is needs))
             yield task._replace(deps=kept)
 
-    monkeypatch.setattr("executor.engine.tasks", forgetful)
+    monkeypatch.setattr("executor.block_run.tasks", forgetful)
 
 
 @pytest.mark.parametrize(

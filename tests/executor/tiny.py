@@ -169,16 +169,20 @@ def run_plan(
     options: EngineOptions,
     observe: Callable[[Task, torch.Tensor], None] | None = None,
     is_first: bool = True,
+    *,
+    warm_up: bool = False,
 ) -> dict[str, tuple[int, ...]]:
     """Tokens by custom_id, from the engine with the checkpoint's weights; `observe` sees the logits.
 
-    Of a pipeline only the first stage knows all tokens.
+    Of a pipeline only the first stage knows all tokens. Where a GPU computes, an engine warms up by itself.
     """
     engine = Engine(plan, options)
     if observe:
         engine.compute.observe_logits = observe  # type: ignore[method-assign]
     try:
         engine.load(Checkpoint(directory, plan.model.spec()))
+        if warm_up:
+            engine.warm_up()
         tokens = {}
         for block in blocks_of(plan, requests):
             samplers = [
