@@ -29,10 +29,10 @@ from benchmarks.measured import (
     packed_random,
     report,
 )
-from executor.kernels import attention as attention_kernels
-from executor.kernels import quantize as quantize_kernels
-from executor.quantize import dequantise, dequantise_reference, quantise_pair, quantise_reference
-from planner.layout import quantised_bytes
+from hwprofiles.packing import quantised_bytes
+from hwprofiles.probes.kernels import attention as attention_kernels
+from hwprofiles.probes.kernels import quantize as quantize_kernels
+from hwprofiles.probes.quantize import dequantise, dequantise_reference, quantise_pair, quantise_reference
 
 REPEATS = 30
 GPU_SHAPES = (

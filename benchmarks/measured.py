@@ -13,9 +13,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from executor.quantize import dequantise_reference, quantise_reference
+from hwprofiles.packing import GROUP_SIZE, quantised_bytes
 from hwprofiles.probes.cpu_attention import Decode, attend_plain
-from planner.layout import GROUP_SIZE, quantised_bytes
+from hwprofiles.probes.quantize import dequantise_reference, quantise_reference
 
 COLD_BYTES = 256 * 2**20
 """Inputs of a measurement together: several times a processor's last-level cache."""

@@ -43,7 +43,7 @@ WHY = """## Where the two differ, and why
 """
 
 UNPACKING = """
-Unpacking 4 bits is the reason: the formulas charge the plain steps of `executor/quantize.py`, 27 bytes moved for each
+Unpacking 4 bits is the reason: the formulas charge the plain steps of `quantize.py`, 27 bytes moved for each
 value and the value itself, and with everything on the GPU nothing hides them. The Triton kernels that the executor has
 for a T4 move a tenth of that; no T4 has been measured with them, and the formulas do not know of them yet.
 """

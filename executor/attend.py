@@ -12,8 +12,8 @@ from torch.backends.cuda import SDPAParams, can_use_flash_attention
 from torch.nn import functional
 
 from executor.cache import KvView
-from executor.kernels import AMPERE, usable
 from hwprofiles.probes.cpu_attention import Decode, attend_native, attend_plain
+from hwprofiles.probes.kernels import AMPERE, usable
 from planner.layout import ATTENTION_CHUNK_BYTES
 
 _SCORE_BYTES = 64 * 2**20
@@ -102,7 +102,7 @@ def attend_rows(
         softcap=how.softcap,
     )
     if usable(query.device, AMPERE):
-        from executor.kernels import attention as kernels  # noqa: PLC0415 - needs Triton
+        from hwprofiles.probes.kernels import attention as kernels  # noqa: PLC0415 - needs Triton
 
         kernels.attend(query, view.tokens(0, total, row, query.shape[0]), out, decode)
         return

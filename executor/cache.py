@@ -8,7 +8,7 @@ import torch
 
 from executor.arena import Arena
 from executor.disk import DiskFile, DiskStore
-from executor.quantize import dequantise, quantise_pair
+from hwprofiles.probes.quantize import dequantise, quantise_pair
 from planner.layout import cache_slot_offsets, group_bytes, token_stride
 from planner.ledger import Sizes
 from planner.placement import CacheGroup, CacheRows, group_tier

@@ -10,10 +10,11 @@ import torch
 
 from executor.arena import Arena
 from executor.load_checkpoint import Destination, Progress
-from executor.quantize import quantise
 from executor.workers import num_workers, share_out
+from hwprofiles.packing import GROUP_SIZE, quantised_bytes
+from hwprofiles.probes.quantize import quantise
 from hwprofiles.units import MIB
-from planner.layout import GROUP_SIZE, PAGE_BYTES, quantised_bytes
+from planner.layout import PAGE_BYTES
 from planner.model import TensorSpec
 
 _BLOCK_NUMEL = 2**18 + GROUP_SIZE

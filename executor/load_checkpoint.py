@@ -13,11 +13,12 @@ import torch
 from executor.arena import Arena
 from executor.checkpoint import Checkpoint
 from executor.homes import Home
-from executor.quantize import quantise_groups
 from executor.workers import num_workers, share_out
 from hwprofiles.errors import UserError
+from hwprofiles.packing import GROUP_BYTES, GROUP_SIZE
+from hwprofiles.probes.quantize import quantise_groups
 from hwprofiles.units import MIB
-from planner.layout import GROUP_BYTES, GROUP_SIZE, PAGE_BYTES
+from planner.layout import PAGE_BYTES
 from planner.model import TensorSpec
 
 _MIN_THREADS, _MAX_THREADS = 4, 8

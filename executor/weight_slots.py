@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from executor.arena import Arena
-from executor.quantize import dequantise
 from executor.transfer import copy_bytes
 from executor.weights import WeightHomes, tensor_views
+from hwprofiles.probes.quantize import dequantise
 from planner.layout import align
 from planner.ledger import WEIGHT_STAGING, Sizes
 from planner.schedule import Slots, Task

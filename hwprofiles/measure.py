@@ -24,6 +24,7 @@ from hwprofiles.probes.disk import check_directory, measure_disk, scratch_file
 from hwprofiles.probes.layers import LAYER_POINTS, elementwise_rate, layer_points, prompt_attention_rates
 from hwprofiles.probes.links import measure_link
 from hwprofiles.probes.memory import memory_rate
+from hwprofiles.probes.packed import PACKED_POINTS, measure_packed
 from hwprofiles.probes.process import ProcessCost, process_cost
 from hwprofiles.probes.threads import task_overhead
 from hwprofiles.profile import NO_MARGINS, SCHEMA_VERSION, Gpu, HardwareProfile, Host
@@ -107,8 +108,9 @@ def count_points(budget: Budget, gpus: tuple[torch.device, ...], num_thread_coun
     gemm = len(DTYPES) * len(budget.gemm_rows)
     link = 4 * len(budget.link_sizes_bytes) + 1
     layer = LAYER_POINTS + len(DTYPES)
-    per_gpu = sum(link + 1 + (gemm + 1 + layer if device.type == "cuda" else 0) for device in gpus)
-    host = 4 + gemm + layer + len(DTYPES) * num_thread_counts
+    real = gemm + 1 + layer + PACKED_POINTS["cuda"]
+    per_gpu = sum(link + 1 + (real if device.type == "cuda" else 0) for device in gpus)
+    host = 4 + gemm + layer + PACKED_POINTS["cpu"] + len(DTYPES) * num_thread_counts
     disk = 2 * len(budget.disk_block_bytes) * len(budget.disk_threads) + 1
     return host + per_gpu + disk + 1
 
@@ -193,6 +195,7 @@ def _measure_host(
         process_spread_bytes=cost.spread_bytes,
         occupied_bytes=occupied,
         numa_cpus=cpu.numa_cpus,
+        packed=measure_packed(CPU, pace),
     )
 
 
@@ -223,6 +226,7 @@ def _measure_gpu(request: Request, device: torch.device, host: Host, cost: Proce
         layer=() if emulated else layer_points(device, pace),
         prompt_attention={} if emulated else prompt_attention_rates(device, pace),
         numa_node=None if emulated else _numa_node(device),
+        packed=None if emulated else measure_packed(device, pace),
     )
 
 

@@ -26,7 +26,7 @@ class Stored(IntEnum):
     FLOAT16 = 1
     BFLOAT16 = 2
     PACKED = 3
-    """4 bits, as executor.quantize lays them out."""
+    """4 bits, as hwprofiles.probes.quantize lays them out."""
 
 
 class Job(ctypes.Structure):

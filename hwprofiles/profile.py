@@ -76,6 +76,20 @@ class LayerPoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Packed:
+    """How fast the functions of a run treat 4-bit values, on one device."""
+
+    unpack_values_per_s: Rate
+    """Weights."""
+    pack_values_per_s: Rate
+    """New K and V into the cache."""
+    attend_values_per_s: Rate | None
+    """K and V of decode attention that reads them packed; None where they are unpacked first."""
+    issue_s: Rate | None
+    """Host time of starting one such function on a GPU; None on the CPU."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SizePoint:
     """One copy of `size_bytes`."""
 
@@ -165,6 +179,8 @@ class Gpu:
     """None: not measured."""
     numa_node: int | None = None
     """The NUMA node it hangs on; None where the system does not say."""
+    packed: Packed | None = None
+    """None in older profiles."""
 
     def __post_init__(self) -> None:
         _check_positive(memory_bytes=self.memory_bytes)
@@ -202,6 +218,8 @@ class Host:
     """What the kernel and other processes held of the host's memory at the time; None: not measured."""
     numa_cpus: tuple[tuple[int, ...], ...] = ()
     """For each NUMA node its processors, as positions among those a process may use; empty in older profiles."""
+    packed: Packed | None = None
+    """As a GPU's, where the CPU computes."""
 
     @property
     def granted_bytes(self) -> int:

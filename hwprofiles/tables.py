@@ -15,6 +15,7 @@ from hwprofiles.profile import (
     HardwareProfile,
     Host,
     Margins,
+    Packed,
     Rate,
     load_profile,
     shipped_names,
@@ -185,6 +186,24 @@ def _layer_figures(group: str, part: Host | Gpu) -> Iterator[Figure]:
         )
     for dtype, rate in part.prompt_attention.items():
         yield Figure(group=group, label=f"prompt attention {dtype}", rate=rate, form=format_flops)
+    if part.packed:
+        yield from _packed_figures(group, part.packed)
+
+
+def _packed_figures(group: str, packed: Packed) -> Iterator[Figure]:
+    for label, rate in (
+        ("unpacking 4 bits", packed.unpack_values_per_s),
+        ("packing 4 bits", packed.pack_values_per_s),
+        ("attention to 4 bits", packed.attend_values_per_s),
+    ):
+        if rate is not None:
+            yield Figure(group=group, label=label, rate=rate, form=_format_values)
+    if packed.issue_s:
+        yield Figure(group=group, label="starting a kernel", rate=packed.issue_s, form=format_seconds)
+
+
+def _format_values(per_s: float) -> str:
+    return f"{per_s / 1e9:.1f} G values/s"
 
 
 def _gpu_figures(group: str, gpu: Gpu) -> Iterator[Figure]:

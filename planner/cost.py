@@ -1,5 +1,5 @@
 """Cost: the work of each task on each resource, explained in docs/cost-model.md. Formulas stand here and in
-cost_compute.py, nowhere else.
+cost_compute.py and in packed_work.py, nowhere else.
 
 Whatever a policy's splits decide comes in as amounts, and the formulas use only + and * on those, so that an
 amount may be a number or a linear expression of an LP. The caller takes the largest lane, or adds one

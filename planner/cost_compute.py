@@ -14,6 +14,7 @@ from planner.factors import UNPACK
 from planner.layout import DTYPE_BYTES, kv_vector_bytes
 from planner.machine import Rates
 from planner.model import LayerSpec, ModelSpec
+from planner.packed_work import PACKED_BYTES, Conversion, PackedRates, packed, unpacked
 from planner.policy import Tier
 from planner.schedule import ATTEND
 from planner.work import A, Choice, Compute, Held, Step
@@ -27,11 +28,6 @@ LOGITS_BYTES = 12
 """Moved for each logit beside its product: to float32, and read again for the next token."""
 EAGER_PASSES = 6
 """Reads and writes of attention scores that are not fused: product, mask (2), softmax (2), product."""
-DEQUANTISE_BYTES = 27
-"""Bytes read and written for a value by the plain steps of executor/quantize.py, its result left out:
-nibble (2), to float32 (5), scale (8), shift (8), read for the result (4)."""
-QUANTISE_BYTES = 60
-"""Likewise, the source left out: to float32 (4), extremes (8), five steps in float32 (40), codes (8)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +80,8 @@ class ComputeCost:
             count=held.batches,
             linear_s=held.batches * self.seconds(linear, step.phase)
             + held.passes * self.seconds(unpacking, UNPACK),
-            issue_s=held.batches * (linear.issue_s * float(not self.rates.on_cpu)),
+            issue_s=held.batches * (linear.issue_s * float(not self.rates.on_cpu))
+            + held.passes * (unpacking.issue_s * float(not self.rates.on_cpu)),
             near_s=near * self.seconds(row, ATTEND if is_decode else step.phase),
             attend_s=attended * (far.seconds * self.rates.factor("cpu", ATTEND))
             + num_attends * self.rates.task_overhead_s,
@@ -139,7 +136,15 @@ class ComputeCost:
         counted = elementwise(self.model, layer)
         own = self._written(tokens * counted.token_bytes)
         products = total(self._products(layer, tokens, hit))
-        return total([total([products, own]) * chunks, self._host_time(counted.operations, chunks)])
+        parts = [total([products, own]) * chunks, self._host_time(counted.operations, chunks)]
+        return total([*parts, self._kernel_starts(step, chunks)])
+
+    def _kernel_starts(self, step: Step, chunks: int) -> Piece:
+        """Host time of what a GPU is asked for beside a layer's own operations: decode attention, packing K and V."""
+        if self.rates.packed is None or self.rates.on_cpu:
+            return NOTHING
+        calls = (step.phase == "decode") + (self.choice.kv_bits == 4)
+        return Piece(0.0, issue_s=chunks * calls * self.rates.packed.issue_s)
 
     def _products(self, layer: LayerSpec, tokens: float, hit: float) -> Iterable[Piece]:
         """The matrices all tokens go through, and the experts that are hit, each with its share of tokens."""
@@ -168,8 +173,8 @@ class ComputeCost:
         """Unpacking a layer's 4-bit weights, once a pass."""
         if self.choice.weight_bits == 16:
             return NOTHING
-        numel = sum(tensor.numel for tensor in layer.tensors if tensor.quantizable)
-        return self._in_memory(numel * (DEQUANTISE_BYTES + self._element_bytes))
+        found = [tensor.numel for tensor in layer.tensors if tensor.quantizable]
+        return self._converted(unpacked(sum(found), len(found), *self._conversion))
 
     def _attention(self, step: Step) -> Piece:
         """One sequence's attention on the compute device; half of the pairs where the mask is causal."""
@@ -178,27 +183,54 @@ class ComputeCost:
         flops = 4.0 * pairs * model.num_heads * model.head_dim
         read = self._kv_bytes(step.context)
         flops_per_s = rates.prompt_attention_flops_per_s if step.phase == "prefill" else rates.gemm.best
-        attention = Piece(max(flops / flops_per_s, read / rates.attention_bytes_per_s), flops, read)
         scores = 0.0 if model.cpu_attention else EAGER_PASSES * model.num_heads * self._element_bytes * pairs
-        return total([attention, self._in_memory(scores + self._converted_bytes(step))])
+        values = 2.0 * step.context * model.kv_dim
+        reads_packed = rates.packed.attend if rates.packed and step.phase == "decode" and not scores else None
+        if self.choice.kv_bits == 4 and reads_packed:
+            attention = Piece(values / reads_packed, flops, values * PACKED_BYTES)
+            return total([attention, self._packed_cache(step)])
+        attention = Piece(max(flops / flops_per_s, read / rates.attention_bytes_per_s), flops, read)
+        return total(
+            [attention, self._in_memory(scores), self._packed_cache(step), self._unpacked_cache(step)]
+        )
 
     def _cpu_attention(self, step: Step) -> Piece:
         """One sequence's decode attention on the CPU."""
-        read, converted = self._kv_bytes(step.context), self._converted_bytes(step)
-        seconds = read / self.rates.cpu_attention_bytes_per_s + converted / self.rates.cpu_memory_bytes_per_s
-        return Piece(seconds, 0.0, read + converted)
+        read, plain = (
+            self._kv_bytes(step.context),
+            (None, self._element_bytes, self.rates.cpu_memory_bytes_per_s),
+        )
+        attention = Piece(read / self.rates.cpu_attention_bytes_per_s, 0.0, read)
+        if self.choice.kv_bits == 16:
+            return attention
+        values = 2.0 * self.model.kv_dim
+        conversions = packed(values * step.num_new, *plain), unpacked(values * step.num_cached, 1, *plain)
+        return total([attention, *map(self._converted, conversions)])
 
     def _kv_bytes(self, num_tokens: float) -> float:
         """K and V of one sequence in the model's dtype."""
         return 2.0 * num_tokens * self.model.kv_dim * self._element_bytes
 
-    def _converted_bytes(self, step: Step) -> float:
-        """Memory traffic of one sequence's K and V in and out of 4 bits: new packed, cached unpacked."""
+    def _packed_cache(self, step: Step) -> Piece:
+        """Into 4 bits, of one sequence: what the step adds to the cache."""
         if self.choice.kv_bits == 16:
-            return 0.0
-        element, values = self._element_bytes, 2.0 * self.model.kv_dim
-        packed = step.num_new * (QUANTISE_BYTES + element)
-        return values * (packed + step.num_cached * (DEQUANTISE_BYTES + element))
+            return NOTHING
+        return self._converted(packed(2.0 * self.model.kv_dim * step.num_new, *self._conversion))
+
+    def _unpacked_cache(self, step: Step) -> Piece:
+        """Out of 4 bits, of one sequence: what is cached already."""
+        if self.choice.kv_bits == 16:
+            return NOTHING
+        return self._converted(unpacked(2.0 * self.model.kv_dim * step.num_cached, 1, *self._conversion))
+
+    @property
+    def _conversion(self) -> tuple[PackedRates | None, int, float]:
+        """At which rates the compute device converts values, and of how many bytes, at the memory's rate."""
+        return self.rates.packed, self._element_bytes, self.rates.memory_bytes_per_s
+
+    @staticmethod
+    def _converted(conversion: Conversion) -> Piece:
+        return Piece(conversion.seconds, 0.0, conversion.num_bytes, conversion.issue_s)
 
 
 def experts_hit(layer: LayerSpec, tokens: float) -> float:

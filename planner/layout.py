@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+from hwprofiles.packing import quantised_bytes
 from planner.model import LayerSpec, ModelSpec, TensorSpec
 from planner.placement import TIER_LETTER, CacheGroup, CacheRows, TierRows, group_tier
 from planner.policy import Bits, Tier
@@ -12,9 +13,6 @@ from planner.policy import Bits, Tier
 PAGE_BYTES = 4096
 """Slabs start and end on pages: what O_DIRECT asks for."""
 TENSOR_ALIGN_BYTES = 256
-GROUP_SIZE = 64
-GROUP_BYTES = GROUP_SIZE // 2 + 4
-"""64 values of 4 bits and two fp16 constants."""
 ATTENTION_CHUNK_BYTES = 256 * 2**20
 """Dequantised K and V of one attention call, unless a single row is larger."""
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -23,11 +21,6 @@ DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 def align(num_bytes: int, to: int = PAGE_BYTES) -> int:
     """The next multiple of `to`."""
     return -(-num_bytes // to) * to
-
-
-def quantised_bytes(numel: int) -> int:
-    """Packed 4-bit values, padded to whole groups, with their constants."""
-    return -(-numel // GROUP_SIZE) * GROUP_BYTES
 
 
 def tensor_bytes(tensor: TensorSpec, bits: Bits, element_bytes: int) -> int:

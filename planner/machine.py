@@ -21,6 +21,7 @@ from hwprofiles.profile import (
 from planner.factors import HANDOVER, LAUNCH, Factors, factor_of
 from planner.headroom import Headroom, headroom_bytes
 from planner.ledger import Target
+from planner.packed_work import PackedRates, Reading
 
 UNMEASURED_GPU = Margins(context_bytes=212_593_664, allocator_bytes=0, fragmentation_bytes=0)
 """Where a profile has no margins: how far a run was over a ledger without them, of whatever kind that was.
@@ -32,8 +33,6 @@ _IO_SHARE = 4
 _WORTH_A_THREAD = 1.03
 """More disk threads are used only where they bring 3% or more."""
 T = TypeVar("T")
-Reading = Callable[[Rate], float]
-"""The figure that is taken of a measured rate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +111,8 @@ class Rates:
     attention_threads: int
     factors: Factors
     """Calibration: predicted seconds are multiplied by these."""
+    packed: PackedRates | None
+    """4-bit values on the compute device; None where the profile does not have them."""
     net: Curve
     """Messages to the next stage of a pipeline, by size."""
 
@@ -132,6 +133,7 @@ class Rates:
             call_s=self.call_s * launch,
             operation_s=self.operation_s * launch,
             task_overhead_s=self.task_overhead_s * handover,
+            packed=self.packed and replace(self.packed, issue_s=self.packed.issue_s * launch),
             factors=factors,
         )
 
@@ -220,6 +222,7 @@ def make_rates(profile: HardwareProfile, dtype: Dtype, *, spreads: float = 0.0) 
         io_threads=io_threads,
         attention_threads=threads,
         factors={},
+        packed=PackedRates.of((host if on_cpu or gpu is None else gpu).packed, at, overhead),
         net=_net(profile, at),
     )
     return measured.calibrated(profile.calibration.factors) if profile.calibration else measured

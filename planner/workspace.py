@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hwprofiles.packing import quantised_bytes
 from hwprofiles.units import KIB, MIB
-from planner.layout import quantised_bytes
 from planner.model import LayerSpec, ModelSpec
 from planner.policy import Bits
 
@@ -20,7 +20,7 @@ _WRITTEN_OUT_FAMILIES = frozenset({"bloom", "gpt2"})
 """Where a config that names no activation function has such a one."""
 _ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function")
 _QUANTISE_BYTES, _QUANTISE_MOST = 12, 4 * MIB
-"""Temporaries of executor/quantize.py, which works slice by slice in float32: of one value, and of a slice."""
+"""Temporaries of hwprofiles/probes/quantize.py, which works slice by slice in float32: of one value, and of a slice."""
 _TOKEN_BYTES = 1280
 _REQUEST_BYTES, _ANSWER_BYTES = KIB, 64
 SCRATCH_BYTES = MIB

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import torch
@@ -18,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, PreTrai
 
 from hwprofiles.allocation import trim_heap
 from hwprofiles.probes.allocators import allocator_overhead
-from hwprofiles.probes.libraries import library_bytes
+from hwprofiles.probes.libraries import library_bytes, load_kernels
 from hwprofiles.probes.weighed import Weighed
 from hwprofiles.process_memory import peak_resident_bytes, resident_bytes
 from hwprofiles.profile import NO_MARGINS, Margins
@@ -27,6 +28,9 @@ _SIZE = 256
 _ALSO_IMPORTED = ("cattrs", "huggingface_hub", "jinja2", "psutil", "rich.progress", "rich.table", "safetensors.torch",
                   "transformers.generation", "yaml")  # fmt: skip
 """By the planner and the executor."""
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+_OF_ONE_RUN = (torch.bfloat16,)
+"""A run loads the kernels of its model's dtype."""
 _GEMM_ROWS, _GEMM_SIZES = 256, ((1024, 1024), (4096, 1024), (8192, 1024))
 """Of float32 products, for whose operands matrix libraries keep buffers on every core."""
 
@@ -63,10 +67,10 @@ def use_cpu() -> None:
     trim_heap()
 
 
-def use_gpu(index: int) -> None:
+def use_gpu(index: int, dtypes: Sequence[torch.dtype] = _DTYPES) -> None:
     """Create one GPU's context, and run what layers run: libraries load their kernels when first called."""
     device = torch.device("cuda", index)
-    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+    for dtype in dtypes:
         weight = torch.rand(4 * _SIZE, _SIZE, device=device, dtype=dtype)
         for rows in (1, 32, 4096):
             x = torch.nn.functional.layer_norm(torch.rand(rows, _SIZE, device=device, dtype=dtype), (_SIZE,))
@@ -85,9 +89,11 @@ def weigh(num_gpus: int) -> Weighed:
     margins = NO_MARGINS
     if num_gpus:
         first = torch.device("cuda", 0)
+        use_gpu(0, _OF_ONE_RUN)
+        load_kernels(first, dtypes=_OF_ONE_RUN)
+        peak_bytes = peak_resident_bytes()  # libraries keep on the host what they load for the GPU
         use_gpu(0)
         context = library_bytes(first)
-        peak_bytes = peak_resident_bytes()
         allocator, fragmentation = allocator_overhead(first)
         margins = Margins(context_bytes=context, allocator_bytes=allocator, fragmentation_bytes=fragmentation)
     else:

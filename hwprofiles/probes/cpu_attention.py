@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention, softmax
 
 from hwprofiles.native_attention import MAX_HEAD_DIM, Job, Stored, find_attention
+from hwprofiles.packing import GROUP_SIZE
 
 _STORED = {
     torch.float32: Stored.FLOAT32,
@@ -16,7 +17,6 @@ _STORED = {
     torch.bfloat16: Stored.BFLOAT16,
     torch.uint8: Stored.PACKED,
 }
-_GROUP_SIZE = 64
 _BLOCK_BYTES_PER_THREAD = 2**20
 """Of K and V turned to float32 at once: what stays in a core's cache."""
 
@@ -64,7 +64,7 @@ def attend_native(query: torch.Tensor, tokens: torch.Tensor, how: Decode) -> tor
             heads=how.num_heads,
             group=query_heads // how.num_heads,
             head_dim=head_dim,
-            groups=-(-how.num_heads * head_dim // _GROUP_SIZE),
+            groups=-(-how.num_heads * head_dim // GROUP_SIZE),
             scale=how.scale,
             softcap=how.softcap or 0.0,
             kind=_STORED[tokens.dtype],

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib.util import find_spec
 
 import torch
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from hwprofiles.packing import quantised_bytes
+from hwprofiles.probes.cpu_attention import Decode
+from hwprofiles.probes.kernels import AMPERE, usable
+from hwprofiles.probes.quantize import dequantise, quantise_pair
+
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _ROWS = (1, 8, 64, 512, 4096)
 _SHAPES = ((1024, 1024), (4096, 1024), (1024, 4096))
-_TRITON_CAPABILITY = (7, 5)
-"""Turing, the first that the executor's kernels run on."""
 
 
 def library_bytes(device: torch.device) -> int:
@@ -26,25 +28,17 @@ def library_bytes(device: torch.device) -> int:
     return max(0, _beside_torch(device) - before)
 
 
-def load_kernels(device: torch.device, rows: Sequence[int] = _ROWS) -> None:
-    """Call what layers, sampling and quantisation call, in every dtype; Triton too where it is usable."""
+def load_kernels(
+    device: torch.device, rows: Sequence[int] = _ROWS, dtypes: Sequence[torch.dtype] = _DTYPES
+) -> None:
+    """Call what layers, sampling and quantisation call; Triton too where it is usable."""
     with torch.inference_mode():
-        for dtype in _DTYPES:
+        for dtype in dtypes:
             _multiply(device, dtype, rows)
             _attend(device, dtype)
             _transform(device, dtype)
-        _quantise(device)
-    if _has_triton(device):
-        from hwprofiles.probes.triton_kernels import launch  # noqa: PLC0415  only where Triton is
-
-        with suppress(Exception):  # where Triton cannot compile, no run loads a kernel of its
-            launch(device)
-
-
-def _has_triton(device: torch.device) -> bool:
-    if device.type != "cuda" or find_spec("triton") is None:
-        return False
-    return torch.cuda.get_device_capability(device) >= _TRITON_CAPABILITY
+            with suppress(Exception):  # where Triton cannot compile, no run loads a kernel of its
+                _pack(device, dtype)
 
 
 def _multiply(device: torch.device, dtype: torch.dtype, counts: Sequence[int]) -> None:
@@ -93,13 +87,19 @@ def _transform(device: torch.device, dtype: torch.dtype) -> None:
     x.float().sort(descending=True)[0].cumsum(-1)
 
 
-def _quantise(device: torch.device) -> None:
-    """Packing and unpacking in plain operations."""
-    groups = torch.ones(256, 64, device=device)
-    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
-    codes = ((groups - low) / (high - low).clamp_(min=1e-6) * 15).round_().clamp_(0, 15).to(torch.uint8)
-    packed = codes[:, ::2] | (codes[:, 1::2] << 4)
-    torch.stack((packed & 15, packed >> 4), dim=-1).flatten(1).to(torch.float16).mul_(0.5)
+def _pack(device: torch.device, dtype: torch.dtype) -> None:
+    """Packing and unpacking, and attention to what is packed and what is not."""
+    for head_dim in (64, 128):
+        heads = torch.ones(2, 4, 64, head_dim, device=device, dtype=dtype)
+        packed = torch.empty(64, 2, 2, quantised_bytes(4 * head_dim), device=device, dtype=torch.uint8)
+        quantise_pair(heads, heads, packed)
+        dequantise(packed, 4 * head_dim, torch.empty(64, 2, 2, 4 * head_dim, device=device, dtype=dtype))
+        if usable(device, AMPERE):
+            from hwprofiles.probes.kernels.attention import attend  # noqa: PLC0415 - needs Triton
+
+            query, how = heads[:, :, :1], Decode(num_heads=4, start=0, pads=None, scale=1.0, softcap=None)
+            for tokens in (packed, torch.ones(64, 2, 2, 4 * head_dim, device=device, dtype=dtype)):
+                attend(query, tokens, torch.empty_like(query), how)
 
 
 def _beside_torch(device: torch.device) -> int:

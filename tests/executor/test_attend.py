@@ -8,8 +8,8 @@ import torch
 from executor import attend
 from executor.attend import Math, attend_prompt, attend_rows, attend_rows_reference
 from executor.cache import KvView
+from hwprofiles.packing import quantised_bytes
 from hwprofiles.probes.cpu_attention import Decode
-from planner.layout import quantised_bytes
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}

@@ -12,9 +12,9 @@ import torch
 from transformers import DynamicCache
 
 from executor.engine import EngineOptions
-from executor.quantize import dequantise, quantise
+from hwprofiles.packing import quantised_bytes
+from hwprofiles.probes.quantize import dequantise, quantise
 from planner import schedule
-from planner.layout import quantised_bytes
 from planner.schedule import Task, TaskKind
 from tests.executor.tiny import (
     FAMILIES,

@@ -17,10 +17,11 @@ from executor import load_checkpoint
 from executor.arena import Arena
 from executor.checkpoint import Checkpoint, named_tensors
 from executor.disk import DiskStore
-from executor.quantize import dequantise, quantise
 from executor.weights import WeightHomes, tensor_views
 from hwprofiles.errors import UserError
-from planner.layout import PAGE_BYTES, quantised_bytes
+from hwprofiles.packing import quantised_bytes
+from hwprofiles.probes.quantize import dequantise, quantise
+from planner.layout import PAGE_BYTES
 from planner.ledger import LOADING_BYTES, Sizes
 from planner.model import ModelSpec, load_model
 from planner.policy import TIERS

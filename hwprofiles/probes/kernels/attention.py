@@ -14,9 +14,9 @@ import torch
 import triton
 import triton.language as tl
 
-from executor.kernels.quantize import unpack_constants
+from hwprofiles.packing import GROUP_SIZE
 from hwprofiles.probes.cpu_attention import Decode
-from planner.layout import GROUP_SIZE
+from hwprofiles.probes.kernels.quantize import unpack_constants
 
 _PLAIN = tl.constexpr(0)
 _PACKED = tl.constexpr(1)

@@ -13,9 +13,9 @@ import torch
 
 from executor.attend import Math, attend_rows, attend_rows_reference
 from executor.cache import KvView
-from executor.quantize import dequantise_reference, quantise_reference, split_packed
+from hwprofiles.packing import quantised_bytes
 from hwprofiles.probes.cpu_attention import Decode, attend_plain
-from planner.layout import quantised_bytes
+from hwprofiles.probes.quantize import dequantise_reference, quantise_reference, split_packed
 
 ON_CUDA = torch.cuda.is_available()
 
@@ -79,7 +79,7 @@ def packed_of(values: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("n", [1, 63, 64, 70, 256, 1000])
 def test_quantised_bytes_are_the_references(n: int, dtype: torch.dtype, device: str) -> None:
     """Byte for byte, whatever the values: constant groups, outliers beyond float16, infinities, NaN, -0."""
-    from executor.kernels import quantize as kernels  # noqa: PLC0415
+    from hwprofiles.probes.kernels import quantize as kernels  # noqa: PLC0415
 
     values = awkward((2, 3, 2, n), dtype)
     packed = torch.full((2, 3, 2, quantised_bytes(n)), 99, dtype=torch.uint8, device=device)
@@ -92,7 +92,7 @@ def test_quantised_bytes_are_the_references(n: int, dtype: torch.dtype, device: 
 @pytest.mark.parametrize("n", [1, 63, 64, 70, 256, 1000])
 def test_dequantised_values_are_the_references(n: int, dtype: torch.dtype, device: str) -> None:
     """Bit for bit, from a strided cache to a strided result; what was not finite is NaN."""
-    from executor.kernels import quantize as kernels  # noqa: PLC0415
+    from hwprofiles.probes.kernels import quantize as kernels  # noqa: PLC0415
 
     values = awkward((2, 3, 2, n), torch.float32)
     packed = torch.full((2, 3, 7, quantised_bytes(n)), 99, dtype=torch.uint8)
@@ -116,7 +116,7 @@ def test_dequantised_values_are_the_references(n: int, dtype: torch.dtype, devic
 @pytest.mark.gpu
 def test_a_large_tensor_on_cuda() -> None:
     """A layer's largest matrix, flat: every value is the reference's."""
-    from executor.quantize import dequantise, quantise  # noqa: PLC0415
+    from hwprofiles.probes.quantize import dequantise, quantise  # noqa: PLC0415
 
     n = 7168 * 28672 + 5
     values = torch.randn(n, device="cuda", dtype=torch.float16)
@@ -140,7 +140,7 @@ def test_a_large_tensor_on_cuda() -> None:
 @pytest.mark.parametrize(("heads", "head_dim"), [(3, 128), (2, 64), (3, 80), (2, 16), (4, 256)])
 def test_new_k_and_v_are_stored_as_the_reference_does(heads: int, head_dim: int, device: str) -> None:
     """K as rotary embeddings leave it, V as a projection does, at a token and row of a larger cache."""
-    from executor.kernels import quantize as kernels  # noqa: PLC0415
+    from hwprofiles.probes.kernels import quantize as kernels  # noqa: PLC0415
 
     key = torch.randn(3, heads, 5, head_dim).half()
     value = torch.randn(3, 5, heads, head_dim).half().transpose(1, 2)
@@ -187,7 +187,7 @@ def test_decode_attention(
     device: str,
 ) -> None:
     """Within its dtype's tolerance of dequantised K and V and a float32 softmax: strides, padding, windows, caps."""
-    from executor.kernels import attention as kernels  # noqa: PLC0415
+    from hwprofiles.probes.kernels import attention as kernels  # noqa: PLC0415
 
     if dtype == torch.bfloat16 and device == "cpu":
         pytest.skip("the interpreter has no bfloat16 products")
@@ -224,7 +224,7 @@ def test_decode_attention(
 @pytest.mark.parametrize("packed", [False, True], ids=["16 bit", "4 bit"])
 def test_nan_does_not_pass(packed: bool, shares: int, device: str) -> None:
     """A row that sees a NaN is NaN in that head, and no other row or head is."""
-    from executor.kernels import attention as kernels  # noqa: PLC0415
+    from hwprofiles.probes.kernels import attention as kernels  # noqa: PLC0415
 
     values = torch.randn(70, 2, 3, 128).half()
     values[9, 1, 1, 64 + 20] = torch.nan

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from executor.quantize import dequantise, quantise, split_packed
-from planner.layout import GROUP_SIZE, quantised_bytes
+from hwprofiles.packing import GROUP_SIZE, quantised_bytes
+from hwprofiles.probes.quantize import dequantise, quantise, split_packed
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 

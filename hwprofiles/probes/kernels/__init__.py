@@ -1,4 +1,4 @@
-"""Triton kernels; their modules are imported only where `usable` says so."""
+"""Triton kernels of a run, which the profile measures too; imported only where `usable` says so."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""4-bit quantisation and dequantisation as kernels, byte for byte what executor.quantize defines.
+"""4-bit quantisation and dequantisation as kernels, byte for byte what hwprofiles.probes.quantize defines.
 
 A program takes some groups of 64 values of any vectors: their values as two tiles of 32, because a byte holds
 values b and b + 32 of its group, and the group's two float16 constants as one word.
@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from planner.layout import GROUP_SIZE
+from hwprofiles.packing import GROUP_SIZE
 
 DEQUANTISE_GROUPS = 64
 """Groups a program dequantises."""

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import torch
 
-from executor.kernels import usable
-from planner.layout import GROUP_SIZE, quantised_bytes
+from hwprofiles.packing import GROUP_SIZE, quantised_bytes
+from hwprofiles.probes.kernels import usable
 
 _HALF = GROUP_SIZE // 2
 _LEVELS = 15
@@ -33,7 +33,7 @@ def quantise(values: torch.Tensor, out: torch.Tensor, *, check_finite: bool = Fa
     A group with an infinity or a NaN becomes NaN; with `check_finite` it raises ValueError.
     """
     if usable(out.device) and _is_simple(values, out):
-        from executor.kernels import quantize as kernels  # noqa: PLC0415 - needs Triton
+        from hwprofiles.probes.kernels import quantize as kernels  # noqa: PLC0415 - needs Triton
 
         kernels.quantise(_three_dims(values), _three_dims(out))
         if check_finite and bool(split_packed(out, values.shape[-1])[1].isnan().any()):
@@ -45,7 +45,7 @@ def quantise(values: torch.Tensor, out: torch.Tensor, *, check_finite: bool = Fa
 def quantise_pair(key: torch.Tensor, value: torch.Tensor, out: torch.Tensor) -> None:
     """Quantise K and V [rows, heads, tokens, head_dim] into out [tokens, 2, rows, bytes], a token's heads together."""
     if usable(out.device) and key.stride(3) == value.stride(3) == 1:
-        from executor.kernels import quantize as kernels  # noqa: PLC0415 - needs Triton
+        from hwprofiles.probes.kernels import quantize as kernels  # noqa: PLC0415 - needs Triton
 
         kernels.quantise_pair(key, value, out)
         return
@@ -58,7 +58,7 @@ def quantise_pair(key: torch.Tensor, value: torch.Tensor, out: torch.Tensor) -> 
 def dequantise(packed: torch.Tensor, n: int, out: torch.Tensor) -> None:
     """The values [..., n] of packed [..., quantised_bytes(n)], in the dtype of `out`."""
     if usable(out.device) and _is_simple(out, packed):
-        from executor.kernels import quantize as kernels  # noqa: PLC0415 - needs Triton
+        from hwprofiles.probes.kernels import quantize as kernels  # noqa: PLC0415 - needs Triton
 
         kernels.dequantise(_three_dims(packed), n, _three_dims(out))
         return

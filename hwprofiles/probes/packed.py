@@ -1,0 +1,99 @@
+"""Packed: how fast 4-bit values are unpacked, packed and attended to, by the functions that a run calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from hwprofiles.budget import Pace
+from hwprofiles.packing import quantised_bytes
+from hwprofiles.probes.buffers import fill_random
+from hwprofiles.probes.compute import synchronize
+from hwprofiles.probes.cpu_attention import Decode, attend_native
+from hwprofiles.probes.kernels import AMPERE, usable
+from hwprofiles.probes.quantize import dequantise, quantise_pair
+from hwprofiles.probes.timing import measured_rate, rate_of, rounds_of, seconds_per_round
+from hwprofiles.profile import Packed, Rate
+
+PACKED_POINTS = {"cpu": 3, "cuda": 4}
+_MATRIX = {"cpu": 2**22, "cuda": 2**26}
+_HEADS, _HEAD_SIZE = 32, 128
+_ROWS = {"cpu": 8, "cuda": 32}
+_PROMPT = 512
+_FEW = 2**12
+"""Values that take a GPU less time than the host to ask for them."""
+
+
+def measure_packed(device: torch.device, pace: Pace) -> Packed:
+    """Values per second on one device; in bfloat16, as layers of a large model and their cache are."""
+    with torch.inference_mode():
+        return Packed(
+            unpack_values_per_s=_unpack_rate(device, pace.next(f"{device} unpacking 4 bits")),
+            pack_values_per_s=_pack_rate(device, pace.next(f"{device} packing 4 bits")),
+            attend_values_per_s=_attend_rate(device, pace.next(f"{device} attention to 4 bits")),
+            issue_s=_issue_seconds(device, pace) if device.type == "cuda" else None,
+        )
+
+
+def _unpack_rate(device: torch.device, slice_s: float) -> Rate:
+    numel = _MATRIX[device.type]
+    return measured_rate(rounds_of(_unpacking(numel, device), lambda: synchronize(device)), numel, slice_s)
+
+
+def _unpacking(numel: int, device: torch.device) -> Callable[[], None]:
+    source = fill_random(torch.empty(numel, dtype=torch.bfloat16, device=device))
+    packed = torch.empty(1, 2, 1, quantised_bytes(numel), dtype=torch.uint8, device=device)
+    quantise_pair(source.view(1, 1, 1, numel), source.view(1, 1, 1, numel), packed)
+    return partial(dequantise, packed[0, 0, 0], numel, source)
+
+
+def _pack_rate(device: torch.device, slice_s: float) -> Rate:
+    """K and V of prompts into a cache."""
+    rows, tokens = _ROWS[device.type], _PROMPT
+    values, cache = _random_heads(rows, tokens, device), _cache(rows, tokens, device)
+    run = rounds_of(lambda: quantise_pair(values, values, cache), lambda: synchronize(device))
+    return measured_rate(run, 2 * values.numel(), slice_s)
+
+
+def _attend_rate(device: torch.device, slice_s: float) -> Rate | None:
+    """K and V of one query token a row; None where a run unpacks them first."""
+    rows, tokens = _ROWS[device.type], _PROMPT
+    cache = _cache(rows, tokens, device)
+    values = _random_heads(rows, tokens, device)
+    quantise_pair(values, values, cache)
+    query = _random_heads(rows, 1, device)
+    attend = _packed_attention(query, cache)
+    if attend is None:
+        return None
+    run = rounds_of(attend, lambda: synchronize(device))
+    return measured_rate(run, 2 * values.numel(), slice_s)
+
+
+def _packed_attention(query: torch.Tensor, cache: torch.Tensor) -> Callable[[], object] | None:
+    """One call of attention that reads packed K and V as they lie."""
+    how = Decode(num_heads=_HEADS, start=0, pads=None, scale=_HEAD_SIZE**-0.5, softcap=None)
+    if usable(query.device, AMPERE):
+        from hwprofiles.probes.kernels.attention import attend  # noqa: PLC0415 - needs Triton
+
+        return partial(attend, query, cache, torch.empty_like(query), how)
+    is_native = query.device.type == "cpu" and attend_native(query, cache, how) is not None
+    return partial(attend_native, query, cache, how) if is_native else None
+
+
+def _issue_seconds(device: torch.device, pace: Pace) -> Rate:
+    """Host time of starting one such function."""
+    slice_s, unpack = pace.next(f"{device} starting a kernel"), _unpacking(_FEW, device)
+    seconds = seconds_per_round(rounds_of(unpack), slice_s)
+    synchronize(device)
+    return rate_of(seconds)
+
+
+def _cache(rows: int, tokens: int, device: torch.device) -> torch.Tensor:
+    nbytes = quantised_bytes(_HEADS * _HEAD_SIZE)
+    return torch.empty(tokens, 2, rows, nbytes, dtype=torch.uint8, device=device)
+
+
+def _random_heads(rows: int, tokens: int, device: torch.device) -> torch.Tensor:
+    return fill_random(torch.empty(rows, _HEADS, tokens, _HEAD_SIZE, dtype=torch.bfloat16, device=device))
