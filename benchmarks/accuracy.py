@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
         with tempfile.TemporaryDirectory() as directory:
             plan = Path(directory, "plan.yaml")
             run_command(planner_command(cases[name], arguments.hw, plan))
-            return run_plan(plan, arguments.offload_dir, kept)
+            return run_plan(plan, arguments, kept)
 
     return 1 if run_cases({name: _report(arguments, name) for name in cases}, run_case, _line) else 0
 

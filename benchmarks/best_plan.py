@@ -52,9 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
         plans = plans_of(case, arguments.hw, directory)
         for number in range(1, ROUNDS + 1):
             labels = list(plans) if number == 1 else _fastest(directory)
-            failed += _run_round(
-                {label: plans[label] for label in labels}, number, directory, arguments.offload_dir
-            )
+            failed += _run_round({label: plans[label] for label in labels}, number, directory, arguments)
     return 1 if failed else 0
 
 
@@ -99,14 +97,14 @@ def plans_of(case: BestPlanCase, hw: str, directory: Path) -> dict[str, Plan]:
     return {CHOSEN: plan, **rivals(plan, given)}
 
 
-def _run_round(plans: Mapping[str, Plan], number: int, directory: Path, offload_dir: Path) -> int:
+def _run_round(plans: Mapping[str, Plan], number: int, directory: Path, arguments: argparse.Namespace) -> int:
     """How many failed."""
 
     def run_one(label: str, kept: Path) -> RunReport:
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch, "plan.yaml")
             path.write_text(plans[label].to_yaml())
-            return run_plan(path, offload_dir, kept)
+            return run_plan(path, arguments, kept)
 
     def line(label: str, report: RunReport) -> str:
         predicted = predicted_rate(plans[label])
