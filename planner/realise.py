@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from planner.candidate import Candidate, limits_of, tier_limits
-from planner.lp import NO_SHARE, Failure, Limits, Program, Solution
+from planner.lp import NO_ROWS, NO_SHARE, Failure, Limits, Program, Solution
 from planner.plan import Plan
 from planner.policy import Policy, Split, Tier
 from planner.problem import Problem
@@ -77,7 +77,8 @@ def _drafts(problem: Problem, candidate: Candidate, count: int, limits: Limits) 
     if isinstance(solution, Failure):
         return
     for whole in _roundings(relaxed, solution):
-        draft = _placed(problem, candidate, program, whole)
+        rounded = solution if whole == NO_ROWS else program.solve(limits.tier_bytes, candidate.way, whole)
+        draft = _placed(problem, candidate, program, whole, rounded)
         if draft:
             yield draft
 
@@ -99,11 +100,12 @@ def _roundings(relaxed: Relaxed, solution: Solution) -> Iterator[WholeRows]:
             yield from (WholeRows(near=rows) for rows in {size * count} - rounded)
 
 
-def _placed(problem: Problem, candidate: Candidate, program: Program, whole: WholeRows) -> Plan | None:
+def _placed(
+    problem: Problem, candidate: Candidate, program: Program, whole: WholeRows, solution: Solution | Failure
+) -> Plan | None:
     """The draft of the LP's splits; where what rounding adds exceeds a limit, the LP is given less."""
     allowed = tier_limits(problem)
     for attempt in range(1, _NUM_REPAIRS + 1):
-        solution = program.solve(allowed, candidate.way, whole)
         if isinstance(solution, Failure):
             return None
         count = round(1 / solution.shares.inverse_batches)
@@ -114,6 +116,7 @@ def _placed(problem: Problem, candidate: Candidate, program: Program, whole: Who
             return draft
         for tier, excess in short.items():
             allowed[tier] = max(0, allowed[tier] - 2 * attempt * excess)
+        solution = program.solve(allowed, candidate.way, whole)
     return None
 
 

@@ -81,18 +81,17 @@ def _most_tokens_per_s(problem: Problem, request: Request, candidate: Candidate)
 
 def _candidates(problem: Problem, request: Request, report: Reporter, behind: float) -> list[Candidate]:
     """The best of every mode of every pair of bits that is not far behind, the most promising first."""
-    curves = []
+    walks = []
     found: dict[Candidate, float] = {}
     for weight_bits, kv_bits in product(bits_of(request.weight_bits), bits_of(request.kv_bits)):
         report(f"{weight_bits}-bit weights, {kv_bits}-bit cache: walking gpu batch sizes")
         walk = Walk(problem=problem, request=request, weight_bits=weight_bits, kv_bits=kv_bits)
-        free = walk.free()
-        curves += [(walk, curve) for curve in free]
-        if not free and request.max_latency_s is not None:
+        walks.append(walk)
+        if not walk.widest() and request.max_latency_s is not None:
             found |= {one: walk.promise(one) for one in walk.few()[:_NUM_FINALISTS]}
-    least = min((curve.least for _, curve in curves), default=0.0)
-    for walk, curve in curves:
-        if curve.least <= behind * least:
+    enough_s = behind * min((walk.least_s for walk in walks), default=0.0)
+    for walk, curve in ((walk, curve) for walk in walks for curve in walk.free(enough_s)):
+        if curve.least <= enough_s:
             report(f"{walk.weight_bits}-bit weights, {walk.kv_bits}-bit cache: whole numbers of gpu batches")
             shapes: dict[tuple[int, float], Candidate] = {}
             for one in walk.whole(curve):

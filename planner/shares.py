@@ -46,11 +46,14 @@ class Way:
     """The CPU may attend rows beside a GPU, for which the caller's thread waits."""
     disk: DiskUse = "all"
 
+    def uses_at_most(self, disk: DiskUse) -> bool:
+        """Whether there may be no more on disk than this."""
+        return DISK_USES.index(self.disk) >= DISK_USES.index(disk)
+
     def needs_no_more(self, other: Way) -> bool:
         """Whether what is feasible in the other way is so in this one."""
-        wider = DISK_USES.index(self.disk) <= DISK_USES.index(other.disk)
         alike = self.moves_activations == other.moves_activations
-        return wider and alike and (other.attends or not self.attends)
+        return other.uses_at_most(self.disk) and alike and (other.attends or not self.attends)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

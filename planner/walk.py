@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import product
 
@@ -46,25 +46,23 @@ class Walk:
     _known: dict[tuple[int, int | None, int, Way], Candidate | None] = field(default_factory=dict)
     _failed: dict[Way, int] = field(default_factory=dict)
 
-    def free(self) -> list[Curve]:
+    def free(self, enough_s: float = math.inf) -> list[Curve]:
         """Of each mode, gpu batch sizes with the best number of gpu batches, whole or not.
 
-        Sizes quadruple until nothing fits; the neighbours of the best are added.
+        A mode that may use less of the disk takes no less time than one that may use more: it is only looked at for
+        sizes with which that one takes at most `enough_s` a sequence.
         """
-        most = most_sequences(self.problem)
-        found: dict[int, dict[Mode, Candidate]] = {}
-        size = min(_FIRST_SIZE, most)
-        while here := self._modes(size):
-            found[size] = here
-            if size == most:
-                break
-            size = min(4 * size, most)
-        best = min(found, key=lambda size: min(map(_seconds, found[size].values())), default=_FIRST_SIZE)
-        for size in (best // 2, 2 * best, *((1,) if best <= _FIRST_SIZE else ())):
-            if 1 <= size <= most and size not in found and (here := self._modes(size)):
-                found[size] = here
         curves: dict[Mode, list[Candidate]] = {}
-        for _, here in sorted(found.items()):
+        for size, modes in sorted(self.widest().items()):
+            here = dict(modes)
+            for use in _disk_uses(self._ways)[1:]:
+                near = {
+                    attends
+                    for (attends, _), one in modes.items()
+                    if one.seconds_per_sequence <= enough_s or one.way.uses_at_most(use)
+                }
+                modes = self._modes(size, [way for way in self._ways if way.disk == use and way.attends in near])
+                here |= modes
             for mode, candidate in here.items():
                 curves.setdefault(mode, []).append(candidate)
         return [
@@ -72,6 +70,31 @@ class Walk:
             for mode, curve in curves.items()
             if any(_mode(candidate.way) == mode for candidate in curve)
         ]
+
+    def widest(self) -> dict[int, dict[Mode, Candidate]]:
+        """Gpu batch sizes with the best of each mode that may use all of the disk.
+
+        Sizes quadruple until nothing fits; the neighbours of the best are added.
+        """
+        most, ways = most_sequences(self.problem), [way for way in self._ways if way.disk == self._ways[0].disk]
+        found: dict[int, dict[Mode, Candidate]] = {}
+        size = min(_FIRST_SIZE, most)
+        while here := self._modes(size, ways):
+            found[size] = here
+            if size == most:
+                break
+            size = min(4 * size, most)
+        best = min(found, key=lambda size: min(map(_seconds, found[size].values())), default=_FIRST_SIZE)
+        for size in (best // 2, 2 * best, *((1,) if best <= _FIRST_SIZE else ())):
+            if 1 <= size <= most and size not in found and (here := self._modes(size, ways)):
+                found[size] = here
+        return found
+
+    @property
+    def least_s(self) -> float:
+        """Of a sequence, the number of gpu batches being free."""
+        modes = (one for modes in self.widest().values() for one in modes.values())
+        return min(map(_seconds, modes), default=math.inf)
 
     def whole(self, curve: Curve) -> list[Candidate]:
         """Whole numbers of gpu batches near the best of a mode, the most promising candidate first."""
@@ -120,6 +143,10 @@ class Walk:
         return candidate.seconds_per_sequence * (prompts + rows) / 2 / prompts
 
     @property
+    def _ways(self) -> tuple[Way, ...]:
+        return ways_of(self.problem, self.request)
+
+    @property
     def _waves(self) -> int:
         return self.problem.pipe.num_waves
 
@@ -127,11 +154,11 @@ class Walk:
         """As many gpu batches in every wave, at least one."""
         return max(self._waves, count // self._waves * self._waves)
 
-    def _modes(self, size: int) -> dict[Mode, Candidate]:
+    def _modes(self, size: int, ways: Iterable[Way]) -> dict[Mode, Candidate]:
         """The best candidate of each mode, the number of gpu batches being free; what fails fails for larger ones."""
         best: dict[Mode, Candidate] = {}
         only = self._even(1) if 2 * size * self._even(1) > most_sequences(self.problem) else None
-        for way in ways_of(self.problem, self.request):
+        for way in ways:
             if self._must_fail(way, size):
                 continue
             found, known = self._solve(size, only, way), best.get(_mode(way))
@@ -243,7 +270,7 @@ class Walk:
             key = size, count, rows, replace(way, disk=wider)
             if key in self._known:
                 known = self._known[key]
-                if known is None or DISK_USES.index(known.way.disk) >= DISK_USES.index(way.disk):
+                if known is None or known.way.uses_at_most(way.disk):
                     return known
         choice = Choice(
             gpu_batch_size=size,
@@ -283,6 +310,11 @@ class Walk:
 
 def _seconds(candidate: Candidate) -> float:
     return candidate.seconds_per_sequence
+
+
+def _disk_uses(ways: Iterable[Way]) -> list[DiskUse]:
+    """Those of the ways, the widest first."""
+    return list(dict.fromkeys(way.disk for way in ways))
 
 
 def _other(way: Way) -> Way:
