@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
 
@@ -27,6 +27,8 @@ _FEW = (1, 2, 3, 4, 6, 8)
 _MOST_STARTS = 6
 _NEAR = 1.03
 """Of the least time a sequence: what is beyond it by the free walk is not looked at more closely."""
+_WORTH_ATTENDING = 0.001
+"""Of the least time a sequence, for which attention on the CPU is followed up."""
 _WORTH_A_CHUNK = 0.003
 _SMALLER_CHUNKS, _SMALLER_BLOCKS = (2, 4), (2, 4)
 AT_HOME = Way(moves_activations=False, attends=False, disk="none")
@@ -61,22 +63,28 @@ class Walk:
                     for (attends, _), one in modes.items()
                     if one.seconds_per_sequence <= enough_s or one.way.uses_at_most(use)
                 }
-                modes = self._modes(size, [way for way in self._ways if way.disk == use and way.attends in near])
+                modes = self._modes(
+                    size, [way for way in self._ways if way.disk == use and way.attends in near]
+                )
                 here |= modes
             for mode, candidate in here.items():
                 curves.setdefault(mode, []).append(candidate)
-        return [
-            Curve(curve)
+        found = {
+            mode: Curve(curve)
             for mode, curve in curves.items()
             if any(_mode(candidate.way) == mode for candidate in curve)
-        ]
+        }
+        return [curve for mode, curve in found.items() if not _is_idle(mode, found)]
 
     def widest(self) -> dict[int, dict[Mode, Candidate]]:
         """Gpu batch sizes with the best of each mode that may use all of the disk.
 
         Sizes quadruple until nothing fits; the neighbours of the best are added.
         """
-        most, ways = most_sequences(self.problem), [way for way in self._ways if way.disk == self._ways[0].disk]
+        most, ways = (
+            most_sequences(self.problem),
+            [way for way in self._ways if way.disk == self._ways[0].disk],
+        )
         found: dict[int, dict[Mode, Candidate]] = {}
         size = min(_FIRST_SIZE, most)
         while here := self._modes(size, ways):
@@ -306,6 +314,13 @@ class Walk:
             limits = limits_of(self.problem, self.request, choice, tier_limits(self.problem))
             self._programs[key] = Program(relaxed, limits)
         return self._programs[key]
+
+
+def _is_idle(mode: Mode, curves: Mapping[Mode, Curve]) -> bool:
+    """Whether the CPU attends rows and nothing is won by it."""
+    attends, disk = mode
+    without = curves.get((False, disk))
+    return attends and without is not None and curves[mode].least > without.least * (1 - _WORTH_ATTENDING)
 
 
 def _seconds(candidate: Candidate) -> float:
