@@ -90,7 +90,8 @@ def _candidates(problem: Problem, request: Request, report: Reporter, behind: fl
         if not walk.widest() and request.max_latency_s is not None:
             found |= {one: walk.promise(one) for one in walk.few()[:_NUM_FINALISTS]}
     enough_s = behind * min((walk.least_s for walk in walks), default=0.0)
-    for walk, curve in ((walk, curve) for walk in walks for curve in walk.free(enough_s)):
+    curves = [(walk, curve) for walk in walks for curve in walk.free(enough_s)]
+    for walk, curve in curves:
         if curve.least <= enough_s:
             report(f"{walk.weight_bits}-bit weights, {walk.kv_bits}-bit cache: whole numbers of gpu batches")
             shapes: dict[tuple[int, float], Candidate] = {}

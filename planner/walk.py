@@ -55,19 +55,8 @@ class Walk:
         sizes with which that one takes at most `enough_s` a sequence.
         """
         curves: dict[Mode, list[Candidate]] = {}
-        for size, modes in sorted(self.widest().items()):
-            here = dict(modes)
-            for use in _disk_uses(self._ways)[1:]:
-                near = {
-                    attends
-                    for (attends, _), one in modes.items()
-                    if one.seconds_per_sequence <= enough_s or one.way.uses_at_most(use)
-                }
-                modes = self._modes(
-                    size, [way for way in self._ways if way.disk == use and way.attends in near]
-                )
-                here |= modes
-            for mode, candidate in here.items():
+        for size, widest in sorted(self.widest().items()):
+            for mode, candidate in {**widest, **self._narrower(size, widest, enough_s)}.items():
                 curves.setdefault(mode, []).append(candidate)
         found = {
             mode: Curve(curve)
@@ -175,6 +164,22 @@ class Walk:
             elif known is None or found.seconds_per_sequence < known.seconds_per_sequence:
                 best[_mode(way)] = found
         return best
+
+    def _narrower(
+        self, size: int, widest: Mapping[Mode, Candidate], enough_s: float
+    ) -> dict[Mode, Candidate]:
+        """The best of each mode that may use less of the disk, as far as those that may use more are quick enough."""
+        found, wider = dict[Mode, Candidate](), widest
+        for use in DISK_USES[DISK_USES.index(self._ways[0].disk) + 1 :]:
+            near = {
+                attends
+                for (attends, _), one in wider.items()
+                if one.seconds_per_sequence <= enough_s or one.way.uses_at_most(use)
+            }
+            ways = [way for way in self._ways if way.disk == use and way.attends in near]
+            wider = self._modes(size, ways)
+            found |= wider
+        return found
 
     def _must_fail(self, way: Way, size: int) -> bool:
         """Whether a way that asks for no more has failed for gpu batches of at most this size."""
@@ -325,11 +330,6 @@ def _is_idle(mode: Mode, curves: Mapping[Mode, Curve]) -> bool:
 
 def _seconds(candidate: Candidate) -> float:
     return candidate.seconds_per_sequence
-
-
-def _disk_uses(ways: Iterable[Way]) -> list[DiskUse]:
-    """Those of the ways, the widest first."""
-    return list(dict.fromkeys(way.disk for way in ways))
 
 
 def _other(way: Way) -> Way:
