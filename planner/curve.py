@@ -59,7 +59,14 @@ class Curve:
 
     def way(self, size: int) -> Way:
         """That of the nearest size that was solved."""
-        return self._free[int(np.abs(self._logs - math.log(size)).argmin())].way
+        return self._nearest(size).way
+
+    def rows(self, size: int) -> int:
+        """Of a prefill chunk, as many as the nearest size that was solved has."""
+        return self._nearest(size).choice.prefill_rows
+
+    def _nearest(self, size: int) -> Candidate:
+        return self._free[int(np.abs(self._logs - math.log(size)).argmin())]
 
     def _wanted(self, size: int) -> float:
         return float(np.interp(math.log(size), self._logs, self._blocks))

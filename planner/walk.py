@@ -95,11 +95,12 @@ class Walk:
 
     def whole(self, curve: Curve) -> list[Candidate]:
         """Whole numbers of gpu batches near the best of a mode, the most promising candidate first."""
-        starts = [
-            self._solve(size, count, curve.way(size)) or self._solve(size, count, _other(curve.way(size)))
-            for size, count in self._starts(curve)
+        starts = self._starts(curve)
+        found = [
+            start
+            for size, count in starts
+            if (start := self._either(size, count, curve.way(size), min(size, curve.rows(size))))
         ]
-        found = [start for start in starts if start]
         if _mode(AT_HOME) in map(_mode, curve.ways):
             found += self._resident()
         if found:
@@ -235,7 +236,7 @@ class Walk:
         if rows == self.problem.prefill_rows(candidate.choice.gpu_batch_size):
             rows = self.problem.prefill_rows(size)
         way, rows = candidate.way, max(1, min(rows, size) // less)
-        return self._exactly(size, count, way, rows) or self._exactly(size, count, _other(way), rows)
+        return self._either(size, count, way, rows)
 
     def _in_smaller_chunks(self, best: Candidate) -> Iterator[Candidate]:
         """Prefill in smaller chunks, where the memory that it frees is worth it."""
@@ -249,7 +250,7 @@ class Walk:
     def _variants(self, best: Candidate) -> Iterator[Candidate]:
         """Activations the other way, prefill in smaller chunks, fewer gpu batches."""
         size, rows, count = best.choice.gpu_batch_size, best.choice.prefill_rows, round(best.num_gpu_batches)
-        others = [self._solve(size, count, _other(best.way), rows)]
+        others = [self._exactly(size, count, _other(best.way), rows)]
         fewer = {self._even(count // less) for less in (*_SMALLER_BLOCKS, count)} - {count}
         others += [self._solve(size, fewer, best.way, rows) for fewer in sorted(fewer, reverse=True)]
         yield from self._in_smaller_chunks(best)
@@ -259,6 +260,10 @@ class Walk:
         """Blocks of one gpu batch, small ones among them: what is left where others turn out to take too long."""
         singles = (self._solve(size, self._even(1), curve.way(size)) for size in curve.sizes)
         yield from (single for single in singles if single)
+
+    def _either(self, size: int, count: int, way: Way, rows: int) -> Candidate | None:
+        """With activations as in the way, or where that fails, the other way."""
+        return self._exactly(size, count, way, rows) or self._exactly(size, count, _other(way), rows)
 
     def _solve(self, size: int, count: int | None, way: Way, rows: int | None = None) -> Candidate | None:
         """The best splits; prefill goes in smaller chunks where memory wants it."""
