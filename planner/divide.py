@@ -11,6 +11,8 @@ from planner.plan import Plan
 Evaluate = Callable[[int, int, int], Plan | None]
 """(stage, first layer, one past its last) -> what the stage would be; None where it does not fit."""
 _ROUNDS = 8
+_PATIENCE = 2
+"""Rounds in a row that bring nothing before layers stay where they are."""
 
 
 def divide(num_layers: int, num_stages: int, evaluate: Evaluate) -> list[Plan] | None:
@@ -22,6 +24,7 @@ def divide(num_layers: int, num_stages: int, evaluate: Evaluate) -> list[Plan] |
     counts = _even(num_layers, num_stages)
     seen: set[tuple[int, ...]] = set()
     best: tuple[float, list[Plan]] | None = None
+    since_best = 0
     for _ in range(_ROUNDS):
         seen.add(tuple(counts))
         bounds = list(pairwise([0, *accumulate(counts)]))
@@ -29,12 +32,13 @@ def divide(num_layers: int, num_stages: int, evaluate: Evaluate) -> list[Plan] |
         found = [plan for plan in plans if plan]
         if len(found) == num_stages:
             seconds = _seconds(found)
+            since_best += 1
             if best is None or seconds < best[0]:
-                best = seconds, found
+                best, since_best = (seconds, found), 0
         times = [_own_seconds(plan) if plan else None for plan in plans]
         options = (_balanced(counts, times), _one_over(counts, times))
         fresh = [option for option in options if option and tuple(option) not in seen]
-        if not fresh:
+        if not fresh or since_best == _PATIENCE:
             break
         counts = fresh[0]
     return best[1] if best else None

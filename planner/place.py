@@ -49,6 +49,8 @@ def _place_weights(sizes: Sequence[Sequence[int]], split: Split) -> tuple[str, .
     """One letter a tensor: each layer's largest tensors first, to the fastest tier whose request has room."""
     carry = dict.fromkeys(TIERS, 0.0)
     shares, rest = dict(split.items()), _slowest(split)
+    if shares[rest] == 1:
+        return tuple(_LETTER[rest] * len(nbytes) for nbytes in sizes)
     placed = []
     for nbytes in sizes:
         total = sum(nbytes)
