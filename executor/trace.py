@@ -89,10 +89,8 @@ def _trace_of_ranks(
     options: TraceOptions, plan: Plan, device: torch.device, ranks: Ranks
 ) -> Iterator[RunTrace]:
     """Every rank keeps its events; in the end the first one writes those of all, each by its own clock."""
-    stage = plan.stages[ranks.rank]
-    name = f"rank {ranks.rank}, layers {stage.layers[0]} to {stage.layers[1] - 1}"
     kept = KeptEvents(MAX_EVENTS // len(plan.stages))
-    trace = RunTrace(kept, options.num_blocks, device, name)
+    trace = RunTrace(kept, options.num_blocks, device, plan.rank_name(ranks.rank))
     everybody = [(kept, 0.0)]
     with TraceWriter(options.path) if ranks.rank == 0 else nullcontext() as writer:
         try:

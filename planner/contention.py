@@ -2,27 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 _FULL = 1e-12
+NOBODY = -1
+"""The kind of a lane whose task, if it has one, takes nothing of what is shared."""
+Shares = tuple[float, ...]
+"""What a task takes of each shared thing while it runs at its own speed."""
+Used = Sequence[tuple[int, float]]
+"""The same, of the things that it takes anything of: (thing, share)."""
 
 
-def fair_speeds(shares: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
-    """The speed of each task, 1 being its own, by what it takes of each shared resource at that speed.
+class Commons:
+    """What lanes have in common; tasks of one kind take equal shares of it."""
 
-    All speeds rise together; where a resource is full, the tasks on it stay as they are and the others go on.
+    def __init__(
+        self, shares: Sequence[Shares], rooms: Sequence[tuple[float, ...]] = (), owners: Sequence[int] = ()
+    ) -> None:
+        """By kind the shares and the rank whose tasks they are; `rooms` as for `add_kind`."""
+        self._rooms = list(rooms) or [(1.0,)] * (len(shares[0]) if shares else 0)
+        """Of each thing what there is of it, by the number of ranks that are at work on it; without any, 1."""
+        self._owners = owners or [0] * len(shares)
+        self._used: list[Used] = [[(at, x) for at, x in enumerate(each) if x > 0] for each in shares]
+        self.is_shared = [bool(used) for used in self._used]
+        """By kind, whether it takes anything."""
+
+    def speeds(self, kinds: Sequence[int]) -> list[tuple[int, float]]:
+        """(lane, its speed) for the kinds of tasks that lanes are at work on, 1 being a task's own speed."""
+        lanes = [lane for lane, kind in enumerate(kinds) if kind != NOBODY]
+        used = [self._used[kinds[lane]] for lane in lanes]
+        wanted: dict[int, float] = {}
+        ranks: dict[int, set[int]] = {}
+        for lane, each in zip(lanes, used, strict=True):
+            for at, share in each:
+                wanted[at] = wanted.get(at, 0.0) + share
+                ranks.setdefault(at, set()).add(self._owners[kinds[lane]])
+        left = {at: self._rooms[at][min(len(who), len(self._rooms[at])) - 1] for at, who in ranks.items()}
+        if all(wanted[at] <= room for at, room in left.items()):
+            return [(lane, 1.0) for lane in lanes]
+        return list(zip(lanes, _fair(used, left), strict=True))
+
+
+def fair_speeds(shares: Iterable[Shares]) -> tuple[float, ...]:
+    """The speed of each task, 1 being its own, by what it takes of each shared thing, of which there is 1.
+
+    All speeds rise together; where a thing is full, the tasks on it stay as they are and the others go on.
     """
-    speeds = [0.0] * len(shares)
-    left = [1.0] * (len(shares[0]) if shares else 0)
-    rising, level = set(range(len(shares))), 0.0
+    used = [[(at, share) for at, share in enumerate(each) if share > 0] for each in shares]
+    return tuple(_fair(used, {at: 1.0 for each in used for at, _ in each}))
+
+
+def _fair(used: Sequence[Used], left: dict[int, float]) -> list[float]:
+    """The same with as much of each thing as is left of it."""
+    speeds = [1.0] * len(used)
+    rising, level = list(range(len(used))), 0.0
     while rising:
-        demand = [sum(shares[task][at] for task in rising) for at in range(len(left))]
-        step = min([1.0 - level, *(left[at] / demand[at] for at in range(len(left)) if demand[at] > 0)])
+        demand = dict.fromkeys(left, 0.0)
+        for task in rising:
+            for at, share in used[task]:
+                demand[at] += share
+        step = min([1.0 - level, *(left[at] / wanted for at, wanted in demand.items() if wanted > 0)])
         level += step
-        left = [room - step * wanted for room, wanted in zip(left, demand, strict=True)]
-        full = {at for at, room in enumerate(left) if room <= _FULL}
-        stopped = {task for task in rising if level >= 1.0 or any(shares[task][at] > 0 for at in full)}
-        for task in stopped:
+        if level >= 1.0:
+            break
+        for at, wanted in demand.items():
+            left[at] -= step * wanted
+        full = {at for at, wanted in demand.items() if wanted > 0 and left[at] <= _FULL}
+        for task in [task for task in rising if any(at in full for at, _ in used[task])]:
             speeds[task] = level
-        rising -= stopped
-    return tuple(speeds)
+            rising.remove(task)
+    return speeds

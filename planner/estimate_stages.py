@@ -10,6 +10,7 @@ from planner.advise import check_policy, estimate
 from planner.divide import divide
 from planner.plan import Plan
 from planner.policy import Policy
+from planner.predict_stages import simulated
 from planner.problem import Problem
 from planner.search_stages import Cluster, Staged
 
@@ -31,7 +32,7 @@ def estimate_stages(
         return None if plan.ledger.shortfalls(plan.hardware) else problem.with_interval(plan)
 
     parts = divide(cluster.model.num_layers, num_stages, place)
-    return staged.join(parts) if parts else _refuse(staged, num_waves, policy_on)
+    return simulated(staged.join(parts)) if parts else _refuse(staged, num_waves, policy_on)
 
 
 def _refuse(staged: Staged, num_waves: int, policy_on: Callable[[Problem], Policy]) -> Plan:

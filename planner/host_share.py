@@ -20,6 +20,7 @@ from hwprofiles.profile import (
     SizePoint,
 )
 from planner.machine import Curve
+from planner.sharing import Sharing
 
 
 def share_of(
@@ -55,6 +56,28 @@ def link_shares(profile: HardwareProfile, num_ranks: int) -> tuple[float, float,
         return 1.0, 1.0, 1.0
     h2d, d2h, both = (_kept(alone, together, name) for name in ("h2d", "d2h", "both"))
     return h2d, d2h, both
+
+
+def sharing_of(profile: HardwareProfile, num_ranks: int) -> Sharing | None:
+    """What the ranks of a host have in common beyond their own parts of it; None for one rank.
+
+    An emulated GPU's link and, where the CPU computes, host memory are as much of a rank's own as its cores are.
+    """
+    if num_ranks == 1:
+        return None
+    counts = range(1, num_ranks + 1)
+    whole, parts = (1.0,) * num_ranks, tuple(1 / count for count in counts)
+    if not profile.gpus or profile.gpus[0].emulated:
+        return Sharing(h2d=whole, d2h=whole, link=whole, disk=parts, cpu_mem=whole)
+    h2d, d2h, link = zip(*(_links_at_work(profile, count, num_ranks) for count in counts), strict=True)
+    return Sharing(h2d=h2d, d2h=d2h, link=link, disk=parts, cpu_mem=parts)
+
+
+def _links_at_work(profile: HardwareProfile, count: int, num_ranks: int) -> tuple[float, ...]:
+    """What each of `count` links keeps; where that was not measured, no more than all of them have together."""
+    known = any(each.num_gpus == count for each in profile.links_at_once)
+    shares = link_shares(profile, count if known else num_ranks)
+    return shares if known else tuple(min(1.0, share * num_ranks / count) for share in shares)
 
 
 def _kept(alone: LinksAtOnce, together: LinksAtOnce, name: str) -> float:

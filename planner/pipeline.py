@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from planner.batching import BlockLengths
 from planner.ledger import Entry, Ledger, Target
 from planner.model import ModelSpec
 from planner.placement import Placement
@@ -23,6 +24,7 @@ from planner.plan import (
     TaskPrediction,
 )
 from planner.policy import TIERS, Split
+from planner.pricing import price, price_blocks
 from planner.shape import split_waves
 from planner.sites import Site
 from planner.workload import Workload
@@ -57,13 +59,8 @@ def pass_seconds(stages: Sequence[StageTime], num_waves: int) -> float:
 def pipeline_prediction(parts: Sequence[Plan]) -> Prediction:
     """The prediction of stages that run side by side, from that of each by itself."""
     policy, workload = parts[0].policy, parts[0].workload
-    num_passes = workload.gen_len - 1
-    prefill_s = prefill_seconds(_times(parts, "prefill", 1), policy.num_waves)
-    decode_s = (
-        num_passes * pass_seconds(_times(parts, "decode", num_passes), policy.num_waves)
-        if num_passes
-        else 0.0
-    )
+    own = [part.prediction for part in parts]
+    prefill_s, decode_s = (_phase_seconds(parts, own, phase, policy.num_gpu_batches) for phase in PHASES)
     tokens = policy.block_size * workload.gen_len
     throughput = tokens / (prefill_s + decode_s)
     found = Prediction(
@@ -73,6 +70,13 @@ def pipeline_prediction(parts: Sequence[Plan]) -> Prediction:
         tasks=_tasks(parts),
     )
     return replace(found, interval=_interval(parts, found))
+
+
+def formula_of(plan: Plan) -> Prediction:
+    """The closed formula's prediction of a pipeline at the rates in its plan."""
+    parts = [plan.of_rank(rank) for rank in range(len(plan.stages))]
+    priced = [replace(part, prediction=price(part.sizes(), part.known_rates())) for part in parts]
+    return pipeline_prediction(priced)
 
 
 def join(spec: ModelSpec, workload: Workload, parts: Sequence[Plan], sites: Sequence[Site]) -> Plan:
@@ -111,22 +115,35 @@ def _stage(part: Plan, site: Site) -> Stage:
         ledger=part.ledger,
         prediction=part.prediction,
         rates=part.rates,
+        sharing=site.sharing.among(part.policy.num_waves) if site.sharing else None,
     )
 
 
 def _job(parts: Sequence[Plan], block: Prediction) -> JobPrediction | None:
-    """All prompts: each phase is as much longer than the slowest stage's as that of a full block is."""
+    """All prompts: each phase is as much longer than the slowest stage's as that of a full block is.
+
+    A last block of fewer gpu batches fills the pipe less, and is priced by itself.
+    """
     jobs = [part.job for part in parts if part.job]
     if len(jobs) < len(parts):
         return None
+    last = _smaller_block(parts[0])
+    own = [price_blocks(part.sizes(), part.known_rates(), {last: 1}, 1) if last else None for part in parts]
     prefill_s, decode_s = (
         stretched(
-            max(getattr(job, f"{phase}_s") for job in jobs),
+            max(
+                getattr(job, f"{phase}_s") - (found.of(phase).seconds if found else 0.0)
+                for job, found in zip(jobs, own, strict=True)
+            ),
             block.of(phase).seconds,
             max(part.prediction.of(phase).seconds for part in parts),
         )
         for phase in PHASES
     )
+    if last:
+        found = [each for each in own if each]
+        prefill_s += _phase_seconds(parts, found, "prefill", len(last))
+        decode_s += _phase_seconds(parts, found, "decode", len(last))
     tokens = jobs[0].throughput_tokens_per_s * jobs[0].seconds
     return replace(
         jobs[0],
@@ -136,23 +153,38 @@ def _job(parts: Sequence[Plan], block: Prediction) -> JobPrediction | None:
     )
 
 
+def _smaller_block(part: Plan) -> BlockLengths | None:
+    """The last block of a job, if it has fewer gpu batches than the others."""
+    policy = part.policy
+    blocks = part.workload.blocks(policy.gpu_batch_size, policy.num_gpu_batches)
+    return next((block for block in blocks if len(block) < policy.num_gpu_batches), None)
+
+
 def stretched(seconds: float, pipeline_s: float, stage_s: float) -> float:
     """The slowest stage's seconds as those of the pipeline, in the proportion of a full block's."""
     return seconds * pipeline_s / stage_s if stage_s else seconds
 
 
-def _times(parts: Sequence[Plan], phase: Phase, num_passes: int) -> list[StageTime]:
-    num_waves = parts[0].policy.num_waves
-    wave = len(split_waves(parts[0].policy.num_gpu_batches, num_waves)[-1])
-    return [
+def _phase_seconds(
+    parts: Sequence[Plan], found: Sequence[Prediction], phase: Phase, num_batches: int
+) -> float:
+    """A phase of one block of so many gpu batches, from what each stage takes for it by itself."""
+    num_passes = 1 if phase == "prefill" else parts[0].workload.gen_len - 1
+    if not num_passes:
+        return 0.0
+    waves = split_waves(num_batches, parts[0].policy.num_waves)
+    stages = [
         StageTime.of(
-            part.prediction.of(phase).seconds / max(1, num_passes),
-            num_waves,
+            own.of(phase).seconds / num_passes,
+            len(waves),
             len(part.placement.weight_tiers),
-            wave,
+            len(waves[-1]),
         )
-        for part in parts
+        for part, own in zip(parts, found, strict=True)
     ]
+    if phase == "prefill":
+        return prefill_seconds(stages, len(waves))
+    return num_passes * pass_seconds(stages, len(waves))
 
 
 def _phase(parts: Sequence[Plan], phase: Phase, seconds: float) -> PhasePrediction:

@@ -17,6 +17,7 @@ from planner.model import ModelSpec, spec_from_config
 from planner.placement import Placement
 from planner.policy import Policy
 from planner.request import Request
+from planner.sharing import Sharing
 from planner.workload import Workload
 
 SCHEMA_VERSION = 1
@@ -142,6 +143,20 @@ class JobPrediction:
         """The whole job, once the weights are loaded."""
         return self.prefill_s + self.decode_s
 
+    def like(self, block: Prediction) -> JobPrediction:
+        """The closed formula's seconds, of blocks that only it knows, as far off as they are for a simulated block."""
+        prefill_s, decode_s = (
+            self.prefill_s * block.prefill.beyond_formula,
+            self.decode_s * block.decode.beyond_formula,
+        )
+        tokens = self.throughput_tokens_per_s * self.seconds
+        return replace(
+            self,
+            prefill_s=prefill_s,
+            decode_s=decode_s,
+            throughput_tokens_per_s=tokens / (prefill_s + decode_s),
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
@@ -164,7 +179,9 @@ class Stage:
     ledger: Ledger
     prediction: Prediction
     rates: Rates | None = None
-    """What was predicted with."""
+    """What was predicted with: the stage's share of its host with all ranks at work."""
+    sharing: Sharing | None = None
+    """What it shares with the other ranks of its host; None where it is alone there, and in older plans."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,6 +250,11 @@ class Plan:
         return Sizes(
             self.model.spec(), self.workload, self.policy, self.placement, self.hardware.compute_tier
         )
+
+    def rank_name(self, rank: int) -> str:
+        """A rank of a pipeline, for people."""
+        first, stop = self.stages[rank].layers
+        return f"rank {rank}, layers {first} to {stop - 1}"
 
     def to_yaml(self) -> str:
         """The text of plan.yaml."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from planner.contention import fair_speeds
+from planner.contention import NOBODY, Commons
 
 _NOTHING = -1
 
@@ -31,11 +30,9 @@ class Pieces:
         self.deps.append(deps)
 
 
-def play(
-    pieces: Pieces, num_lanes: int, shares: Sequence[tuple[float, ...]]
-) -> tuple[list[float], list[float]]:
-    """When each task starts and stops; `shares` are, by kind, of each thing that lanes have in common."""
-    player = _Player(pieces, num_lanes, shares)
+def play(pieces: Pieces, num_lanes: int, commons: Commons) -> tuple[list[float], list[float]]:
+    """When each task starts and stops."""
+    player = _Player(pieces, num_lanes, commons)
     player.play()
     return player.starts, player.stops
 
@@ -47,23 +44,32 @@ class _Player:
     one waits for, so that an event looks at nothing that it does not change.
     """
 
-    def __init__(self, pieces: Pieces, num_lanes: int, shares: Sequence[tuple[float, ...]]) -> None:
+    def __init__(self, pieces: Pieces, num_lanes: int, commons: Commons) -> None:
         count = len(pieces.lanes)
-        self.pieces, self.shares = pieces, shares
+        self.pieces, self.commons = pieces, commons
         self.starts, self.stops, self.done = [0.0] * count, [0.0] * count, bytearray(count)
         self.queues: list[list[int]] = [[] for _ in range(num_lanes)]
         for task in range(count - 1, -1, -1):
             self.queues[pieces.lanes[task]].append(task)  # the next one last
         self.at_work = [_NOTHING] * num_lanes
-        self.kinds = [_NOTHING] * num_lanes
         self.ends = [math.inf] * num_lanes
         self.speeds = [0.0] * num_lanes
         self.waits_for = [_NOTHING] * num_lanes
-        self.known: dict[tuple[int, ...], tuple[float, ...]] = {}
+        self.sharing = [NOBODY] * num_lanes
+        """The kinds of tasks at work that others may slow."""
+        self.has_changed = False
+        """Since speeds were set."""
+        self.known: dict[tuple[int, ...], list[tuple[int, float]]] = {}
 
     def play(self) -> None:
         """Until every lane has done all of its tasks."""
-        ends, at_work, done, waits_for = self.ends, self.at_work, self.done, self.waits_for
+        ends, at_work, done, waits_for, sharing = (
+            self.ends,
+            self.at_work,
+            self.done,
+            self.waits_for,
+            self.sharing,
+        )
         for lane in range(len(self.queues)):
             self._start(lane, 0.0)
         self._set_speeds(0.0)
@@ -71,14 +77,16 @@ class _Player:
             lane = ends.index(now)
             task = at_work[lane]
             self.stops[task], done[task] = now, 1
-            at_work[lane] = self.kinds[lane] = _NOTHING
-            ends[lane], self.speeds[lane] = math.inf, 0.0
+            at_work[lane], ends[lane] = _NOTHING, math.inf
+            if sharing[lane] != NOBODY:
+                sharing[lane], self.has_changed = NOBODY, True
             self._start(lane, now)
             if task in waits_for:
                 for other, cause in enumerate(waits_for):
                     if cause == task:
                         self._start(other, now)
-            self._set_speeds(now)
+            if self.has_changed:
+                self._set_speeds(now)
         assert all(done), "a task waits for one that never comes"
 
     def _start(self, lane: int, now: float) -> None:
@@ -93,22 +101,21 @@ class _Player:
                 self.waits_for[lane] = dep
                 return
         queue.pop()
-        self.at_work[lane], self.kinds[lane] = task, self.pieces.kinds[task]
+        self.at_work[lane] = task
         self.starts[task], self.ends[lane], self.speeds[lane] = now, now + self.pieces.seconds[task], 1.0
+        kind = self.pieces.kinds[task]
+        if self.commons.is_shared[kind]:
+            self.sharing[lane], self.has_changed = kind, True
 
     def _set_speeds(self, now: float) -> None:
         """Slow down or speed up what is at work."""
-        key = tuple(self.kinds)
+        self.has_changed = False
+        key = tuple(self.sharing)
         speeds = self.known.get(key)
         if speeds is None:
-            speeds = self.known[key] = self._fair(key)
-        for lane, speed in enumerate(speeds):
+            speeds = self.known[key] = self.commons.speeds(key)
+        for lane, speed in speeds:
             before = self.speeds[lane]
             if speed != before:
                 self.ends[lane] = now + (self.ends[lane] - now) * before / speed
                 self.speeds[lane] = speed
-
-    def _fair(self, kinds: tuple[int, ...]) -> tuple[float, ...]:
-        lanes = [lane for lane, kind in enumerate(kinds) if kind != _NOTHING]
-        found = dict(zip(lanes, fair_speeds([self.shares[kinds[lane]] for lane in lanes]), strict=True))
-        return tuple(found.get(lane, 0.0) for lane in range(len(kinds)))

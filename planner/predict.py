@@ -25,7 +25,9 @@ def predict(sizes: Sizes, rates: Rates) -> Prediction:
     """The prediction for one full block."""
     formula = price(sizes, rates)
     times = phase_times(sizes, rates, thinned(sizes, _VISITS))
-    return _simulated(formula, {phase: _phase(times[phase], formula.of(phase)) for phase in PHASES}, sizes)
+    return _simulated(
+        formula, {phase: simulated_phase(times[phase], formula.of(phase)) for phase in PHASES}, sizes
+    )
 
 
 def simulated_in_short(formula: Prediction, sizes: Sizes, rates: Rates) -> Prediction:
@@ -55,8 +57,8 @@ def as_simulated(formula: Prediction, block: Prediction) -> Prediction:
     return replace(formula, prefill=prefill, decode=decode, throughput_tokens_per_s=rate)
 
 
-def _phase(activity: Activity, formula: PhasePrediction) -> PhasePrediction:
-    """What has no lane binds where it is at work for at least as long as any lane."""
+def simulated_phase(activity: Activity, formula: PhasePrediction) -> PhasePrediction:
+    """A phase as simulated; what has no lane binds where it is at work for at least as long as any lane."""
     if not activity.busy_s:
         return formula
     without = {

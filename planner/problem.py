@@ -144,17 +144,7 @@ class Problem:
 
 def _with_prediction(draft: Plan, prediction: Prediction) -> Plan:
     """The draft with a simulated block; the job's blocks, which only the formula knows, differ from it as that one."""
-    if draft.job is None:
-        return replace(draft, prediction=prediction)
-    prefill_s = draft.job.prefill_s * prediction.prefill.beyond_formula
-    decode_s = draft.job.decode_s * prediction.decode.beyond_formula
-    tokens = draft.job.throughput_tokens_per_s * draft.job.seconds
-    job = replace(
-        draft.job,
-        prefill_s=prefill_s,
-        decode_s=decode_s,
-        throughput_tokens_per_s=tokens / (prefill_s + decode_s),
-    )
+    job = draft.job.like(prediction) if draft.job else None
     return replace(draft, prediction=prediction, job=job)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 
@@ -24,17 +26,38 @@ def simulation_view(formula: Prediction, simulation: Simulation) -> RenderableTy
     return Group(_phases(formula, phases), *map(sentences, phases), summary, _played(simulation))
 
 
-def _phases(formula: Prediction, phases: list[PhaseActivity]) -> Table:
-    predictions = {"prefill": formula.prefill, "decode": formula.decode}
-    table = make_table("One block", "phase", "simulated", "closed formula", "difference", "busy")
+def stages_simulation_view(formula: Prediction, simulations: Sequence[Simulation]) -> RenderableType:
+    """Both phases of a pipeline, how busy each rank is in them, and what binds the busiest one."""
+    first = simulations[0]
+    ranks = make_table("Ranks", "rank", "phase", "busy")
+    busiest: list[str] = []
+    for phase in PHASES:
+        played = [(rank, phase_activity(phase, each.phases[phase])) for rank, each in enumerate(simulations)]
+        known = [(rank, activity) for rank, activity in played if activity]
+        for rank, activity in known:
+            ranks.add_row(str(rank), phase, busy_text(activity))
+        if known:
+            rank, activity = max(known, key=lambda each: each[1].busy_share[each[1].binding])
+            busiest.append(f"rank {rank}, {sentences(activity)}")
+    phases = [found for phase in PHASES if (found := phase_activity(phase, first.phases[phase]))]
+    summary = (
+        f"[bold]Throughput {first.throughput_tokens_per_s:,.2f} generated tokens/s[/bold] simulated, "
+        f"{formula.throughput_tokens_per_s:,.2f} by the closed formula"
+    )
+    return Group(_phases(formula, phases, with_busy=False), ranks, *busiest, summary, _played(first))
+
+
+def _phases(formula: Prediction, phases: list[PhaseActivity], *, with_busy: bool = True) -> Table:
+    columns = ["phase", "simulated", "closed formula", "difference", *(["busy"] if with_busy else [])]
+    table = make_table("One block", *columns)
     for found in phases:
-        formula_s = predictions[found.phase].seconds
+        formula_s = formula.of(found.phase).seconds
         table.add_row(
             found.phase,
             format_seconds(found.seconds),
             format_seconds(formula_s),
             f"{100 * (found.seconds / formula_s - 1):+.1f}%" if formula_s else "",
-            busy_text(found),
+            *([busy_text(found)] if with_busy else []),
         )
     return table
 

@@ -55,24 +55,40 @@ def representative(sizes: Sizes, num_tokens: int | None = None) -> Sample:
 
     Without `num_tokens` all of them, or NUM_TOKENS where all are more than MAX_TASKS tasks.
     """
-    gen_len = sizes.workload.gen_len
+    return representatives([sizes], num_tokens)[0]
+
+
+def representatives(stages: Sequence[Sizes], num_tokens: int | None = None) -> list[Sample]:
+    """The same of the stages of a pipeline, MAX_TASKS being of all together."""
+    gen_len = stages[0].workload.gen_len
     if num_tokens is None:
-        num_tokens = gen_len if len(first_tokens(sizes, MAX_TASKS).tokens) == gen_len else NUM_TOKENS
-    return _of_tokens(sizes, _spread(gen_len, num_tokens))
+        num_tokens = gen_len if _num_tokens(stages, MAX_TASKS) == gen_len else NUM_TOKENS
+    return [_of_tokens(sizes, _spread(gen_len, num_tokens)) for sizes in stages]
 
 
 def first_tokens(sizes: Sizes, max_tasks: int) -> Sample:
     """All layers; prefill and as many decode passes as come to about `max_tasks` tasks."""
-    per_token = sum(1 for _ in tasks(shape_of(sizes), 2)) / 2
-    return _of_tokens(sizes, range(max(1, min(sizes.workload.gen_len, int(max_tasks / per_token)))))
+    return _of_tokens(sizes, range(_num_tokens([sizes], max_tasks)))
+
+
+def _num_tokens(stages: Sequence[Sizes], max_tasks: int) -> int:
+    """Tokens that come to about so many tasks, at least one."""
+    per_token = sum(1 for sizes in stages for _ in tasks(shape_of(sizes), 2)) / 2
+    return max(1, min(stages[0].workload.gen_len, int(max_tasks / per_token)))
 
 
 def thinned(sizes: Sizes, max_visits: int) -> Sample:
     """Few tokens and few layers that stand for all: about `max_visits` stops of the zig-zag walk, if that is enough."""
-    workload, num_batches = sizes.workload, len(sizes.placement.cache_rows)
+    sample = few_tokens(sizes)
+    visits = len(sample.tokens) * len(sizes.placement.cache_rows)
+    return _with_window(sample, sizes, max_visits // visits)
+
+
+def few_tokens(sizes: Sizes) -> Sample:
+    """All layers; prefill, the first and the last decode pass, and one for those between, or more where they differ."""
+    workload = sizes.workload
     grows = workload.gen_len > _GROWTH * workload.prompt_len
-    tokens = _spread(workload.gen_len, _NUM_GROWING if grows else 1)
-    return _with_window(_of_tokens(sizes, tokens), sizes, max_visits // (len(tokens) * num_batches))
+    return _of_tokens(sizes, _spread(workload.gen_len, _NUM_GROWING if grows else 1))
 
 
 def _spread(gen_len: int, num_between: int) -> list[int]:

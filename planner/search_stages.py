@@ -7,7 +7,8 @@ layers go from one to the other until they take the same time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from hwprofiles.errors import UserError
@@ -19,11 +20,13 @@ from planner.model import ModelSpec
 from planner.pipeline import join
 from planner.plan import Plan
 from planner.policy import CommDevice, Policy
+from planner.predict_stages import simulated
 from planner.problem import Pipe, Problem, make_problem
 from planner.realise import place_within
 from planner.request import Request
 from planner.search import WORTH_IT, finalists, glance
 from planner.shares import Way
+from planner.sharing import at_work
 from planner.shortage import explain_shortage
 from planner.sites import Site, most_stages, sites_of
 from planner.work import Choice
@@ -37,7 +40,11 @@ _NUM_BLOCKS = 4
 _BEHIND = 1.03
 """Of a stage's least time a sequence: a stage's finalists are priced by the formula, which tells no more apart."""
 _HOPELESS = 0.9
-"""Of the best pipeline's throughput: what one stage by itself promises less than is not tried."""
+"""Of the best pipeline's throughput: what the closed formula promises less than is not tried."""
+_NUM_PLAYED = 2
+"""Pipelines that are simulated."""
+_FEW_PROMPTS = 16
+"""Prompts for each stage: with no more, fewer waves than stages are tried too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,8 +93,19 @@ class Staged:
         if key not in self._problems:
             pipe = Pipe(num_stages=self.num_stages, num_waves=num_waves, comm_device=self.cluster.comm_device)
             part = self.cluster.model.part(first, stop)
-            self._problems[key] = replace(self._whole(stage), model=part, pipe=pipe)
+            self._problems[key] = replace(self._at_work(stage, num_waves), model=part, pipe=pipe)
         return self._problems[key]
+
+    def _at_work(self, stage: int, num_waves: int) -> Problem:
+        """All layers on a stage's site; with few waves other ranks rest."""
+        found, sharing = self._whole(stage), self.sites[stage].sharing
+        if sharing is None or num_waves >= self.sites[stage].num_ranks:
+            return found
+        band = found.band
+        if band:
+            slow, fast = (at_work(rates, sharing, num_waves) for rates in (band.slow, band.fast))
+            band = replace(band, slow=slow, fast=fast)
+        return replace(found, rates=at_work(found.rates, sharing, num_waves), band=band)
 
     def _whole(self, stage: int) -> Problem:
         """All layers on a stage's site."""
@@ -108,11 +126,14 @@ class Staged:
         """The stages' plans as one."""
         return join(self.cluster.model, self.cluster.workload, parts, self.sites)
 
-    def shown(self, stage: int, part: Plan, num_waves: int) -> Plan:
-        """A stage's plan with its final prediction and interval."""
-        assert part.model.layers is not None, "a stage has some of the layers"
-        problem = self.problem(stage, *part.model.layers, num_waves)
-        return problem.with_interval(problem.predicted(part))
+    def shown(self, parts: Sequence[Plan]) -> Plan:
+        """The stages' plans as one, each with its final price and interval."""
+        found = []
+        for stage, part in enumerate(parts):
+            assert part.model.layers is not None, "a stage has some of the layers"
+            problem = self.problem(stage, *part.model.layers, part.policy.num_waves)
+            found.append(problem.with_interval(problem.predicted(part)))
+        return self.join(found)
 
     @property
     def tightest(self) -> int:
@@ -130,15 +151,33 @@ def search_stages(
 ) -> Plan | None:
     """The best pipeline of so many stages, or None where none fits."""
     staged = cluster.staged(num_stages)
-    best: Plan | None = None
+    found: list[_Divided] = []
     for policy, rate in _blocks(staged, request, report):
-        if best and rate < best.throughput_tokens_per_s * _HOPELESS:
+        best = max((divided.throughput_tokens_per_s for divided in found), default=0.0)
+        if rate < best * _HOPELESS:
             break
         report(f"{num_stages} stages, {policy.num_waves} waves: dividing the layers")
-        found = _with_block(staged, policy.num_waves, policy, request)
-        if found and (best is None or found.throughput_tokens_per_s > best.throughput_tokens_per_s):
-            best = replace(found, request=request)
-    return best
+        divided = _with_block(staged, policy.num_waves, policy, request)
+        found += [divided] if divided else []
+    report(f"{num_stages} stages: playing the most promising")
+    played = [simulated(staged.shown(divided.parts)) for divided in _near_best(found)]
+    best_plan = max(played, key=lambda plan: plan.throughput_tokens_per_s, default=None)
+    return replace(best_plan, request=request) if best_plan else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Divided:
+    """A block on all stages, and what the closed formula promises of it."""
+
+    parts: list[Plan]
+    throughput_tokens_per_s: float
+
+
+def _near_best(found: Iterable[_Divided]) -> list[_Divided]:
+    """Those that the closed formula, which is seldom further off, does not tell from the best; at most a few."""
+    ordered = sorted(found, key=lambda each: -each.throughput_tokens_per_s)[:_NUM_PLAYED]
+    least = max((each.throughput_tokens_per_s for each in ordered), default=0.0) * _HOPELESS
+    return [each for each in ordered if each.throughput_tokens_per_s >= least]
 
 
 def wave_options(num_stages: int) -> tuple[int, ...]:
@@ -147,6 +186,13 @@ def wave_options(num_stages: int) -> tuple[int, ...]:
     Many of them fill the pipe sooner, which pays where the weights are at home.
     """
     return (num_stages, num_stages + 1, 2 * num_stages, 4 * num_stages)
+
+
+def few_waves(num_stages: int, num_prompts: int | None) -> tuple[int, ...]:
+    """Fewer waves than stages leave some of these idle, but take each layer's weights fewer times to larger batches."""
+    if num_prompts is None or num_prompts > _FEW_PROMPTS * num_stages:
+        return ()
+    return tuple(sorted({1, num_stages // 2, num_stages - 1} - {0, num_stages}))
 
 
 def stage_options(cluster: Cluster) -> list[int]:
@@ -184,8 +230,10 @@ def _blocks(staged: Staged, request: Request, report: Reporter) -> list[tuple[Po
     found: dict[tuple[int, int], tuple[Policy, float]] = {}
     for plan in finalists(staged.even(staged.tightest, fewest), request, behind=_BEHIND, most=_NUM_BLOCKS):
         found.setdefault((fewest, plan.policy.gpu_batch_size), (plan.policy, _promise(plan)))
+    num_prompts = staged.cluster.workload.num_prompts
+    more += few_waves(staged.num_stages, num_prompts)
     for policy, _ in sorted(found.values(), key=lambda block: -block[1])[:_NUM_SEARCHED]:
-        for cut in (cut for num_waves in more for cut in _in_waves(policy, num_waves)):
+        for cut in (cut for num_waves in more for cut in _in_waves(policy, num_waves, num_prompts)):
             num_waves = cut.num_waves
             placed = place_policy(staged.even(staged.tightest, num_waves), request, cut)
             if placed:
@@ -194,20 +242,34 @@ def _blocks(staged: Staged, request: Request, report: Reporter) -> list[tuple[Po
 
 
 def _promise(part: Plan) -> float:
-    """Tokens per second of as many stages like this one; until the first wave is through, those behind it wait."""
-    policy, prediction = part.policy, part.prediction
+    """Tokens per second of as many stages like this one; until the first wave is through, those behind it wait.
+
+    With fewer waves than stages, one that is through goes on with its next token, and stages behind it wait again.
+    """
+    policy, prediction, workload = part.policy, part.prediction, part.workload
     filled_s = prediction.prefill.seconds * (1 + (policy.stages - 1) / policy.num_waves)
-    return policy.block_size * part.workload.gen_len / (filled_s + prediction.decode.seconds)
+    decode_s = prediction.decode.seconds * max(1.0, policy.stages / policy.num_waves)
+    rows = min(policy.block_size, workload.num_prompts or policy.block_size)
+    return rows * workload.gen_len / (filled_s + decode_s)
 
 
-def _in_waves(policy: Policy, num_waves: int) -> Iterator[Policy]:
-    """As many gpu batches in every wave: more of them of the same size, or smaller ones in a block as large."""
+def _in_waves(policy: Policy, num_waves: int, num_prompts: int | None) -> Iterator[Policy]:
+    """As many gpu batches in every wave: more of them of the same size, or others in a block as large."""
     size, count = policy.gpu_batch_size, max(1, round(policy.num_gpu_batches / num_waves)) * num_waves
-    for cut in {size, max(1, policy.block_size // count)}:
-        rows = min(policy.prefill_rows, cut)
-        yield replace(
-            policy, gpu_batch_size=cut, num_gpu_batches=count, num_waves=num_waves, prefill_rows=rows
-        )
+    rows = min(policy.block_size, num_prompts or policy.block_size)
+    cuts = {(size, count), (math.ceil(rows / count), count)}
+    if num_waves < policy.stages:
+        cuts.add((math.ceil(rows / num_waves), num_waves))
+    for batch_size, num_batches in sorted(cuts):
+        chunk = min(policy.prefill_rows, batch_size)
+        if (num_batches - 1) * batch_size < (num_prompts or math.inf):  # no wave without a prompt
+            yield replace(
+                policy,
+                gpu_batch_size=batch_size,
+                num_gpu_batches=num_batches,
+                num_waves=num_waves,
+                prefill_rows=chunk,
+            )
 
 
 def place_policy(problem: Problem, request: Request, policy: Policy) -> Plan | None:
@@ -227,7 +289,7 @@ def place_policy(problem: Problem, request: Request, policy: Policy) -> Plan | N
     return None
 
 
-def _with_block(staged: Staged, num_waves: int, policy: Policy, request: Request) -> Plan | None:
+def _with_block(staged: Staged, num_waves: int, policy: Policy, request: Request) -> _Divided | None:
     """The pipeline with a block like this, or with fewer gpu batches where a stage has no room."""
     count = policy.num_gpu_batches
     while True:
@@ -237,7 +299,8 @@ def _with_block(staged: Staged, num_waves: int, policy: Policy, request: Request
             _Placing(staged, num_waves, policy, count, request).place,
         )
         if parts:
-            return staged.join([staged.shown(stage, part, num_waves) for stage, part in enumerate(parts)])
+            promised = staged.join(parts).throughput_tokens_per_s
+            return _Divided(parts=parts, throughput_tokens_per_s=promised)
         if count <= num_waves:
             return None
         count = max(num_waves, count * 3 // 4 // num_waves * num_waves)

@@ -8,22 +8,21 @@ memory, the cores.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-
-import numpy as np
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from hwprofiles.errors import UserError
 from hwprofiles.profile import HardwareProfile
 from planner.activity import Activity, Span, Timeline
+from planner.contention import Commons
 from planner.ledger import Sizes
 from planner.machine import Rates, make_rates
 from planner.plan import PHASES, Phase, Plan
 from planner.player import Pieces, play
 from planner.sample import Sample, representative
-from planner.schedule import ATTEND, Resource, Task, TaskKind, tasks
-from planner.shape import shape_of
-from planner.task_costs import SHARED_LANES, Load, TaskCosts
+from planner.schedule import Resource, TaskKind
+from planner.script import LaneWork, Script
+from planner.task_costs import TaskCosts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,11 +54,11 @@ def simulate(sizes: Sizes, rates: Rates, sample: Sample | None = None) -> Simula
     """Play a block: a sample of it, without one all or `representative` tokens."""
     sample = sample or representative(sizes)
     played = _Played(sizes, rates, sample)
-    spans, marks = tuple(played.spans()), played.marks
+    spans, marks = tuple(played.script.spans(played.times_s())), played.marks
     passes = _passes(spans, marks, sample)
     phases: dict[Phase, Activity] = {phase: Activity() for phase in PHASES}
     for token, activity, weight in zip(sample.tokens, passes, sample.weights, strict=True):
-        phases[_phase(token)].add(activity, weight)
+        phases[phase_of(token)].add(activity, weight)
     gen_len = sizes.workload.gen_len
     return Simulation(
         sample=sample,
@@ -68,7 +67,7 @@ def simulate(sizes: Sizes, rates: Rates, sample: Sample | None = None) -> Simula
         spans=spans,
         token_ends_s=tuple(mark.end_s for mark in marks),
         end_s=max(span.stop_s for span in spans),
-        work_s=played.work_s(),
+        work_s=played.script.work_s(),
         num_skipped=gen_len - len(sample.tokens),
     )
 
@@ -86,7 +85,9 @@ def phase_times(sizes: Sizes, rates: Rates, sample: Sample) -> dict[Phase, Activ
     return _sums(sample, played, played.lanes())
 
 
-def _sums(sample: Sample, played: _Played, lanes: Mapping[str, _Lane] | None = None) -> dict[Phase, Activity]:
+def _sums(
+    sample: Sample, played: _Played, lanes: Mapping[str, LaneWork] | None = None
+) -> dict[Phase, Activity]:
     marks, starts = played.marks, [0.0, *(mark.end_s for mark in played.marks)]
     cuts = [
         cut
@@ -101,7 +102,7 @@ def _sums(sample: Sample, played: _Played, lanes: Mapping[str, _Lane] | None = N
     phases: dict[Phase, Activity] = {phase: Activity() for phase in PHASES}
     for token, weight, mark in zip(sample.tokens, sample.weights, marks, strict=True):
         for times in (1.0, mark.times - 1):  # the whole pass, and its window again
-            phases[_phase(token)].add(next(stretches), weight * times)
+            phases[phase_of(token)].add(next(stretches), weight * times)
     return phases
 
 
@@ -116,7 +117,7 @@ def rates_for(plan: Plan, profile: HardwareProfile) -> Rates:
     return make_rates(profile, plan.model.dtype)
 
 
-def _phase(token: int) -> Phase:
+def phase_of(token: int) -> Phase:
     return "prefill" if token == 0 else "decode"
 
 
@@ -131,68 +132,31 @@ class _Mark:
     """How often the window counts."""
 
 
-class _Lane:
-    """How long a lane had been at work by some time, as corners of a line."""
-
-    def __init__(self) -> None:
-        self._times_s, self._work_s = [0.0], [0.0]
-
-    def add(self, start_s: float, stop_s: float, work_s: float) -> None:
-        """The next task."""
-        done_s = self._work_s[-1]
-        self._times_s += (start_s, stop_s)
-        self._work_s += (done_s, done_s + work_s)
-
-    def until(self, times_s: Sequence[float]) -> list[float]:
-        """Seconds at work until each time."""
-        found: list[float] = np.interp(times_s, self._times_s, self._work_s).tolist()
-        return found
-
-
 class _Played:
     """The tasks of a sample, and when each of them ran."""
 
     def __init__(self, sizes: Sizes, rates: Rates, sample: Sample) -> None:
-        self._sizes, self._rates, self._sample = sizes, rates, sample
+        self._sizes, self._sample = sizes, sample
         self._factors = rates.factor("prefill"), rates.factor("decode")
-        whole = shape_of(sizes)
-        shape = replace(whole, layers=tuple(whole.layers[j] for j in sample.layers))
-        self._layers = (
-            *sample.layers,
-            len(whole.layers),
-        )  # by their number in what is played; the head's is last
-        self._tasks = list(tasks(shape, len(sample.tokens)))
-        self._loads = self._priced()
+        self.script = Script(TaskCosts(sizes, rates), sample.tokens, [((j, 1.0),) for j in sample.layers])
         self._starts, self._stops = self._play()
         self.marks = self._marks()
 
-    def _priced(self) -> list[Load]:
-        costs, tokens, layers = TaskCosts(self._sizes, self._rates), self._sample.tokens, self._layers
-        return [
-            costs.load(task, tokens[task.i], layers[task.j] if task.j >= 0 else task.j)
-            for task in self._tasks
-        ]
-
     def _play(self) -> tuple[list[float], list[float]]:
-        """Where the caller's thread computes, or waits for the CPU's attention, nothing later is issued before."""
-        pieces = Pieces()
+        pieces, script = Pieces(), self.script
         lanes: dict[Resource, int] = {}
         kinds: dict[tuple[float, ...], int] = {}
-        blocker: tuple[int, ...] = ()
-        for task, load in zip(self._tasks, self._loads, strict=True):
+        for task, load, deps in zip(script.tasks, script.loads, script.waits(), strict=True):
             lane = lanes.setdefault(task.resource, len(lanes))
-            kind = kinds.setdefault(load.shares, len(kinds))
-            pieces.add(lane, load.seconds, kind, task.deps + blocker)
-            if load.is_blocking:
-                blocker = (task.id,)
-        return play(pieces, len(lanes), list(kinds))
+            pieces.add(lane, load.seconds, kinds.setdefault(load.shares, len(kinds)), deps)
+        return play(pieces, len(lanes), Commons(list(kinds)))
 
     def _marks(self) -> tuple[_Mark, ...]:
         """Of each token, calibrated."""
         first, last = (edge - 1 for edge in self._sample.window)
         head = len(self._sample.layers) - (not self._sizes.model.has_head)
         found: dict[tuple[int, int], float] = {}
-        for task, stop_s in zip(self._tasks, self._stops, strict=True):
+        for task, stop_s in zip(self.script.tasks, self._stops, strict=True):
             if task.kind is TaskKind.COMPUTE:
                 found[task.i, task.j] = stop_s  # in the end of its last gpu batch
         self._prefill_s = found[0, head]
@@ -210,59 +174,21 @@ class _Played:
         It may be at work ahead of them, for as long as there are slots; in the long run it is not.
         """
         first, stop = self._sample.window
-        tasks = zip(self._tasks, self._loads, strict=True)
-        work = _work_s((task, load) for task, load in tasks if task.i == i and first <= task.j < stop)
-        return max(work.values(), default=0.0)
+        within = (n for n, task in enumerate(self.script.tasks) if task.i == i and first <= task.j < stop)
+        return max(self.script.work_s(within).values(), default=0.0)
 
     def _at(self, time_s: float) -> float:
         """A time stretched by each phase's own calibration factor."""
         prefill, decode = self._factors
         return min(time_s, self._prefill_s) * prefill + max(0.0, time_s - self._prefill_s) * decode
 
-    def spans(self) -> Iterator[Span]:
-        """In the order of the schedule."""
-        tokens, layers = self._sample.tokens, self._layers
-        for task, load, start, stop in zip(self._tasks, self._loads, self._starts, self._stops, strict=True):
-            start_s, stop_s = self._at(start), self._at(stop)
-            i, j = tokens[task.i], layers[task.j] if task.j >= 0 else task.j
-            kind, nbytes = task.kind.value, load.num_bytes
-            span = Span(task.id, kind, task.resource, i, j, task.k, start_s, stop_s, nbytes, task.deps)
-            yield span
-            if load.attend_s:
-                yield _attended(span, load)
+    def times_s(self) -> Iterator[tuple[float, float]]:
+        """(start, stop) of each task."""
+        return ((self._at(a), self._at(b)) for a, b in zip(self._starts, self._stops, strict=True))
 
-    def lanes(self) -> dict[str, _Lane]:
-        """What each of them did, the CPU's attention as long a part of its task as by itself."""
-        lanes: dict[str, _Lane] = {}
-        for task, load, start, stop in zip(self._tasks, self._loads, self._starts, self._stops, strict=True):
-            start_s, stop_s = self._at(start), self._at(stop)
-            lanes.setdefault(task.resource, _Lane()).add(start_s, stop_s, stop_s - start_s)
-            if load.attend_s:
-                attended_s = (stop_s - start_s) * load.attend_s / load.seconds
-                lanes.setdefault("cpu", _Lane()).add(start_s, stop_s, attended_s)
-        return lanes
-
-    def work_s(self) -> dict[str, float]:
-        """By lane and by shared lane, not calibrated by phase."""
-        return _work_s(zip(self._tasks, self._loads, strict=True))
-
-
-def _work_s(tasks: Iterable[tuple[Task, Load]]) -> dict[str, float]:
-    work: dict[str, float] = {}
-    for task, load in tasks:
-        work[task.resource] = work.get(task.resource, 0.0) + load.seconds
-        for name, share in zip(SHARED_LANES, load.shares, strict=True):
-            if share:
-                work[name] = work.get(name, 0.0) + share * load.seconds
-    return work
-
-
-def _attended(span: Span, load: Load) -> Span:
-    """The CPU's part of a compute task, put in its middle: projections come before it, the MLP after it."""
-    slowed = (span.stop_s - span.start_s) / load.seconds
-    start_s = span.start_s + slowed * (load.seconds - load.attend_s) / 2
-    stop_s = start_s + slowed * load.attend_s
-    return span._replace(kind=ATTEND, lane="cpu", start_s=start_s, stop_s=stop_s, num_bytes=load.attend_bytes)
+    def lanes(self) -> dict[str, LaneWork]:
+        """What each of them did."""
+        return self.script.lanes(self.times_s())
 
 
 def _passes(spans: Sequence[Span], marks: Sequence[_Mark], sample: Sample) -> Iterator[Activity]:
@@ -270,7 +196,7 @@ def _passes(spans: Sequence[Span], marks: Sequence[_Mark], sample: Sample) -> It
     cuts = [mark.end_s for mark in marks]
     if not sample.is_whole:
         cuts = [at_s for mark in marks for at_s in (mark.first_s, mark.last_s, mark.end_s)]
-    stretches = _stretches(spans, cuts)
+    stretches = stretches_of(spans, cuts)
     for mark in marks:
         used = Activity()
         for times in (1.0,) if sample.is_whole else (1.0, mark.times, 1.0):
@@ -278,7 +204,7 @@ def _passes(spans: Sequence[Span], marks: Sequence[_Mark], sample: Sample) -> It
         yield used
 
 
-def _stretches(spans: Sequence[Span], cuts: Sequence[float]) -> Iterator[Activity]:
+def stretches_of(spans: Sequence[Span], cuts: Sequence[float]) -> Iterator[Activity]:
     """How time was used up to each cut; what begins before the next one tells what a gap waited for."""
     timeline, ordered, num_added = Timeline(0.0), sorted(spans, key=lambda span: span.start_s), 0
     for cut_s, known_s in zip(cuts, [*cuts[1:], math.inf], strict=True):

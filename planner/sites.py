@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 
 from hwprofiles.errors import UserError
 from hwprofiles.profile import Gpu, HardwareProfile, SizePoint
-from planner.host_share import share_of
+from planner.host_share import share_of, sharing_of
 from planner.machine import Caps
 from planner.policy import CommDevice
+from planner.sharing import Sharing
 
 _MESSAGE_BYTES = 2**20
 """Where two ways for messages are compared."""
@@ -27,6 +28,7 @@ class Site:
     """On the same host, this one included."""
     whole: HardwareProfile
     share: HardwareProfile
+    sharing: Sharing | None
 
     def caps(self, caps: Caps) -> Caps:
         """A GPU's cap is each rank's own; host memory and disk are shared out."""
@@ -65,6 +67,7 @@ def sites_of(hosts: Sequence[HardwareProfile], num_stages: int, comm_device: Com
                 num_ranks=counts[host],
                 whole=profile,
                 share=share_of(profile, counts[host], gpu, min(hops, key=_rate_of, default=())),
+                sharing=sharing_of(profile, counts[host]),
             )
         )
     return tuple(sites)

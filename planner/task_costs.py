@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from planner.cost import CostModel, compute_seconds
@@ -33,6 +33,8 @@ class Load(NamedTuple):
     """The caller's thread does it, or waits for it: nothing later is issued before."""
 
 
+Group = tuple[tuple[int, float], ...]
+"""Layers that are played as one, and how much of each."""
 Loads = dict[tuple[TaskKind, str], Load]
 """By (kind, resource), of one gpu batch in one pass of one layer."""
 
@@ -61,8 +63,22 @@ class TaskCosts:
         self._passes: dict[tuple[int, int, int], Loads] = {}
         self._weights: dict[int, Loads] = {}
 
-    def load(self, task: Task, i: int, j: int) -> Load:
-        """The load of a task, taken as one of token i and layer j."""
+    def load(self, task: Task, i: int, layers: Group) -> Load:
+        """The load of a task, taken as one of token i and of some layers together; a message is of the first."""
+        if len(layers) == 1 or task.kind in (TaskKind.SEND, TaskKind.RECEIVE):
+            load = self._of_layer(task, i, layers[0][0])
+        else:
+            load = _together([(self._of_layer(task, i, j), part) for j, part in layers])
+        if task.num_parts == 1:
+            return load
+        seconds, num_bytes = load.seconds / task.num_parts, load.num_bytes / task.num_parts
+        return Load(seconds, num_bytes, load.shares, load.attend_s, load.attend_bytes, load.is_blocking)
+
+    def batch_kind(self, task: Task) -> int:
+        """The same for tasks of gpu batches that are alike."""
+        return self._batch_kinds[task.k]
+
+    def _of_layer(self, task: Task, i: int, j: int) -> Load:
         if task.kind is TaskKind.LOAD_WEIGHT:
             loads = self._weight_loads(self._weight_kinds[j], task.k)
         else:
@@ -71,11 +87,7 @@ class TaskCosts:
             if known is None:
                 known = self._passes[key] = self._loads(*key)
             loads = known
-        load = loads[task.kind, task.resource]
-        if task.num_parts == 1:
-            return load
-        seconds, num_bytes = load.seconds / task.num_parts, load.num_bytes / task.num_parts
-        return Load(seconds, num_bytes, load.shares, load.attend_s, load.attend_bytes, load.is_blocking)
+        return loads[task.kind, task.resource]
 
     def _weight_loads(self, j: int, first: int) -> Loads:
         """Of a layer's weights, for a gpu batch that a pass begins with; for every token the same."""
@@ -111,6 +123,22 @@ class TaskCosts:
         shares = _shares(self.cost.lanes([], compute, {}), seconds)
         is_blocking = self.cost.rates.on_cpu or compute.attend_s > 0
         return Load(seconds, compute.num_bytes, shares, compute.attend_s, attended_bytes, is_blocking)
+
+
+def _together(loads: Sequence[tuple[Load, float]]) -> Load:
+    """Parts of several loads, one after the other: of what lanes share they take what they take on average."""
+    seconds = sum(load.seconds * part for load, part in loads)
+    shares = (
+        sum(load.shares[at] * load.seconds * part for load, part in loads) for at in range(len(SHARED_LANES))
+    )
+    return Load(
+        seconds,
+        sum(load.num_bytes * part for load, part in loads),
+        tuple(share / seconds if seconds else 0.0 for share in shares),
+        sum(load.attend_s * part for load, part in loads),
+        sum(load.attend_bytes * part for load, part in loads),
+        any(load.is_blocking for load, _ in loads),
+    )
 
 
 def _shares(lanes: Iterable[tuple[str, float]], seconds: float) -> tuple[float, ...]:

@@ -154,17 +154,19 @@ class TraceWriter:
         self._separator = ","
 
 
-def write_prediction(writer: TraceWriter, simulation: Simulation, ledger: Ledger) -> None:
+def write_prediction(
+    writer: TraceWriter, simulation: Simulation, ledger: Ledger, process: str = PREDICTED
+) -> None:
     """The predicted lanes, and each tier's bytes by phase."""
     for span in sorted(simulation.spans, key=lambda span: span.start_s):
-        writer.span(PREDICTED, span)
+        writer.span(process, span)
     decode_s = simulation.token_ends_s[0]
     for tier in TIERS:
         mine = [entry for entry in ledger.entries if entry.tier == tier]
         if mine:
             prefill, decode = sum(e.prefill_bytes for e in mine), sum(e.decode_bytes for e in mine)
-            writer.counter(PREDICTED, f"{tier} bytes", 0.0, {"ledger": prefill})
-            writer.counter(PREDICTED, f"{tier} bytes", decode_s, {"ledger": decode})
+            writer.counter(process, f"{tier} bytes", 0.0, {"ledger": prefill})
+            writer.counter(process, f"{tier} bytes", decode_s, {"ledger": decode})
     skipped = simulation.num_skipped
     if skipped:
         tokens = ", ".join(map(str, simulation.sample.tokens))

@@ -5,16 +5,20 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from rich.console import RenderableType
+
 from hwprofiles.errors import UserError
 from hwprofiles.terminal import make_console
 from planner.commands.options import add_plan
 from planner.commands.plan_rates import add_plan_profile, rates_of
-from planner.plan import load_plan
+from planner.pipeline import formula_of
+from planner.plan import Plan, load_plan
 from planner.pricing import price
-from planner.render_simulation import simulation_view
+from planner.render_simulation import simulation_view, stages_simulation_view
 from planner.sample import MAX_TASKS, NUM_TOKENS, representative
-from planner.simulate import simulate
-from planner.trace import TraceWriter, write_prediction
+from planner.simulate import Simulation, simulate
+from planner.simulate_stages import parts_of, simulate_stages
+from planner.trace import PREDICTED, TraceWriter, write_prediction
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -38,11 +42,28 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.tokens is not None and arguments.tokens < 1:
         raise UserError(f"--tokens is {arguments.tokens}; play at least one")
     plan = load_plan(arguments.plan)
-    sizes, rates = plan.sizes(), rates_of(plan, arguments)
-    simulation = simulate(sizes, rates, representative(sizes, arguments.tokens))
-    make_console().print(simulation_view(price(sizes, rates), simulation))
+    if plan.stages:
+        if arguments.hw:
+            raise UserError("--hw is for plans of one rank; leave it out for the rates in the plan")
+        view, simulations = _of_stages(plan, arguments.tokens)
+    else:
+        view, simulations = _of_one(plan, arguments)
+    make_console().print(view)
     if arguments.trace:
         with TraceWriter(arguments.trace) as writer:
-            write_prediction(writer, simulation, plan.ledger)
+            for rank, simulation in enumerate(simulations):
+                name = f"{PREDICTED}, {plan.rank_name(rank)}" if plan.stages else PREDICTED
+                write_prediction(writer, simulation, plan.of_rank(rank).ledger, name)
         print(f"trace written to {arguments.trace}; open it at https://ui.perfetto.dev")
     return 0
+
+
+def _of_one(plan: Plan, arguments: argparse.Namespace) -> tuple[RenderableType, list[Simulation]]:
+    sizes, rates = plan.sizes(), rates_of(plan, arguments)
+    simulation = simulate(sizes, rates, representative(sizes, arguments.tokens))
+    return simulation_view(price(sizes, rates), simulation), [simulation]
+
+
+def _of_stages(plan: Plan, num_tokens: int | None) -> tuple[RenderableType, list[Simulation]]:
+    simulations = simulate_stages(parts_of(plan), num_tokens)
+    return stages_simulation_view(formula_of(plan), simulations), simulations

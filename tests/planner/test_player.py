@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.contention import fair_speeds
+from planner.contention import Commons, fair_speeds
 from planner.player import Pieces, play
 
 SHARES = [(0.0, 0.0), (0.6, 0.0), (0.3, 0.9), (1.5, 0.2)]
@@ -52,7 +52,7 @@ def play_plainly(pieces: Pieces) -> tuple[list[float], list[float]]:
 @given(pieces=pieces_of())
 def test_every_task_runs_when_a_plain_loop_says(pieces: Pieces) -> None:
     """Starts and stops are the same, whatever waits for what and slows what."""
-    starts, stops = play(pieces, NUM_LANES, SHARES)
+    starts, stops = play(pieces, NUM_LANES, Commons(SHARES))
     plain_starts, plain_stops = play_plainly(pieces)
     assert starts == pytest.approx(plain_starts, abs=1e-9)
     assert stops == pytest.approx(plain_stops, abs=1e-9)
@@ -63,4 +63,4 @@ def test_a_task_that_waits_for_itself_is_our_bug() -> None:
     pieces = Pieces()
     pieces.add(0, 1.0, 0, (0,))
     with pytest.raises(AssertionError, match="never comes"):
-        play(pieces, 1, SHARES)
+        play(pieces, 1, Commons(SHARES))

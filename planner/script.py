@@ -1,0 +1,119 @@
+"""Script: the tasks of a sample on one stage, in the order of its schedule, and what each of them asks of its lane."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from planner.activity import Span
+from planner.schedule import ATTEND, tasks
+from planner.shape import LayerShape, Shape, shape_of
+from planner.task_costs import SHARED_LANES, Group, Load, TaskCosts
+from planner.tasks import Ids, Task
+
+
+class LaneWork:
+    """How long a lane had been at work by some time, as corners of a line."""
+
+    def __init__(self) -> None:
+        self._times_s, self._work_s = [0.0], [0.0]
+
+    def add(self, start_s: float, stop_s: float, work_s: float) -> None:
+        """The next task."""
+        done_s = self._work_s[-1]
+        self._times_s += (start_s, stop_s)
+        self._work_s += (done_s, done_s + work_s)
+
+    def until(self, times_s: Sequence[float]) -> list[float]:
+        """Seconds at work until each time."""
+        found: list[float] = np.interp(times_s, self._times_s, self._work_s).tolist()
+        return found
+
+
+class Script:
+    """What is to be played; times come from the player."""
+
+    def __init__(self, costs: TaskCosts, tokens: Sequence[int], groups: Sequence[Group]) -> None:
+        """Some tokens, and layers one by one or in groups that are played as one layer each."""
+        whole, self._costs = shape_of(costs.sizes), costs
+        self.shape = replace(whole, layers=tuple(_shape_of(whole, group) for group in groups))
+        self._tokens, self._groups = tokens, [*groups, ((len(whole.layers), 1.0),)]
+        """By their numbers in what is played; the head's is last."""
+        self.tasks = list(tasks(self.shape, len(tokens)))
+        self._known: dict[tuple[object, ...], Load] = {}
+        self.loads = [self._load(task) for task in self.tasks]
+
+    def _load(self, task: Task) -> Load:
+        group = self._groups[task.j] if task.j >= 0 else ((task.j, 1.0),)
+        if len(group) == 1:
+            return self._costs.load(task, self._tokens[task.i], group)
+        key = task.kind, task.resource, task.i, task.j, self._costs.batch_kind(task), task.num_parts
+        if key not in self._known:
+            self._known[key] = self._costs.load(task, self._tokens[task.i], group)
+        return self._known[key]
+
+    def _named(self, task: Task) -> tuple[int, int]:
+        """(token, layer) by their numbers in the plan."""
+        return self._tokens[task.i], self._groups[task.j][0][0] if task.j >= 0 else task.j
+
+    def waits(self) -> Iterator[Ids]:
+        """What each task waits for beside its lane.
+
+        Where the caller's thread computes, or waits for the CPU's attention, nothing later is issued before.
+        """
+        blocker: Ids = ()
+        for task, load in zip(self.tasks, self.loads, strict=True):
+            yield task.deps + blocker
+            if load.is_blocking:
+                blocker = (task.id,)
+
+    def spans(self, times_s: Iterable[tuple[float, float]]) -> Iterator[Span]:
+        """The tasks from start to stop, in the order of the schedule."""
+        for task, load, (start_s, stop_s) in zip(self.tasks, self.loads, times_s, strict=True):
+            i, j = self._named(task)
+            kind, nbytes = task.kind.value, load.num_bytes
+            span = Span(task.id, kind, task.resource, i, j, task.k, start_s, stop_s, nbytes, task.deps)
+            yield span
+            if load.attend_s:
+                yield _attended(span, load)
+
+    def lanes(self, times_s: Iterable[tuple[float, float]]) -> dict[str, LaneWork]:
+        """What each lane did, the CPU's attention as long a part of its task as by itself."""
+        lanes: dict[str, LaneWork] = {}
+        for task, load, (start_s, stop_s) in zip(self.tasks, self.loads, times_s, strict=True):
+            lanes.setdefault(task.resource, LaneWork()).add(start_s, stop_s, stop_s - start_s)
+            if load.attend_s:
+                attended_s = (stop_s - start_s) * load.attend_s / load.seconds
+                lanes.setdefault("cpu", LaneWork()).add(start_s, stop_s, attended_s)
+        return lanes
+
+    def work_s(self, within: Iterable[int] | None = None) -> dict[str, float]:
+        """By lane and by shared lane, of all tasks or of some, not calibrated by phase."""
+        work: dict[str, float] = {}
+        for n in range(len(self.tasks)) if within is None else within:
+            task, load = self.tasks[n], self.loads[n]
+            work[task.resource] = work.get(task.resource, 0.0) + load.seconds
+            for name, share in zip(SHARED_LANES, load.shares, strict=True):
+                if share:
+                    work[name] = work.get(name, 0.0) + share * load.seconds
+        return work
+
+
+def _shape_of(whole: Shape, group: Group) -> LayerShape:
+    """Of layers that are played as one."""
+    layers = [whole.layers[j] for j, _ in group]
+    return LayerShape(
+        on_link=any(layer.on_link for layer in layers),
+        on_disk=any(layer.on_disk for layer in layers),
+        num_parts=max(layer.num_parts for layer in layers),
+    )
+
+
+def _attended(span: Span, load: Load) -> Span:
+    """The CPU's part of a compute task, put in its middle: projections come before it, the MLP after it."""
+    slowed = (span.stop_s - span.start_s) / load.seconds
+    start_s = span.start_s + slowed * (load.seconds - load.attend_s) / 2
+    stop_s = start_s + slowed * load.attend_s
+    return span._replace(kind=ATTEND, lane="cpu", start_s=start_s, stop_s=stop_s, num_bytes=load.attend_bytes)
