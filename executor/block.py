@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from executor.attention import Part
 from executor.batching import Block, GpuBatch
 from executor.sampling import Sampler
 from executor.template import Arguments
@@ -33,6 +34,10 @@ class BatchState:
     """[rows, hidden]: the last layer's output at the last position."""
     last_ids: torch.Tensor | None = None
     """[rows] on the compute device, as sampled here."""
+    decode_parts: dict[tuple[int, int], list[Part]] = field(default_factory=dict)
+    """By layer and cache slot, where K and V are in decode: the same for every token."""
+    decode_hidden: dict[int, torch.Tensor] = field(default_factory=dict)
+    """By activation slot, likewise the hidden states."""
     sampled: dict[int, torch.Tensor] = field(default_factory=dict)
     """Token number -> ids on the host, sampled here or on another stage, until nothing needs them."""
 

@@ -122,8 +122,13 @@ class LayerCompute:
 
     def _working(self, task: Task, state: BatchState) -> torch.Tensor:
         """[rows, tokens, hidden]: what layers read and write."""
-        num_new = state.num_new(task.i)
-        return self.activations.working(task.k, task.slots.activation, state.activation_rows, num_new)
+        slot, num_new = task.slots.activation, state.num_new(task.i)
+        if task.i and slot in state.decode_hidden:
+            return state.decode_hidden[slot]
+        found = self.activations.working(task.k, slot, state.activation_rows, num_new)
+        if task.i:
+            state.decode_hidden[slot] = found
+        return found
 
     def _input(self, task: Task, state: BatchState) -> torch.Tensor:
         """A message that the compute device can read is read where it arrived."""
@@ -151,6 +156,14 @@ class LayerCompute:
 
     def parts(self, task: Task, state: BatchState) -> list[Part]:
         """Where this gpu batch's K and V are while layer j works on them."""
+        if task.i == 0:
+            return self._parts(task, state)
+        key = task.j, task.slots.cache
+        if key not in state.decode_parts:
+            state.decode_parts[key] = self._parts(task, state)
+        return state.decode_parts[key]
+
+    def _parts(self, task: Task, state: BatchState) -> list[Part]:
         prefill = task.i == 0
         num_tokens = state.batch.prompt_len if prefill else self.sizes.workload.max_len
         in_slot: dict[CacheGroup, KvView] = {}

@@ -59,6 +59,7 @@ class DeviceClock:
         torch.cuda.synchronize(device)
         self._base = torch.cuda.Event(enable_timing=True)
         self._base.record(torch.cuda.current_stream(device))
+        self._base.synchronize()  # other streams may be ahead of this one
         self._base_s = time.perf_counter()
 
     def at(self, event: torch.cuda.Event) -> float:

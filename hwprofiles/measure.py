@@ -16,7 +16,7 @@ from hwprofiles.budget import DTYPES, Budget, Pace, Progress
 from hwprofiles.errors import UserError
 from hwprofiles.host import Processor, current_fingerprint, memory_limits, occupied_bytes, processor
 from hwprofiles.numa import numa_node
-from hwprofiles.probes.attention import attention_curves, fastest
+from hwprofiles.probes.attention import attention_curves, fastest, grouped_attention
 from hwprofiles.probes.buffers import affordable_bytes
 from hwprofiles.probes.compute import gemm_curves, launch_overhead
 from hwprofiles.probes.concurrent import measure_concurrent
@@ -110,7 +110,7 @@ def count_points(budget: Budget, gpus: tuple[torch.device, ...], num_thread_coun
     layer = LAYER_POINTS + len(DTYPES)
     real = gemm + 1 + layer + PACKED_POINTS["cuda"]
     per_gpu = sum(link + 1 + (real if device.type == "cuda" else 0) for device in gpus)
-    host = 4 + gemm + layer + PACKED_POINTS["cpu"] + len(DTYPES) * num_thread_counts
+    host = 4 + gemm + layer + PACKED_POINTS["cpu"] + len(DTYPES) * (num_thread_counts + 1)
     disk = 2 * len(budget.disk_block_bytes) * len(budget.disk_threads) + 1
     return host + per_gpu + disk + 1
 
@@ -196,7 +196,13 @@ def _measure_host(
         occupied_bytes=occupied,
         numa_cpus=cpu.numa_cpus,
         packed=measure_packed(CPU, pace),
+        grouped_attention=grouped_attention(working_set_bytes, _some_threads(threads), pace),
     )
+
+
+def _some_threads(counts: tuple[int, ...]) -> int:
+    """The most of those measured that leave some cores to a GPU, if any do."""
+    return counts[-2] if len(counts) > 2 else counts[-1]
 
 
 def _threads_at_once(host: Host, gpus: tuple[torch.device, ...]) -> int:

@@ -76,6 +76,19 @@ class LayerPoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GroupedAttention:
+    """CPU attention where `group` query heads share each head of K and V."""
+
+    group: int
+    threads: int
+    bytes_per_s: Rate
+    """Of K and V."""
+
+    def __post_init__(self) -> None:
+        _check_positive(group=self.group - 1, threads=self.threads)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Packed:
     """How fast the functions of a run treat 4-bit values, on one device."""
 
@@ -220,6 +233,8 @@ class Host:
     """For each NUMA node its processors, as positions among those a process may use; empty in older profiles."""
     packed: Packed | None = None
     """As a GPU's, where the CPU computes."""
+    grouped_attention: Mapping[Dtype, GroupedAttention] = field(default_factory=dict)
+    """By dtype; empty in older profiles."""
 
     @property
     def granted_bytes(self) -> int:

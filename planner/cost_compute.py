@@ -184,12 +184,17 @@ class ComputeCost:
         read = self._kv_bytes(step.context)
         flops_per_s = rates.prompt_attention_flops_per_s if step.phase == "prefill" else rates.gemm.best
         scores = 0.0 if model.cpu_attention else EAGER_PASSES * model.num_heads * self._element_bytes * pairs
-        values = 2.0 * step.context * model.kv_dim
+        values, shared_by = 2.0 * step.context * model.kv_dim, self._shared_by if rates.on_cpu else 1.0
         reads_packed = rates.packed.attend if rates.packed and step.phase == "decode" and not scores else None
         if self.choice.kv_bits == 4 and reads_packed:
-            attention = Piece(values / reads_packed, flops, values * PACKED_BYTES)
+            attention = Piece(
+                values / reads_packed * (self._shared_by if rates.on_cpu else 1.0),
+                flops,
+                values * PACKED_BYTES,
+            )
             return total([attention, self._packed_cache(step)])
-        attention = Piece(max(flops / flops_per_s, read / rates.attention_bytes_per_s), flops, read)
+        read_s = read / rates.attention_bytes_per_s * shared_by
+        attention = Piece(max(flops / flops_per_s, read_s), flops, read)
         return total(
             [attention, self._in_memory(scores), self._packed_cache(step), self._unpacked_cache(step)]
         )
@@ -200,12 +205,17 @@ class ComputeCost:
             self._kv_bytes(step.context),
             (None, self._element_bytes, self.rates.cpu_memory_bytes_per_s),
         )
-        attention = Piece(read / self.rates.cpu_attention_bytes_per_s, 0.0, read)
+        attention = Piece(read / self.rates.cpu_attention_bytes_per_s * self._shared_by, 0.0, read)
         if self.choice.kv_bits == 16:
             return attention
         values = 2.0 * self.model.kv_dim
         conversions = packed(values * step.num_new, *plain), unpacked(values * step.num_cached, 1, *plain)
         return total([attention, *map(self._converted, conversions)])
+
+    @property
+    def _shared_by(self) -> float:
+        """CPU attention's time over that with one query head to each head of K and V."""
+        return 1 + self.rates.query_head_share * (self.model.num_heads / self.model.num_kv_heads - 1)
 
     def _kv_bytes(self, num_tokens: float) -> float:
         """K and V of one sequence in the model's dtype."""

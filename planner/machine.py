@@ -14,6 +14,7 @@ from hwprofiles.profile import (
     DiskPoint,
     Dtype,
     Gpu,
+    GroupedAttention,
     HardwareProfile,
     Margins,
     Rate,
@@ -88,6 +89,8 @@ class Rates:
     attention_bytes_per_s: float
     """K and V of decode attention on the compute device."""
     cpu_attention_bytes_per_s: float
+    query_head_share: float
+    """CPU attention: by how much of its time each further query head that shares K and V makes it longer."""
     cpu_memory_bytes_per_s: float
     h2d: Curve
     d2h: Curve
@@ -204,6 +207,7 @@ def make_rates(profile: HardwareProfile, dtype: Dtype, *, spreads: float = 0.0) 
         memory_bytes_per_s=memory,
         attention_bytes_per_s=min(memory, max(at(p.bytes_per_s) for p in attention)) if on_cpu else memory,
         cpu_attention_bytes_per_s=attended,
+        query_head_share=_query_head_share(host.grouped_attention.get(dtype), attention),
         cpu_memory_bytes_per_s=at(host.memory_bytes_per_s),
         h2d=h2d,
         d2h=d2h,
@@ -258,6 +262,14 @@ def _attention_threads(points: Sequence[AttentionPoint], cores: int, at: Reading
     allowed = [point for point in points if point.threads <= most]
     best = max(allowed, key=lambda point: (point.bytes_per_s.median, -point.threads))
     return best.threads, at(best.bytes_per_s)
+
+
+def _query_head_share(grouped: GroupedAttention | None, points: Sequence[AttentionPoint]) -> float:
+    """From attention with and without a group of query heads, by as many threads; 0 where it was not measured."""
+    alone = [p.bytes_per_s.median for p in points if grouped and p.threads == grouped.threads]
+    if grouped is None or not alone:
+        return 0.0
+    return max(0.0, alone[0] / grouped.bytes_per_s.median - 1) / (grouped.group - 1)
 
 
 def _host_time(profile: HardwareProfile, at: Callable[[Rate], float]) -> tuple[float, float]:

@@ -50,17 +50,14 @@ class _Generator:
         self.num_cached = self.num_activated = 0
 
     def run(self) -> Iterator[Task]:
-        """One visit ahead: the loads of the next visit are yielded before the compute of this one.
-
-        Not so where both are of one gpu batch: its hidden states are loaded only once they have been stored.
-        """
+        """One visit ahead: the loads of the next visit are yielded before the compute of this one where they may be."""
         self.weights.fill()
         visits = self._visits()
         visit = next(visits, None)
         loads = self._load(visit) if visit else None
         while visit and loads:
             following, upcoming = next(visits, None), None
-            if following and following.k != visit.k:
+            if following and self._may_precede(following, visit):
                 upcoming = self._load(following)
             self._compute(visit, *loads)
             if following and not upcoming:
@@ -69,6 +66,17 @@ class _Generator:
             yield from self.pending
             self.pending.clear()
             visit, loads = following, upcoming
+
+    def _may_precede(self, following: Visit, visit: Visit) -> bool:
+        """Whether a visit's loads need nothing of the visit before it.
+
+        Of one gpu batch, hidden states are loaded only once they have been stored, a token is embedded once it is
+        known, and a later stage's first layer takes what its prelude was sent with.
+        """
+        if following.k != visit.k:
+            return True
+        is_within = following.j > (PRELUDE if self.place.is_first else 0)
+        return is_within and not self.shape.batches[visit.k].stored_activation
 
     def _passes(self) -> Iterator[tuple[int, list[int]]]:
         """(token, gpu batches) of each pass over the layers: wave by wave, token by token."""

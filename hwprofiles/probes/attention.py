@@ -12,9 +12,10 @@ from hwprofiles.probes.buffers import fill_random
 from hwprofiles.probes.compute import TORCH_DTYPE
 from hwprofiles.probes.cpu_attention import Decode, attend_native, attend_plain
 from hwprofiles.probes.timing import Worker, measured_rate, rounds_of
-from hwprofiles.profile import AttentionPoint, Dtype
+from hwprofiles.profile import AttentionPoint, Dtype, GroupedAttention
 
 _HEADS, _HEAD_SIZE, _POSITIONS = 32, 128, 512
+_GROUP = 8
 
 
 def attention_curves(
@@ -34,17 +35,30 @@ def attention_curves(
     return curves
 
 
-def attention_worker(dtype: Dtype, threads: int, working_set_bytes: int) -> Worker:
+def grouped_attention(working_set_bytes: int, threads: int, pace: Pace) -> dict[Dtype, GroupedAttention]:
+    """The same for a group of query heads to each head of K and V, with this number of threads."""
+    found: dict[Dtype, GroupedAttention] = {}
+    for dtype in DTYPES:
+        slice_s = pace.next(f"cpu attention {dtype}, {_GROUP} query heads to one")
+        worker = attention_worker(dtype, threads, working_set_bytes, _GROUP)
+        with _torch_threads(threads):
+            rate = measured_rate(rounds_of(worker.operation), worker.amount, slice_s)
+        found[dtype] = GroupedAttention(group=_GROUP, threads=threads, bytes_per_s=rate)
+    return found
+
+
+def attention_worker(dtype: Dtype, threads: int, working_set_bytes: int, group: int = 1) -> Worker:
     """Attention of one query row a sequence over all of the working set, by so many of torch's threads.
 
-    The cache lies as a run keeps it, the position outermost, and a run calls the same function.
+    The cache lies as a run keeps it, the position outermost, and a run calls the same function. `group` query heads
+    share a head of K and V; there are as many query heads whatever the group.
     """
-    torch_dtype = TORCH_DTYPE[dtype]
-    sequence_bytes = 2 * _HEADS * _POSITIONS * _HEAD_SIZE * torch_dtype.itemsize
+    torch_dtype, num_heads = TORCH_DTYPE[dtype], _HEADS // group
+    sequence_bytes = 2 * num_heads * _POSITIONS * _HEAD_SIZE * torch_dtype.itemsize
     sequences = max(1, working_set_bytes // sequence_bytes)
-    cache = fill_random(torch.empty(_POSITIONS, 2, sequences, _HEADS * _HEAD_SIZE, dtype=torch_dtype))
+    cache = fill_random(torch.empty(_POSITIONS, 2, sequences, num_heads * _HEAD_SIZE, dtype=torch_dtype))
     query = fill_random(torch.empty(sequences, _HEADS, 1, _HEAD_SIZE, dtype=torch_dtype))
-    how = Decode(num_heads=_HEADS, start=0, pads=None, scale=_HEAD_SIZE**-0.5, softcap=None)
+    how = Decode(num_heads=num_heads, start=0, pads=None, scale=_HEAD_SIZE**-0.5, softcap=None)
 
     def attend() -> None:
         if attend_native(query, cache, how) is None:

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, PreTrai
 
 from hwprofiles.allocation import trim_heap
 from hwprofiles.probes.allocators import allocator_overhead
-from hwprofiles.probes.libraries import library_bytes, load_kernels
+from hwprofiles.probes.libraries import library_bytes, load_packed
 from hwprofiles.probes.weighed import Weighed
 from hwprofiles.process_memory import peak_resident_bytes, resident_bytes
 from hwprofiles.profile import NO_MARGINS, Margins
@@ -90,7 +90,8 @@ def weigh(num_gpus: int) -> Weighed:
     if num_gpus:
         first = torch.device("cuda", 0)
         use_gpu(0, _OF_ONE_RUN)
-        load_kernels(first, dtypes=_OF_ONE_RUN)
+        for dtype in _OF_ONE_RUN:
+            load_packed(first, dtype)
         peak_bytes = peak_resident_bytes()  # libraries keep on the host what they load for the GPU
         use_gpu(0)
         context = library_bytes(first)

@@ -37,8 +37,13 @@ def load_kernels(
             _multiply(device, dtype, rows)
             _attend(device, dtype)
             _transform(device, dtype)
-            with suppress(Exception):  # where Triton cannot compile, no run loads a kernel of its
-                _pack(device, dtype)
+            load_packed(device, dtype)
+
+
+def load_packed(device: torch.device, dtype: torch.dtype) -> None:
+    """Call packing, unpacking, and attention to what is packed and what is not; Triton's kernels where it is usable."""
+    with suppress(Exception):  # where Triton cannot compile, no run loads a kernel of its
+        _pack(device, dtype)
 
 
 def _multiply(device: torch.device, dtype: torch.dtype, counts: Sequence[int]) -> None:
@@ -88,7 +93,6 @@ def _transform(device: torch.device, dtype: torch.dtype) -> None:
 
 
 def _pack(device: torch.device, dtype: torch.dtype) -> None:
-    """Packing and unpacking, and attention to what is packed and what is not."""
     for head_dim in (64, 128):
         heads = torch.ones(2, 4, 64, head_dim, device=device, dtype=dtype)
         packed = torch.empty(64, 2, 2, quantised_bytes(4 * head_dim), device=device, dtype=torch.uint8)
