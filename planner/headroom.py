@@ -11,6 +11,8 @@ from hwprofiles.units import parse_bytes
 
 _UNMEASURED = 0.02
 """Share of the limit, where the profile does not say what others hold."""
+COME_AND_GO = 0.005
+"""Share of the machine's memory beside what others held when it was measured: a shell, a script that starts the run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +43,7 @@ def parse_headroom(text: str) -> Headroom:
 
 
 def headroom_bytes(host: Host, machine_bytes: int, limit_bytes: int, wanted: Headroom | None) -> int:
-    """What stays free of a limit: as wanted, or else what others held when the host was measured.
+    """What stays free of a limit: as wanted, or else what others held when the host was measured and a little more.
 
     Of `machine_bytes`, all there is for this plan, others may also have what lies beyond the limit.
     """
@@ -49,4 +51,5 @@ def headroom_bytes(host: Host, machine_bytes: int, limit_bytes: int, wanted: Hea
         return wanted.of(limit_bytes)
     if host.occupied_bytes is None:
         return Headroom(share=_UNMEASURED).of(limit_bytes)
-    return min(limit_bytes, max(0, host.occupied_bytes - max(0, machine_bytes - limit_bytes)))
+    others = host.occupied_bytes + round(COME_AND_GO * machine_bytes)
+    return min(limit_bytes, max(0, others - max(0, machine_bytes - limit_bytes)))

@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from hwprofiles.budget import Pace
+from hwprofiles.probes.attention import attention_curves, grouped_attention
 from hwprofiles.probes.layers import FAMILIES, LAYER_POINTS, decoder, layer_points, prompt_attention_rates
+from hwprofiles.probes.packed import PACKED_POINTS, measure_packed
+from hwprofiles.units import MIB
 from tests.dispatched import Seen
 
 CPU = torch.device("cpu")
@@ -32,3 +35,21 @@ def test_more_operations_take_longer() -> None:
     few, many = sorted(layer_points(CPU, pace), key=lambda point: point.operations)
     assert many.seconds.median > few.seconds.median > 0
     assert set(prompt_attention_rates(CPU, pace)) == {"float32", "float16", "bfloat16"}
+
+
+def test_query_heads_that_share_keys_take_longer() -> None:
+    """Attention of eight query heads to one head of K and V reads its bytes no faster than that of one to one."""
+    nbytes, pace = 8 * MIB, Pace(3.0, 6, lambda *_: None)
+    alone = attention_curves(nbytes, (1,), pace)
+    for dtype, grouped in grouped_attention(nbytes, 1, pace).items():
+        assert (grouped.group, grouped.threads) == (8, 1)
+        assert grouped.bytes_per_s.median < 1.2 * alone[dtype][0].bytes_per_s.median
+
+
+def test_packed_values_have_their_rates() -> None:
+    """Every figure of a host; nothing is issued to a GPU."""
+    packed = measure_packed(CPU, Pace(1.0, PACKED_POINTS["cpu"], lambda *_: None))
+    assert packed.unpack_values_per_s.median > 0
+    assert packed.pack_values_per_s.median > 0
+    assert packed.attend_values_per_s is None or packed.attend_values_per_s.median > 0
+    assert packed.issue_s is None

@@ -7,7 +7,15 @@ from dataclasses import replace
 import pytest
 
 from hwprofiles.errors import UserError
-from hwprofiles.profile import AttentionPoint, Calibration, Concurrent, DiskPoint, Rate, load_profile
+from hwprofiles.profile import (
+    AttentionPoint,
+    Calibration,
+    Concurrent,
+    DiskPoint,
+    GroupedAttention,
+    Rate,
+    load_profile,
+)
 from planner.factors import HANDOVER, LAUNCH
 from planner.machine import Caps, Curve, make_rates, make_target
 from tests.planner.problems import GB, MB, emulated
@@ -111,3 +119,17 @@ def test_calibration_multiplies_overheads() -> None:
     assert rates.operation_s == pytest.approx(3 * plain.operation_s)
     assert rates.task_overhead_s == pytest.approx(2 * plain.task_overhead_s)
     assert (rates.factor("h2d"), rates.factor("d2h")) == (1.5, 1.0)
+
+
+def test_grouped_attention_is_a_share_for_each_further_query_head() -> None:
+    """At half the rate with 8 query heads to one, each of 7 adds a seventh; 0 where no points can be compared."""
+    profile = load_profile("two-core")
+    point = profile.host.attention["float32"][-1]
+    half = Rate(median=point.bytes_per_s.median / 2, spread=0.0)
+    shared = GroupedAttention(group=8, threads=point.threads, bytes_per_s=half)
+    host = replace(profile.host, grouped_attention={"float32": shared})
+    assert make_rates(replace(profile, host=host), "float32").query_head_share == pytest.approx(1 / 7)
+    assert make_rates(replace(profile, host=host), "bfloat16").query_head_share == 0
+    elsewhere = replace(shared, threads=99)
+    host = replace(profile.host, grouped_attention={"float32": elsewhere})
+    assert make_rates(replace(profile, host=host), "float32").query_head_share == 0
