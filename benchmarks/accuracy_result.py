@@ -9,9 +9,7 @@ from statistics import median
 from benchmarks.setting import Setting
 from hwprofiles.errors import UserError
 from hwprofiles.profile import HardwareProfile
-from planner.calibrate import calibrate
-from planner.calibrate_runs import Run
-from planner.machine import make_rates
+from planner.calibrate import calibrate, run_on
 from planner.plan import Phase
 from planner.report import RunReport
 
@@ -97,10 +95,11 @@ def summed_up(
 def _rows(reports: Mapping[str, RunReport], profile: HardwareProfile) -> Iterator[Row]:
     """Each phase that was run, predicted by the profile and by one calibrated on a third of the runs."""
     known = set(list(reports)[::EVERY])
-    calibrated = calibrate(profile, [reports[name] for name in known]).profile
+    outcome = calibrate(profile, [reports[name] for name in known])
+    calibrated, calibration = outcome.profile, outcome.calibration
     for name, report in reports.items():
-        run = Run(report)
-        again = run.phase_s(run.predict(make_rates(calibrated, run.dtype)))
+        run = run_on(calibrated, report)
+        again = run.phase_s(run.predict(calibration.factors))
         for phase in report.phases:
             if phase.tokens:
                 yield Row(

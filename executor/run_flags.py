@@ -55,14 +55,15 @@ def check_flags(arguments: argparse.Namespace, plan: Plan, rank: int = 0) -> Non
         raise UserError("--hw predicts the lanes of a trace; give --trace FILE with it")
     if arguments.trace_blocks < 1:
         raise UserError(f"--trace-blocks is {arguments.trace_blocks}; record at least one block")
-    if plan.stages:
-        for flag in ("hw", "calibrate"):
-            if getattr(arguments, flag):
-                raise UserError(f"--{flag} is for plans of one rank, this one has {len(plan.stages)}")
+    if plan.stages and arguments.replan:
+        raise UserError(
+            f"--replan is for plans of one rank, this one has {len(plan.stages)}: another plan may want other "
+            "ranks; plan again with the profile that --calibrate corrects, and start the same command with that plan"
+        )
     for path in (arguments.report, arguments.trace):
         if path and rank == 0:
             check_writable(path)
-    if arguments.calibrate:
+    if arguments.calibrate and rank == 0:
         check_can_learn(arguments.calibrate, plan, current_fingerprint())
 
 

@@ -16,7 +16,17 @@ from planner.activity import Span
 from planner.plan import Plan
 from planner.sample import first_tokens
 from planner.simulate import rates_for, simulate
-from planner.trace import MAX_EVENTS, MEASURED, KeptEvents, TraceSink, TraceWriter, write_prediction
+from planner.simulate_stages import parts_of, simulate_stages
+from planner.stage_rates import priced_at
+from planner.trace import (
+    MAX_EVENTS,
+    MEASURED,
+    PREDICTED,
+    KeptEvents,
+    TraceSink,
+    TraceWriter,
+    write_prediction,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,8 +89,8 @@ def open_trace(
     with TraceWriter(options.path) as writer:
         if options.profile:
             sizes, rates = plan.sizes(), rates_for(plan, options.profile)
-            simulation = simulate(sizes, rates, first_tokens(sizes, MAX_EVENTS // 2))
-            write_prediction(writer, simulation, plan.ledger)
+            (sample,) = first_tokens([sizes], MAX_EVENTS // 2)
+            write_prediction(writer, simulate(sizes, rates, sample), plan.ledger)
         yield RunTrace(writer, options.num_blocks, device)
 
 
@@ -93,6 +103,8 @@ def _trace_of_ranks(
     trace = RunTrace(kept, options.num_blocks, device, plan.rank_name(ranks.rank))
     everybody = [(kept, 0.0)]
     with TraceWriter(options.path) if ranks.rank == 0 else nullcontext() as writer:
+        if writer and options.profile:
+            _write_prediction(writer, plan, options.profile)
         try:
             yield trace
             everybody = ranks.collect("trace", (kept, trace.origin_s + ranks.clock_offset_s))
@@ -100,3 +112,12 @@ def _trace_of_ranks(
             if writer:
                 for events, origin_s in everybody:
                     events.replay(writer, origin_s - everybody[0][1])
+
+
+def _write_prediction(writer: TraceWriter, plan: Plan, profile: HardwareProfile) -> None:
+    """A group of predicted lanes for each rank."""
+    parts = parts_of(priced_at(plan, profile))
+    samples = first_tokens([part.sizes for part in parts], MAX_EVENTS // 2)
+    for rank, simulation in enumerate(simulate_stages(parts, samples)):
+        name = f"{PREDICTED}, {plan.rank_name(rank)}"
+        write_prediction(writer, simulation, plan.stages[rank].ledger, name)

@@ -19,6 +19,7 @@ from planner.machine import Rates, make_rates
 from planner.plan import Phase
 from planner.report import RunReport
 from planner.same_machine import check_report
+from planner.stage_rates import stage_rates
 
 MAX_FOLDS = 5
 """Parts that runs are held out in."""
@@ -67,11 +68,11 @@ def calibrate(profile: HardwareProfile, reports: Sequence[RunReport], *, force: 
     """Fit one set of factors to all reports; a UserError for a report of another host unless forced."""
     for report in reports:
         check_report(profile, report, force=force)
-    runs = [run for report in reports for run in map(Run, report.legs) if run.measured]
+    runs = [run for report in reports for leg in report.legs if (run := run_on(profile, leg)).measured]
     if not runs:
         raise UserError("no report has a phase that was run; run at least one block")
-    rates = {dtype: make_rates(profile, dtype) for dtype in {run.dtype for run in runs}}
-    fitting = Fitting({dtype: known.calibrated({}) for dtype, known in rates.items()}, runs)
+    before = profile.calibration.factors if profile.calibration else {}
+    fitting = Fitting({}, runs)
     folds = _folds(runs)
     whole = fitting.fit(range(len(runs)))
     by_fold = [whole.factors]
@@ -79,17 +80,27 @@ def calibrate(profile: HardwareProfile, reports: Sequence[RunReport], *, force: 
         by_fold = [fitting.fit(_without(folds, fold), start=whole).factors for fold in folds]
     used = {n: factors for fold, factors in zip(folds, by_fold, strict=True) for n in fold}
     phases = [
-        error
-        for n, run in enumerate(runs)
-        for error in _errors(run, rates[run.dtype], used[n], whole.weights[n])
+        error for n, run in enumerate(runs) for error in _errors(run, before, used[n], whole.weights[n])
     ]
     return _outcome(profile, whole, phases, num_folds=len(folds) if len(folds) > 1 else 0)
 
 
+def run_on(profile: HardwareProfile, report: RunReport) -> Run:
+    """A report as a run of a profile's machine; of a pipeline, ranks on other hosts keep the rates in their plan."""
+    plan = report.plan
+    if not plan.stages:
+        return Run(report, [make_rates(profile, plan.model.dtype)])
+    ranks = range(len(plan.stages))
+    here = {rank.rank for rank in report.ranks if rank.fingerprint == profile.fingerprint} or set(ranks)
+    found = stage_rates(plan, profile)
+    rates = [found[rank] if rank in here else plan.of_rank(rank).known_rates() for rank in ranks]
+    return Run(report, rates, here)
+
+
 def corrected(report: RunReport) -> Rates:
     """The rates of the plan that was run, their factors moved as far as this run speaks for."""
-    run, known = Run(report), report.plan.known_rates()
-    moved = Fitting({run.dtype: known}, [run]).fit([0])
+    known = report.plan.known_rates()
+    moved = Fitting(known.factors, [Run(report, [known])]).fit([0])
     return known.calibrated({**known.factors, **moved.factors})
 
 
@@ -106,9 +117,11 @@ def _without(folds: Sequence[Sequence[int]], left_out: Sequence[int]) -> list[in
     return sorted(n for fold in folds if fold is not left_out for n in fold)
 
 
-def _errors(run: Run, rates: Rates, factors: Factors, weights: Mapping[Phase, float]) -> Iterator[PhaseError]:
-    """Each phase at the rates as they are, and with other factors."""
-    before, after = (run.phase_s(run.predict(used)) for used in (rates, rates.calibrated(factors)))
+def _errors(
+    run: Run, known: Factors, factors: Factors, weights: Mapping[Phase, float]
+) -> Iterator[PhaseError]:
+    """Each phase with the factors as they are, and with other ones."""
+    before, after = (run.phase_s(run.predict(used)) for used in (known, factors))
     for phase, measured in run.measured.items():
         yield PhaseError(
             report=run.report,

@@ -14,11 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import least_squares
 
-from hwprofiles.profile import Dtype
-from planner.calibrate_runs import Run, Vector
-from planner.factors import CONTENTION, HANDOVER, LAUNCH, resource_of
-from planner.machine import Rates
-from planner.plan import PHASES, Phase, Prediction
+from planner.calibrate_runs import Priced, Run, Vector
+from planner.factors import CONTENTION, HANDOVER, LAUNCH, Factors, factor_of, resource_of
+from planner.plan import PHASES, Phase
 from planner.work import MAX_DECODE_GROUPS
 
 PRIOR_NOISE = 0.3
@@ -70,21 +68,20 @@ class _Linear:
 class Fitting:
     """Runs as a function of parameters, each a log factor's distance from the one it is drawn towards.
 
-    `rates` are the machine's by model dtype; their factors are those that hold without these runs.
+    `known` are the factors that hold without these runs.
     """
 
-    def __init__(self, rates: Mapping[Dtype, Rates], runs: Sequence[Run]) -> None:
-        self.rates, self.runs = rates, runs
+    def __init__(self, known: Factors, runs: Sequence[Run]) -> None:
+        self.runs = runs
         self.used = [{*names, *map(resource_of, names)} for names in (run.factor_names() for run in runs)]
         self.names = sorted(set().union(*self.used))
-        known = next(iter(rates.values()))
-        self.centre = np.log([known.factor(*name.split(".")) for name in self.names])
+        self.centre = np.log([factor_of(known, *name.split(".")) for name in self.names])
         self.spread = np.array([_spread(name) for name in self.names])
         self.tree = np.eye(len(self.names))
         """[factors, parameters]: a kind's log factor is its own parameter and its resource's."""
         for i, name in enumerate(self.names):
             self.tree[i, self.names.index(resource_of(name))] = 1.0
-        self._priced: dict[tuple[str, int, bytes], Prediction] = {}
+        self._priced: dict[tuple[str, int, bytes], Priced] = {}
 
     def fit(self, chosen: Sequence[int], start: Fit | None = None) -> Fit:
         """The factors that these runs and prior knowledge speak for; Gauss-Newton, linear from step to step."""
@@ -149,7 +146,7 @@ class Fitting:
 
     def _price(
         self, run: Run, point: Vector, *, num_groups: int = MAX_DECODE_GROUPS, moved: int | None = None
-    ) -> Prediction:
+    ) -> Priced:
         """The run's plan at a point, or with one log factor moved from it; runs alike are priced once."""
         logs = self.centre + self.tree @ point
         if moved is not None:
@@ -157,7 +154,7 @@ class Fitting:
         key = run.work, num_groups, logs.tobytes()
         if key not in self._priced:
             factors = dict(zip(self.names, np.exp(logs).tolist(), strict=True))
-            self._priced[key] = run.predict(self.rates[run.dtype].calibrated(factors), num_groups)
+            self._priced[key] = run.predict(factors, num_groups)
         return self._priced[key]
 
 

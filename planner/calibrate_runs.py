@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hwprofiles.yaml_io import dump_yaml
-from planner.factors import CONTENTION, HANDOVER, LAUNCH, UNPACK, kind_name
+from planner.factors import CONTENTION, HANDOVER, LAUNCH, UNPACK, Factors, kind_name
+from planner.ledger import Sizes
 from planner.machine import Rates
 from planner.passes import Blocks
 from planner.plan import PHASES, Phase, Plan, Prediction
 from planner.pricing import price, price_blocks
-from planner.report import RunReport
+from planner.report import RunReport, TaskReport
 from planner.schedule import ATTEND, TaskKind
 from planner.work import MAX_DECODE_GROUPS
 
@@ -24,12 +27,41 @@ _SMALL_SHARE = 0.02
 _OVERHEADS = (LAUNCH, HANDOVER, CONTENTION)
 
 
-class Run:
-    """One report; its rows are the phases and the kinds of tasks that were predicted and measured."""
+Priced = tuple[Prediction, ...]
+"""A run's prediction; of a pipeline one for each rank."""
 
-    def __init__(self, report: RunReport) -> None:
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """What one rank did, or the only one."""
+
+    plan: Plan
+    sizes: Sizes
+    rates: Rates
+    is_calibrated: bool
+    """Its host is the one that is calibrated; another one's rates stay as they are."""
+    tasks: tuple[TaskReport, ...]
+    """Those that were predicted and measured."""
+
+    def predict(self, blocks: Blocks, num_tokens: int, factors: Factors, num_groups: int) -> Prediction:
+        """Blocks as they were run, or without any a full one."""
+        rates = self.rates.calibrated(factors) if self.is_calibrated else self.rates
+        if not blocks:
+            return price(self.sizes, rates, num_groups)
+        return price_blocks(self.sizes, rates, blocks, num_tokens, num_groups)
+
+
+class Run:
+    """One report; its rows are the phases and the kinds of tasks that were predicted and measured.
+
+    `rates` are the machine's, of a pipeline those of each rank. Of a pipeline the phases are those of all ranks
+    together, and the tasks those of the ranks on the host that is calibrated.
+    """
+
+    def __init__(self, report: RunReport, rates: Sequence[Rates], here: Collection[int] = (0,)) -> None:
+        """`here` are the ranks on the host that is calibrated."""
         plan = report.plan
-        self.report, self.dtype, self.sizes = report, plan.model.dtype, plan.sizes()
+        self.report, self.dtype = report, plan.model.dtype
         self.group = group_of(plan)
         """What runs of one plan have in common."""
         self.blocks: Blocks = {found.lengths(): found.count for found in report.blocks}
@@ -42,37 +74,56 @@ class Run:
         """Full blocks' worth of work, where the report does not hold the blocks themselves."""
         if self.blocks:
             self.scale = dict.fromkeys(self.scale, 1.0)
-        known = {(task.phase, task.kind, task.resource) for task in plan.prediction.tasks if task.seconds > 0}
-        self._tasks = [
-            task
-            for task in report.tasks
-            if task.phase in self.measured
-            and task.measured_s > 0
-            and (task.phase, task.kind, task.resource) in known
-        ]
+        self._parts = tuple(self._parts_of(rates, here))
+        self._tasks = [task for part in self._parts if part.is_calibrated for task in part.tasks]
         self.logs = np.log([*self.measured.values(), *(task.measured_s for task in self._tasks)])
         self.evidence = self._evidence()
         """How much each row counts: every phase as one, the kinds of tasks of one resource together as one."""
 
-    def predict(self, rates: Rates, num_groups: int = MAX_DECODE_GROUPS) -> Prediction:
-        """The run at these rates, or without its blocks a full one; with fewer groups of passes more coarsely."""
-        if not self.blocks:
-            return price(self.sizes, rates, num_groups)
-        return price_blocks(self.sizes, rates, self.blocks, self.report.generated_tokens, num_groups)
+    def _parts_of(self, rates: Sequence[Rates], here: Collection[int]) -> Iterator[_Part]:
+        report = self.report
+        tasks = [rank.tasks for rank in report.ranks] or [report.tasks]
+        for rank, own in enumerate(rates):
+            plan = report.plan.of_rank(rank)
+            yield _Part(
+                plan=plan,
+                sizes=plan.sizes(),
+                rates=own,
+                is_calibrated=rank in here,
+                tasks=tuple(self._comparable(plan, tasks[rank])),
+            )
 
-    def phase_s(self, prediction: Prediction) -> dict[Phase, float]:
-        """Seconds of each phase that was run, as far from the closed formula's as the plan's simulation was."""
-        planned = self.report.plan.prediction
+    def _comparable(self, plan: Plan, tasks: Iterable[TaskReport]) -> Iterator[TaskReport]:
+        known = {(task.phase, task.kind, task.resource) for task in plan.prediction.tasks if task.seconds > 0}
+        for task in tasks:
+            if task.phase in self.measured and task.measured_s > 0:
+                yield from [task] if (task.phase, task.kind, task.resource) in known else []
+
+    def predict(self, factors: Factors, num_groups: int = MAX_DECODE_GROUPS) -> Priced:
+        """The run under these factors, or without its blocks a full one; with fewer groups of passes more coarsely."""
+        tokens = self.report.generated_tokens
+        return tuple(part.predict(self.blocks, tokens, factors, num_groups) for part in self._parts)
+
+    def phase_s(self, priced: Priced) -> dict[Phase, float]:
+        """Seconds of each phase that was run, as far from the closed formula's as the plan's simulation was.
+
+        A pipeline's are as much longer than its slowest rank's as they are in the plan.
+        """
+        plan = self.report.plan
         return {
-            phase: prediction.of(phase).seconds * planned.of(phase).beyond_formula * self.scale[phase]
+            phase: max(found.of(phase).seconds for found in priced) * self.scale[phase] * _beyond(plan, phase)
             for phase in self.measured
         }
 
-    def predicted_logs(self, prediction: Prediction) -> Vector:
+    def predicted_logs(self, priced: Priced) -> Vector:
         """log(seconds) of each row."""
-        found = {(task.phase, task.kind, task.resource): task.seconds for task in prediction.tasks}
-        tasks = [found[task.phase, task.kind, task.resource] * self.scale[task.phase] for task in self._tasks]
-        phases = self.phase_s(prediction)
+        tasks = []
+        for part, prediction in zip(self._parts, priced, strict=True):
+            found = {(task.phase, task.kind, task.resource): task.seconds for task in prediction.tasks}
+            if part.is_calibrated:
+                own = ((task.phase, task.kind, task.resource) for task in part.tasks)
+                tasks += [found[key] * self.scale[key[0]] for key in own]
+        phases = self.phase_s(priced)
         return np.log([*(phases[phase] for phase in self.measured), *tasks])
 
     def factor_names(self) -> set[str]:
@@ -90,21 +141,37 @@ class Run:
         return names
 
     def _evidence(self) -> Vector:
-        busy: defaultdict[Phase, float] = defaultdict(float)
-        for task in self._tasks:
-            busy[task.phase] += task.measured_s
-        shares = [task.measured_s / busy[task.phase] for task in self._tasks]
-        of_resource: defaultdict[str, float] = defaultdict(float)
-        for task, share in zip(self._tasks, shares, strict=True):
-            of_resource[task.resource] += share
-        tasks = [
-            share / (of_resource[task.resource] + _SMALL_SHARE)
-            for task, share in zip(self._tasks, shares, strict=True)
-        ]
-        return np.array([*(1.0 for _ in self.measured), *tasks])
+        """Ranks that did the same say no more together than one of them would."""
+        counted = [part for part in self._parts if part.is_calibrated]
+        tasks = [_shares(part.tasks) / len(counted) for part in counted]
+        return np.concatenate([np.ones(len(self.measured)), *tasks])
+
+
+def _shares(tasks: Sequence[TaskReport]) -> Vector:
+    """How much each kind of task of a rank counts."""
+    busy: defaultdict[Phase, float] = defaultdict(float)
+    for task in tasks:
+        busy[task.phase] += task.measured_s
+    shares = [task.measured_s / busy[task.phase] for task in tasks]
+    of_resource: defaultdict[str, float] = defaultdict(float)
+    for task, share in zip(tasks, shares, strict=True):
+        of_resource[task.resource] += share
+    counted = zip(tasks, shares, strict=True)
+    return np.array([share / (of_resource[task.resource] + _SMALL_SHARE) for task, share in counted])
+
+
+def _beyond(plan: Plan, phase: Phase) -> float:
+    """How much longer a phase is in a plan than by the closed formula, of a pipeline's slowest rank by itself."""
+    if not plan.stages:
+        return plan.prediction.of(phase).beyond_formula
+    slowest_s = max(stage.prediction.of(phase).seconds for stage in plan.stages)
+    return plan.prediction.of(phase).seconds / slowest_s if slowest_s else 1.0
 
 
 def group_of(plan: Plan) -> str:
     """The same for a plan that was made again after the profile was calibrated."""
-    parts = plan.model, plan.workload, plan.policy, plan.placement
-    return hashlib.sha256("".join(dump_yaml(part) for part in parts).encode()).hexdigest()
+    parts = [plan.model, plan.workload, plan.policy, plan.placement]
+    parts += [part for stage in plan.stages for part in (stage.policy, stage.placement)]
+    layers = [stage.layers for stage in plan.stages]
+    text = "".join(dump_yaml(part) for part in parts) + (str(layers) if layers else "")
+    return hashlib.sha256(text.encode()).hexdigest()

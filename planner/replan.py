@@ -42,8 +42,8 @@ def answer(question: Question) -> Answer:
     found = search(problem, _request(plan))
     if found is None or found.policy == plan.policy:
         return Answer(plan=None, text="no better plan was found")
-    run = Run(report)
-    pace = sum(run.measured.values()) / sum(run.phase_s(run.predict(rates)).values())
+    run = Run(report, [rates])
+    pace = sum(run.measured.values()) / sum(run.phase_s(run.predict(rates.factors)).values())
     now_s, then_s = (pace * _job_s(each) for each in (problem.plan(plan.policy), found))
     saved_s, reload_s = now_s - then_s, question.reload_s
     if saved_s < reload_s + WORTH * now_s:

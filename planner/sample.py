@@ -66,9 +66,9 @@ def representatives(stages: Sequence[Sizes], num_tokens: int | None = None) -> l
     return [_of_tokens(sizes, _spread(gen_len, num_tokens)) for sizes in stages]
 
 
-def first_tokens(sizes: Sizes, max_tasks: int) -> Sample:
-    """All layers; prefill and as many decode passes as come to about `max_tasks` tasks."""
-    return _of_tokens(sizes, range(_num_tokens([sizes], max_tasks)))
+def first_tokens(stages: Sequence[Sizes], max_tasks: int) -> list[Sample]:
+    """All layers; prefill and as many decode passes as come to about `max_tasks` tasks of all stages."""
+    return [_of_tokens(sizes, range(_num_tokens(stages, max_tasks))) for sizes in stages]
 
 
 def _num_tokens(stages: Sequence[Sizes], max_tasks: int) -> int:

@@ -11,7 +11,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from hwprofiles.errors import UserError
 from hwprofiles.profile import HardwareProfile
 from planner.activity import Activity, Span, Timeline
 from planner.contention import Commons
@@ -19,6 +18,7 @@ from planner.ledger import Sizes
 from planner.machine import Rates, make_rates
 from planner.plan import PHASES, Phase, Plan
 from planner.player import Pieces, play
+from planner.same_machine import check_tier
 from planner.sample import Sample, representative
 from planner.schedule import Resource, TaskKind
 from planner.script import LaneWork, Script
@@ -108,12 +108,7 @@ def _sums(
 
 def rates_for(plan: Plan, profile: HardwareProfile) -> Rates:
     """The rates a plan is to be played at; a UserError where the profile is of another kind of machine."""
-    tier = "gpu" if profile.gpus else "cpu"
-    if tier != plan.hardware.compute_tier:
-        raise UserError(
-            f"the plan computes on the {plan.hardware.compute_tier}, profile {profile.name} on the {tier}; "
-            "give the profile it was made with"
-        )
+    check_tier(plan, profile)
     return make_rates(profile, plan.model.dtype)
 
 

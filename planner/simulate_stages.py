@@ -52,11 +52,14 @@ def parts_of(plan: Plan) -> list[Part]:
     ]
 
 
-def simulate_stages(parts: Sequence[Part], num_tokens: int | None = None) -> list[Simulation]:
-    """Each stage's part in a block, all layers of it, by one clock; phases and throughput are the whole pipeline's."""
-    all_sizes = [part.sizes for part in parts]
-    samples = representatives(all_sizes, num_tokens)
-    played = _Played(parts, _costs(parts), whole(all_sizes, samples[0]))
+def simulate_stages(parts: Sequence[Part], samples: Sequence[Sample] | None = None) -> list[Simulation]:
+    """Each stage's part in a block, all layers of it, by one clock; phases and throughput are the whole pipeline's.
+
+    Samples are of the same tokens; without any, of all tokens or of `representatives`.
+    """
+    sizes = [part.sizes for part in parts]
+    samples = samples or representatives(sizes)
+    played = _Played(parts, _costs(parts), whole(sizes, samples[0]))
     return [played.simulation(s, sample) for s, sample in enumerate(samples)]
 
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hwprofiles.errors import UserError
-from hwprofiles.profile import Gpu, HardwareProfile, SizePoint
+from hwprofiles.profile import Dtype, Gpu, HardwareProfile, SizePoint
 from planner.host_share import share_of, sharing_of
-from planner.machine import Caps
+from planner.machine import Caps, Rates, make_rates
 from planner.policy import CommDevice
-from planner.sharing import Sharing
+from planner.sharing import Sharing, at_work
 
 _MESSAGE_BYTES = 2**20
 """Where two ways for messages are compared."""
@@ -29,6 +29,11 @@ class Site:
     whole: HardwareProfile
     share: HardwareProfile
     sharing: Sharing | None
+
+    def rates(self, dtype: Dtype, num_waves: int) -> Rates:
+        """Those of the share; with few waves other ranks rest."""
+        found = make_rates(self.share, dtype)
+        return at_work(found, self.sharing, num_waves) if self.sharing else found
 
     def caps(self, caps: Caps) -> Caps:
         """A GPU's cap is each rank's own; host memory and disk are shared out."""

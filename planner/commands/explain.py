@@ -15,7 +15,7 @@ from hwprofiles.yaml_io import to_plain
 from planner.commands.estimate import add_policy, changed_policy
 from planner.commands.options import add_plan
 from planner.commands.output import progress
-from planner.commands.plan_rates import add_plan_profile, rates_of
+from planner.commands.plan_rates import add_plan_profile, rates_of, refuse_stages
 from planner.compare import differing_lines
 from planner.explain import Explanation, reasons
 from planner.machine import Rates
@@ -57,6 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     found = Explanation(plan_digest=plan.digest(), reasons=None, what_ifs=None, why_not=None, diff=diff)
     everything = not asked and arguments.why_not is None and diff is None
     if asked or everything or arguments.why_not is not None:
+        refuse_stages(plan, "planner explain")
         problem = _problem(plan, rates_of(plan, arguments))
         plan = problem.priced(plan)
         if everything:

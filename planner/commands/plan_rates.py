@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 
-from hwprofiles.profile import load_profile
+from hwprofiles.errors import UserError
+from hwprofiles.profile import HardwareProfile, load_profile
 from planner.machine import Rates
 from planner.plan import Plan
 from planner.simulate import rates_for
+from planner.stage_rates import priced_at
 
 
 def add_plan_profile(parser: argparse.ArgumentParser) -> None:
@@ -26,10 +28,33 @@ def rates_of(plan: Plan, arguments: argparse.Namespace) -> Rates:
         return plan.known_rates()
     profile = load_profile(arguments.hw)
     rates = rates_for(plan, profile)
+    _warn_of_other_profile(plan, profile)
+    return rates
+
+
+def stages_at(plan: Plan, arguments: argparse.Namespace) -> Plan:
+    """A pipeline's plan at its own rates, or at those of hosts like the profile's that the flag names."""
+    if arguments.hw is None:
+        return plan
+    profile = load_profile(arguments.hw)
+    found = priced_at(plan, profile)
+    _warn_of_other_profile(plan, profile)
+    return found
+
+
+def refuse_stages(plan: Plan, command: str) -> None:
+    """A UserError for what is said of plans of one rank only."""
+    if plan.stages:
+        raise UserError(
+            f"{command} is for plans of one rank, this one has {len(plan.stages)}; "
+            "planner simulate shows what binds each of them"
+        )
+
+
+def _warn_of_other_profile(plan: Plan, profile: HardwareProfile) -> None:
     if profile.digest() != plan.hardware.digest:
         print(
             f"warning: the plan was made with another profile ({plan.hardware.name}), or with another version "
             f"of {profile.name}; what follows is for the one given",
             file=sys.stderr,
         )
-    return rates

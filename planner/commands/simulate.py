@@ -10,12 +10,12 @@ from rich.console import RenderableType
 from hwprofiles.errors import UserError
 from hwprofiles.terminal import make_console
 from planner.commands.options import add_plan
-from planner.commands.plan_rates import add_plan_profile, rates_of
+from planner.commands.plan_rates import add_plan_profile, rates_of, stages_at
 from planner.pipeline import formula_of
 from planner.plan import Plan, load_plan
 from planner.pricing import price
 from planner.render_simulation import simulation_view, stages_simulation_view
-from planner.sample import MAX_TASKS, NUM_TOKENS, representative
+from planner.sample import MAX_TASKS, NUM_TOKENS, representative, representatives
 from planner.simulate import Simulation, simulate
 from planner.simulate_stages import parts_of, simulate_stages
 from planner.trace import PREDICTED, TraceWriter, write_prediction
@@ -43,9 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--tokens is {arguments.tokens}; play at least one")
     plan = load_plan(arguments.plan)
     if plan.stages:
-        if arguments.hw:
-            raise UserError("--hw is for plans of one rank; leave it out for the rates in the plan")
-        view, simulations = _of_stages(plan, arguments.tokens)
+        view, simulations = _of_stages(stages_at(plan, arguments), arguments.tokens)
     else:
         view, simulations = _of_one(plan, arguments)
     make_console().print(view)
@@ -65,5 +63,6 @@ def _of_one(plan: Plan, arguments: argparse.Namespace) -> tuple[RenderableType, 
 
 
 def _of_stages(plan: Plan, num_tokens: int | None) -> tuple[RenderableType, list[Simulation]]:
-    simulations = simulate_stages(parts_of(plan), num_tokens)
+    parts = parts_of(plan)
+    simulations = simulate_stages(parts, representatives([part.sizes for part in parts], num_tokens))
     return stages_simulation_view(formula_of(plan), simulations), simulations

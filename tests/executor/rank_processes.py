@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from executor.cli import main
+from hwprofiles.profile import HardwareProfile
 from planner.estimate_stages import estimate_stages
 from planner.machine import Caps
 from planner.model import load_model
@@ -33,13 +34,19 @@ PATIENCE_S = 200
 
 
 def staged_plan(
-    model_dir: Path, num_stages: int, *, gpu_batch_size: int = 2, num_gpu_batches: int = 4, gen_len: int = 6
+    model_dir: Path,
+    num_stages: int,
+    *,
+    gpu_batch_size: int = 2,
+    num_gpu_batches: int = 4,
+    gen_len: int = 6,
+    host: HardwareProfile | None = None,
 ) -> Plan:
     """The planner's plan of a pipeline over three tiers with an emulated GPU."""
     cluster = Cluster(
         model=load_model(str(model_dir)),
         workload=Workload(prompt_len=32, gen_len=gen_len),
-        hosts=(emulated(),),
+        hosts=(host or emulated(),),
         caps=Caps(),
         comm_device="cpu",
     )

@@ -164,5 +164,5 @@ def test_messages_elsewhere(plan: Plan) -> None:
 def test_what_is_for_one_rank(plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Flags that a pipeline does not take are refused before a rank is started."""
     words = ["run", str(write_plan(tmp_path / "plan.yaml", plan)), "--dummy-weights"]
-    assert main([*words, "--calibrate", "hw.yaml"]) == 2
-    assert "--calibrate is for plans of one rank, this one has 2" in capsys.readouterr().err
+    assert main([*words, "--replan"]) == 2
+    assert "--replan is for plans of one rank, this one has 2" in capsys.readouterr().err

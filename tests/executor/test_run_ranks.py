@@ -6,11 +6,14 @@ import json
 import math
 import socket
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from hwprofiles.host import current_fingerprint
+from hwprofiles.profile import load_profile
 from planner.report import load_report
 from tests.executor.jobs import many_prompts, results, save_checkpoint, write_plan, write_prompts
 from tests.executor.rank_processes import (
@@ -22,6 +25,7 @@ from tests.executor.rank_processes import (
     torch_environ,
     wait_until,
 )
+from tests.planner.problems import emulated
 
 Environ = Callable[[int, int, int], dict[str, str]]
 Start = Callable[..., list[RankProcess]]
@@ -109,6 +113,29 @@ def _check_trace(events: list[dict[str, object]]) -> None:
     assert len(sent) == len(received) > 0
     for (began_us, _), (_, ended_us) in zip(sent, received, strict=True):
         assert ended_us > began_us - 1.0, "to a microsecond: one host's processes have one clock"
+
+
+def test_the_profile_learns_from_all_ranks(checkpoint: Path, tmp_path: Path, start: Start) -> None:
+    """`--calibrate` fits it to what both measured; `--hw` puts their predicted lanes into the trace."""
+    write_prompts(tmp_path / "p.jsonl", many_prompts(6))
+    host, hw, trace_path = (
+        replace(emulated(), fingerprint=current_fingerprint()),
+        tmp_path / "hw.yaml",
+        tmp_path / "t.json",
+    )
+    hw.write_text(host.to_yaml())
+    path = write_plan(tmp_path / "plan.yaml", staged_plan(checkpoint, 2, host=host))
+    ranks = start([path, path], "--calibrate", hw, "--hw", hw, "--trace", trace_path)
+    assert [rank.wait() for rank in ranks] == [0, 0], [rank.log.read_text() for rank in ranks]
+    assert "Median error" in ranks[0].log.read_text()
+    learned = load_profile(str(hw))
+    assert learned.calibration is not None
+    assert learned.calibration.num_runs == 1
+    assert any(name.startswith("net_") for name in learned.calibration.factors)
+    events = json.loads(trace_path.read_text())["traceEvents"]
+    groups = {event["args"]["name"] for event in events if event["name"] == "process_name"}
+    stages = ["rank 0, layers 0 to 1", "rank 1, layers 2 to 3"]
+    assert groups == {*stages, *(f"predicted, {name}" for name in stages)}
 
 
 @pytest.mark.parametrize(("gen_len", "environ"), [(1, torch_environ), (2, mpi_environ)], ids=["1", "2"])
