@@ -22,12 +22,13 @@ from hwprofiles.probes.compute import gemm_curves, launch_overhead
 from hwprofiles.probes.concurrent import measure_concurrent
 from hwprofiles.probes.disk import check_directory, measure_disk, scratch_file
 from hwprofiles.probes.layers import LAYER_POINTS, elementwise_rate, layer_points, prompt_attention_rates
-from hwprofiles.probes.links import measure_link
+from hwprofiles.probes.links import BOTH_BYTES, measure_link
 from hwprofiles.probes.memory import memory_rate
 from hwprofiles.probes.packed import PACKED_POINTS, measure_packed
 from hwprofiles.probes.process import ProcessCost, process_cost
+from hwprofiles.probes.several_gpus import gpu_to_gpu, links_at_once, num_points
 from hwprofiles.probes.threads import task_overhead
-from hwprofiles.profile import NO_MARGINS, SCHEMA_VERSION, Gpu, HardwareProfile, Host
+from hwprofiles.profile import NO_MARGINS, SCHEMA_VERSION, Gpu, HardwareProfile, Host, LinksAtOnce, Rate
 from hwprofiles.units import MIB, format_bytes
 
 CPU = torch.device("cpu")
@@ -77,6 +78,7 @@ def measure(request: Request, progress: Progress) -> HardwareProfile:
             pace=pace,
         )
         measured_gpus = tuple(_measure_gpu(request, device, host, cost, pace) for device in gpus)
+        at_once, gpu_to_gpu_rate = _measure_several(gpus, measured_gpus, host, pace)
         with scratch_file(request.disk_dir, request.budget.disk_file_bytes) as file:
             disk = measure_disk(request.disk_dir, file, request.budget, pace)
             concurrent = measure_concurrent(
@@ -100,6 +102,8 @@ def measure(request: Request, progress: Progress) -> HardwareProfile:
         gpus=measured_gpus,
         disk=disk,
         concurrent=concurrent,
+        links_at_once=at_once,
+        gpu_to_gpu_bytes_per_s=gpu_to_gpu_rate,
     )
 
 
@@ -112,7 +116,7 @@ def count_points(budget: Budget, gpus: tuple[torch.device, ...], num_thread_coun
     per_gpu = sum(link + 1 + (real if device.type == "cuda" else 0) for device in gpus)
     host = 4 + gemm + layer + PACKED_POINTS["cpu"] + len(DTYPES) * (num_thread_counts + 1)
     disk = 2 * len(budget.disk_block_bytes) * len(budget.disk_threads) + 1
-    return host + per_gpu + disk + 1
+    return host + per_gpu + num_points(len(gpus)) + disk + 1
 
 
 def thread_counts(cpu: Processor, budget: Budget) -> tuple[int, ...]:
@@ -234,6 +238,18 @@ def _measure_gpu(request: Request, device: torch.device, host: Host, cost: Proce
         numa_node=None if emulated else _numa_node(device),
         packed=None if emulated else measure_packed(device, pace),
     )
+
+
+def _measure_several(
+    devices: tuple[torch.device, ...], gpus: tuple[Gpu, ...], host: Host, pace: Pace
+) -> tuple[tuple[LinksAtOnce, ...], Rate | None]:
+    """What GPUs of one host share; nothing where there is one, or none."""
+    if len(devices) < 2:
+        return (), None
+    size = min(BOTH_BYTES, *(point.size_bytes for gpu in gpus for point in gpu.link.h2d_pinned[-1:]))
+    nodes = [gpu.numa_node for gpu in gpus]
+    near = [host.numa_cpus[n] if n is not None and n < len(host.numa_cpus) else () for n in nodes]
+    return links_at_once(devices, near, size, pace), gpu_to_gpu(devices, size, pace)
 
 
 def _numa_node(device: torch.device) -> int | None:

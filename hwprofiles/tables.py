@@ -38,6 +38,7 @@ def figures(profile: HardwareProfile) -> Iterator[Figure]:
     yield from _host_figures(profile.host)
     for index, gpu in enumerate(profile.gpus):
         yield from _gpu_figures(f"gpu {index}", gpu)
+    yield from _several_gpus_figures(profile)
     if profile.disk is not None:
         yield from _disk_figures(profile.disk)
     if profile.concurrent is not None:
@@ -225,6 +226,20 @@ def _gpu_figures(group: str, gpu: Gpu) -> Iterator[Figure]:
             label = f"{name}, {format_bytes(point.size_bytes)}"
             yield Figure(group=group, label=label, rate=point.bytes_per_s, form=format_rate)
     yield Figure(group=group, label="h2d and d2h at once", rate=link.both_bytes_per_s, form=format_rate)
+
+
+def _several_gpus_figures(profile: HardwareProfile) -> Iterator[Figure]:
+    group = "several gpus"
+    for found in profile.links_at_once:
+        for label, rate in (
+            ("h2d", found.h2d_bytes_per_s),
+            ("d2h", found.d2h_bytes_per_s),
+            ("both ways", found.both_bytes_per_s),
+        ):
+            yield Figure(group=group, label=f"{label}, {found.num_gpus} in all", rate=rate, form=format_rate)
+    if profile.gpu_to_gpu_bytes_per_s:
+        rate = profile.gpu_to_gpu_bytes_per_s
+        yield Figure(group=group, label="from one to the next", rate=rate, form=format_rate)
 
 
 def _disk_figures(disk: Disk) -> Iterator[Figure]:

@@ -81,12 +81,12 @@ def _by_size(
     points = []
     for size in sizes:
         slice_s = pace.next(f"{label}, {size // 1024} KiB")
-        rate = measured_rate(_copies(target, source, size), size, slice_s)
+        rate = measured_rate(copies(target, source, size), size, slice_s)
         points.append(SizePoint(size_bytes=size, bytes_per_s=rate))
     return tuple(points)
 
 
-def _copies(target: Tensor, source: Tensor, size: int) -> Rounds:
+def copies(target: Tensor, source: Tensor, size: int) -> Rounds:
     """Rounds of a copy, walking through the buffers so that small copies do not stay in a cache.
 
     Between host arenas a worker thread does them, as an executor has it.
