@@ -34,23 +34,8 @@ _NAMES = (
 _FIRST_TIME = len(_NAMES)
 _COST_OF_MORE: dict[Tier, float] = {"gpu": 100.0, "cpu": 10.0, "disk": 1.0}
 Vector = NDArray[np.float64]
+"""A value of each variable; or a linear expression of them, the last of its terms being the constant."""
 ANY_WAY, NO_ROWS = Way(), WholeRows()
-
-
-@dataclass(slots=True)
-class Linear:
-    """A linear expression of the LP's variables; the last of its terms is the constant.
-
-    Never changed; not frozen, as an LP makes some 700 of them and freezing doubles what that takes.
-    """
-
-    terms: Vector
-
-    def __add__(self, other: Linear, /) -> Linear:
-        return Linear(self.terms + other.terms)
-
-    def __mul__(self, factor: float, /) -> Linear:
-        return Linear(self.terms * factor)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +135,7 @@ class Program:
         self._memory: list[tuple[Tier, Vector, Vector, Vector]] = []
         """What a tier holds, what activation slots add to it, and 1 / N."""
         unit = np.eye(self._common.size + 1)
-        shares = _shares_of([Linear(unit[index]) for index in (*range(_FIRST_TIME), self._common.size)])
+        shares = _shares_of([unit[index] for index in (*range(_FIRST_TIME), self._common.size)])
         more = {tier: unit[index] for index, tier in enumerate(growing, start=self._times.stop)}
         self._add_totals(shares)
         self._add_memory(shares, more)
@@ -201,22 +186,22 @@ class Program:
             upper={_NAMES.index(name): high for name, high in upper.items()},
         )
 
-    def _add_times(self, shares: Shares[Linear], times: Vector) -> None:
+    def _add_times(self, shares: Shares[Vector], times: Vector) -> None:
         """Every lane of every step takes at most the step's time; the objective is their sum."""
         relaxed, rows, latency_s = self._relaxed, self._common, self._limits.max_latency_s
         rows.objective = times.sum(axis=0)
         for time, variable in zip(relaxed.times(shares), times, strict=True):
-            lanes = np.array([seconds.terms for _, seconds in time.lanes]) / relaxed.unit_s
+            lanes = np.array([seconds for _, seconds in time.lanes]) / relaxed.unit_s
             rows.at_most.extend(lanes - variable)
             rows.objective += lanes.sum(axis=0) * _WORK_WEIGHT
-            self._blocked += [seconds.terms / relaxed.unit_s - variable for _, seconds in time.blocked]
-        fixed = self._fixed = relaxed.fixed_seconds(shares).terms / relaxed.unit_s
+            self._blocked += [seconds / relaxed.unit_s - variable for _, seconds in time.blocked]
+        fixed = self._fixed = relaxed.fixed_seconds(shares) / relaxed.unit_s
         rows.objective += fixed
         if latency_s is not None:
             allowed = latency_s / relaxed.unit_s / relaxed.choice.gpu_batch_size
-            rows.at_most.append(times.sum(axis=0) + fixed - shares.inverse_batches.terms * allowed)
+            rows.at_most.append(times.sum(axis=0) + fixed - shares.inverse_batches * allowed)
 
-    def _add_totals(self, shares: Shares[Linear]) -> None:
+    def _add_totals(self, shares: Shares[Vector]) -> None:
         """Weights divide over the block; cache and activations are each sequence's own."""
         relaxed, rows = self._relaxed, self._common
         weights = shares.inverse_batches * (relaxed.weight_units / relaxed.choice.gpu_batch_size)
@@ -225,18 +210,18 @@ class Program:
             (shares.cache, shares.one * relaxed.cache_units),
             (shares.activations, shares.one * relaxed.activation_units),
         ):
-            rows.equal.append(sum((part.terms for part in by_tier.values()), -whole.terms))
-        far = sum((shares.cache[tier].terms for tier in relaxed.far_tiers), np.zeros(rows.size + 1))
-        rows.at_most.append(shares.attended.terms - far)
+            rows.equal.append(sum((part for part in by_tier.values()), -whole))
+        far = sum((shares.cache[tier] for tier in relaxed.far_tiers), np.zeros(rows.size + 1))
+        rows.at_most.append(shares.attended - far)
         if self._limits.cpu_attention == "on" and relaxed.compute_tier == "gpu":
-            rows.at_most.append(far - shares.attended.terms)
+            rows.at_most.append(far - shares.attended)
 
-    def _add_memory(self, shares: Shares[Linear], more: Mapping[Tier, Vector]) -> None:
+    def _add_memory(self, shares: Shares[Vector], more: Mapping[Tier, Vector]) -> None:
         for needed in self._relaxed.slots(shares):
-            self._common.at_most.append(needed.terms - shares.slot.terms)
+            self._common.at_most.append(needed - shares.slot)
         for use in self._relaxed.memory(shares):
-            used = use.used.terms - more[use.tier] if use.tier in more else use.used.terms
-            self._memory.append((use.tier, used, use.activation_slots.terms, use.inverse_block.terms))
+            used = use.used - more[use.tier] if use.tier in more else use.used
+            self._memory.append((use.tier, used, use.activation_slots, use.inverse_block))
 
     def _unused(self, way: Way) -> Iterator[str]:
         """Variables that are 0."""
