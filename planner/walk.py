@@ -213,7 +213,7 @@ class Walk:
 
         At last a larger one in smaller chunks, where only these leave room for it.
         """
-        step, more = max(1, best.choice.gpu_batch_size // 8), self._waves
+        step, more = max(1, best.choice.gpu_batch_size // 32), self._waves
         while step:
             size, count = best.choice.gpu_batch_size, round(best.num_gpu_batches)
             changes = [(size + step, count, 1), (size - step, count, 1)]
@@ -222,7 +222,7 @@ class Walk:
             others = (self._at(best, *change) for change in changes)
             better = next((one for one in others if one and self.promise(one) < self.promise(best)), None)
             if better:
-                best = better
+                best, step = better, 2 * step
             else:
                 step //= 2
         return best
@@ -236,7 +236,7 @@ class Walk:
         if rows == self.problem.prefill_rows(candidate.choice.gpu_batch_size):
             rows = self.problem.prefill_rows(size)
         way, rows = candidate.way, max(1, min(rows, size) // less)
-        return self._either(size, count, way, rows)
+        return self._exactly(size, count, way, rows)
 
     def _in_smaller_chunks(self, best: Candidate) -> Iterator[Candidate]:
         """Prefill in smaller chunks, where the memory that it frees is worth it."""
