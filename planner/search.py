@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import product
 
 from planner.candidate import Candidate, bits_of
+from planner.curve import Curve
 from planner.plan import Plan
 from planner.problem import Problem
 from planner.realise import realise
@@ -46,7 +47,9 @@ def search(
 
 def glance(problem: Problem, request: Request) -> Plan | None:
     """The plan of the most promising candidate alone, with a time that is good enough to compare."""
-    return next(iter(finalists(problem, request, behind=1.0, most=1)), None)
+    candidates = _candidates(problem, request, lambda _: None, behind=1.0, follow=Walk.glance)
+    plans = (realise(problem, request, candidate) for candidate in candidates)
+    return next((plan for plan in plans if plan), None)
 
 
 def finalists(
@@ -79,7 +82,13 @@ def _most_tokens_per_s(problem: Problem, request: Request, candidate: Candidate)
     return tokens / candidate.seconds_per_sequence
 
 
-def _candidates(problem: Problem, request: Request, report: Reporter, behind: float) -> list[Candidate]:
+def _candidates(
+    problem: Problem,
+    request: Request,
+    report: Reporter,
+    behind: float,
+    follow: Callable[[Walk, Curve], list[Candidate]] = Walk.whole,
+) -> list[Candidate]:
     """The best of every mode of every pair of bits that is not far behind, the most promising first."""
     walks = []
     found: dict[Candidate, float] = {}
@@ -95,7 +104,7 @@ def _candidates(problem: Problem, request: Request, report: Reporter, behind: fl
         if curve.least <= enough_s:
             report(f"{walk.weight_bits}-bit weights, {walk.kv_bits}-bit cache: whole numbers of gpu batches")
             shapes: dict[tuple[int, float], Candidate] = {}
-            for one in walk.whole(curve):
+            for one in follow(walk, curve):
                 shapes.setdefault((one.choice.gpu_batch_size, one.num_gpu_batches), one)
             found |= {one: walk.promise(one) for one in list(shapes.values())[:_MOST_OF_A_MODE]}
     return sorted(found, key=found.__getitem__)

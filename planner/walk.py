@@ -29,6 +29,8 @@ _NEAR = 1.03
 """Of the least time a sequence: what is beyond it by the free walk is not looked at more closely."""
 _WORTH_ATTENDING = 0.001
 """Of the least time a sequence, for which attention on the CPU is followed up."""
+_AS_GOOD = 1.005
+"""Of the least time a sequence, for a glance."""
 _WORTH_A_CHUNK = 0.003
 _SMALLER_CHUNKS, _SMALLER_BLOCKS = (2, 4), (2, 4)
 AT_HOME = Way(moves_activations=False, attends=False, disk="none")
@@ -95,14 +97,7 @@ class Walk:
 
     def whole(self, curve: Curve) -> list[Candidate]:
         """Whole numbers of gpu batches near the best of a mode, the most promising candidate first."""
-        starts = self._starts(curve)
-        found = [
-            start
-            for size, count in starts
-            if (start := self._either(size, count, curve.way(size), min(size, curve.rows(size))))
-        ]
-        if _mode(AT_HOME) in map(_mode, curve.ways):
-            found += self._resident()
+        found = self._nearest(curve)
         if found:
             found += self._in_smaller_chunks(min(found, key=self.promise))
             best = self._climb(min(found, key=self.promise))
@@ -110,6 +105,19 @@ class Walk:
         if not found or self.request.max_latency_s is not None:
             found += self._singles(curve)
         return sorted(dict.fromkeys(found), key=self.promise)
+
+    def glance(self, curve: Curve) -> list[Candidate]:
+        """Those whole numbers that the free walk suggests, or the best around where they fall short of its promise."""
+        found = sorted(self._nearest(curve), key=self.promise)
+        return found if found and self.promise(found[0]) <= curve.least * _AS_GOOD else self.whole(curve)
+
+    def _nearest(self, curve: Curve) -> list[Candidate]:
+        starts = [
+            self._either(size, count, curve.way(size), min(size, curve.rows(size)))
+            for size, count in self._starts(curve)
+        ]
+        resident = self._resident() if _mode(AT_HOME) in map(_mode, curve.ways) else ()
+        return [*(start for start in starts if start), *resident]
 
     def few(self) -> list[Candidate]:
         """Blocks of a few sequences, the most promising first: they may be quick enough where nothing free is.
