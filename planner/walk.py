@@ -161,11 +161,18 @@ class Walk:
         return max(self._waves, count // self._waves * self._waves)
 
     def _modes(self, size: int, ways: Iterable[Way]) -> dict[Mode, Candidate]:
-        """The best candidate of each mode, the number of gpu batches being free; what fails fails for larger ones."""
+        """The best candidate of each mode, the number of gpu batches being free; what fails fails for larger ones.
+
+        Activations move, or not, as is better while the CPU attends nothing.
+        """
         best: dict[Mode, Candidate] = {}
         only = self._even(1) if 2 * size * self._even(1) > most_sequences(self.problem) else None
         for way in ways:
-            if self._must_fail(way, size):
+            beside = best.get((False, way.disk))
+            is_settled = way.attends and beside is not None
+            if (is_settled and way.moves_activations != beside.way.moves_activations) or self._must_fail(
+                way, size
+            ):
                 continue
             found, known = self._solve(size, only, way), best.get(_mode(way))
             if not found:
