@@ -168,11 +168,10 @@ class Walk:
         best: dict[Mode, Candidate] = {}
         only = self._even(1) if 2 * size * self._even(1) > most_sequences(self.problem) else None
         for way in ways:
-            beside = best.get((False, way.disk))
-            is_settled = way.attends and beside is not None
-            if (is_settled and way.moves_activations != beside.way.moves_activations) or self._must_fail(
-                way, size
-            ):
+            beside = best.get((False, way.disk)) if way.attends else None
+            if beside and beside.way.moves_activations != way.moves_activations:
+                continue
+            if self._must_fail(way, size):
                 continue
             found, known = self._solve(size, only, way), best.get(_mode(way))
             if not found:
