@@ -88,12 +88,14 @@ def _check_disk(directory: Path, needed: int) -> None:
 def _check_host(plan: Plan, in_memory: int, others: Sequence[Plan]) -> None:
     """What is still to come against what the system and the control groups would give."""
     beside = sum(_hosted_bytes(other) - other.ledger.bytes_of("cpu", "process") for other in others)
-    needed = _still_to_come(plan) + in_memory + beside
+    kernel = sum(_kernel_bytes(each) for each in (plan, *others))
+    needed = _still_to_come(plan) + in_memory + beside + kernel
     name, free = host_headroom()
     if needed > free:
         tiers = "cpu and emulated gpu tiers need" if plan.hardware.emulated else "cpu tier needs"
         disk = f" ({format_bytes(in_memory)} of it for files on tmpfs)" if in_memory else ""
         ranks = f" ({format_bytes(beside)} of it for other ranks)" if beside else ""
+        ranks += f" ({format_bytes(kernel)} of it for the kernel, which keeps track of it)" if kernel else ""
         raise UserError(
             f"{tiers} {format_bytes(needed)} more host memory{disk}{ranks}, {format_bytes(free)} is free "
             f"({name}); close other programs or plan with a smaller --cpu-mem"
@@ -111,6 +113,13 @@ def host_headroom() -> tuple[str, int]:
 def _still_to_come(plan: Plan) -> int:
     """Host bytes of the ledger that this process does not occupy yet."""
     return _hosted_bytes(plan) - min(resident_bytes(), plan.ledger.bytes_of("cpu", "process"))
+
+
+def _kernel_bytes(plan: Plan) -> int:
+    """What the kernel keeps beside the memory that is registered with a GPU."""
+    return round(
+        plan.hardware.kernel_share * (plan.ledger.peak_bytes("cpu") - plan.ledger.bytes_of("cpu", "process"))
+    )
 
 
 def _hosted_bytes(plan: Plan) -> int:

@@ -26,6 +26,7 @@ from hwprofiles.probes.links import BOTH_BYTES, measure_link
 from hwprofiles.probes.memory import memory_rate
 from hwprofiles.probes.packed import PACKED_POINTS, measure_packed
 from hwprofiles.probes.process import ProcessCost, process_cost
+from hwprofiles.probes.registering import kernel_share
 from hwprofiles.probes.several_gpus import gpu_to_gpu, links_at_once, num_points
 from hwprofiles.probes.threads import task_overhead
 from hwprofiles.profile import NO_MARGINS, SCHEMA_VERSION, Gpu, HardwareProfile, Host, LinksAtOnce, Rate
@@ -112,7 +113,7 @@ def count_points(budget: Budget, gpus: tuple[torch.device, ...], num_thread_coun
     gemm = len(DTYPES) * len(budget.gemm_rows)
     link = 4 * len(budget.link_sizes_bytes) + 1
     layer = LAYER_POINTS + len(DTYPES)
-    real = gemm + 1 + layer + PACKED_POINTS["cuda"]
+    real = gemm + 1 + layer + PACKED_POINTS["cuda"] + 1
     per_gpu = sum(link + 1 + (real if device.type == "cuda" else 0) for device in gpus)
     host = 4 + gemm + layer + PACKED_POINTS["cpu"] + len(DTYPES) * (num_thread_counts + 1)
     disk = 2 * len(budget.disk_block_bytes) * len(budget.disk_threads) + 1
@@ -237,6 +238,7 @@ def _measure_gpu(request: Request, device: torch.device, host: Host, cost: Proce
         prompt_attention={} if emulated else prompt_attention_rates(device, pace),
         numa_node=None if emulated else _numa_node(device),
         packed=None if emulated else measure_packed(device, pace),
+        kernel_share=None if emulated else kernel_share(device, pace),
     )
 
 

@@ -192,6 +192,8 @@ class Gpu:
     """None: not measured."""
     numa_node: int | None = None
     """The NUMA node it hangs on; None where the system does not say."""
+    kernel_share: float | None = None
+    """Of host memory registered with it, what the kernel and its driver keep beside it; None: not measured."""
     packed: Packed | None = None
     """None in older profiles."""
 

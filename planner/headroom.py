@@ -42,14 +42,18 @@ def parse_headroom(text: str) -> Headroom:
     return Headroom(share=percent / 100)
 
 
-def headroom_bytes(host: Host, machine_bytes: int, limit_bytes: int, wanted: Headroom | None) -> int:
+def headroom_bytes(
+    host: Host, machine_bytes: int, limit_bytes: int, wanted: Headroom | None, kernel_share: float
+) -> int:
     """What stays free of a limit: as wanted, or else what others held when the host was measured and a little more.
 
-    Of `machine_bytes`, all there is for this plan, others may also have what lies beyond the limit.
+    Of `machine_bytes`, all there is for this plan, others may also have what lies beyond the limit. The kernel keeps
+    `kernel_share` of what a plan holds, for memory registered with a GPU.
     """
     if wanted is not None:
         return wanted.of(limit_bytes)
     if host.occupied_bytes is None:
         return Headroom(share=_UNMEASURED).of(limit_bytes)
-    others = host.occupied_bytes + round(COME_AND_GO * machine_bytes)
+    registered = limit_bytes * kernel_share / (1 + kernel_share)
+    others = host.occupied_bytes + round(COME_AND_GO * machine_bytes + registered)
     return min(limit_bytes, max(0, others - max(0, machine_bytes - limit_bytes)))

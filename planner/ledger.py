@@ -71,6 +71,8 @@ class Target:
     process_spread_bytes: int = 0
     headroom_bytes: int = 0
     """Host memory left to the kernel and other processes; no longer in `cpu_bytes`."""
+    kernel_share: float = 0.0
+    """Of host memory registered with the GPU, what the kernel keeps beside it; not in the ledger."""
 
     def limit_bytes(self, tier: Tier) -> int:
         """The most bytes a plan may hold on a tier."""

@@ -63,14 +63,21 @@ def mapping(size_bytes: int) -> mmap.mmap:
 def pinned_bytes(size_bytes: int) -> Iterator[Tensor]:
     """Host memory of exactly this size, registered with CUDA; `pin_memory` rounds up to a power of two."""
     tensor = mapped_bytes(size_bytes)
+    with registered(tensor):
+        yield tensor
+
+
+@contextmanager
+def registered(tensor: Tensor) -> Iterator[None]:
+    """Register memory with CUDA as long as this lasts."""
     runtime = torch.cuda.cudart()
-    status = int(runtime.cudaHostRegister(tensor.data_ptr(), size_bytes, 0))
+    status = int(runtime.cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0))
     if status != 0:
         raise UserError(
-            f"CUDA refuses to pin {format_bytes(size_bytes)} of host memory (CUDA error {status}); "
+            f"CUDA refuses to pin {format_bytes(tensor.nbytes)} of host memory (CUDA error {status}); "
             "lower --gpu-mem, which makes the probes' buffers smaller"
         )
     try:
-        yield tensor
+        yield
     finally:
         runtime.cudaHostUnregister(tensor.data_ptr())

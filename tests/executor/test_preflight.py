@@ -94,6 +94,20 @@ def test_what_is_resident_already_is_not_asked_for_again(
         preflight.check(plan, offload_dir=tmp_path, device=CPU)
 
 
+def test_what_the_kernel_keeps_of_registered_memory_is_asked_for_too(
+    spec: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tenth of the cpu tier: refused where it is missing, and named."""
+    plan = make_plan(spec, weights="c")
+    plan = replace(plan, hardware=replace(plan.hardware, kernel_share=0.1))
+    kept = plan.ledger.peak_bytes("cpu") // 10
+    available(monkeypatch, on_host(plan) + kept + 65 * MIB)
+    preflight.check(plan, offload_dir=tmp_path, device=CPU)
+    available(monkeypatch, on_host(plan) + kept - MIB)
+    with pytest.raises(UserError, match="for the kernel, which keeps track of it"):
+        preflight.check(plan, offload_dir=tmp_path, device=CPU)
+
+
 def test_free_disk(spec: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Needed and free bytes of the offload directory are named."""
     plan = make_plan(spec, weights="d")

@@ -82,6 +82,18 @@ def test_others_keep_what_they_held(limits: dict[str, int], cap: int | None, hea
     assert (said.headroom_bytes, said.cpu_bytes) == (whole // 10, whole - whole // 10)
 
 
+def test_the_kernel_keeps_a_share_of_what_is_registered() -> None:
+    """What a plan may hold, and that share of it, fit beside what others held; a cap may leave room for it."""
+    profile = small_t4()
+    gpus = (replace(profile.gpus[0], kernel_share=0.05),)
+    profile = replace(profile, gpus=gpus, host=replace(profile.host, occupied_bytes=2 * GB))
+    whole = profile.host.memory_bytes
+    target = make_target(profile, Caps())
+    left = whole - 2 * GB - COME_AND_GO * whole
+    assert 0.995 * left < target.cpu_bytes * 1.05 <= left + 1
+    assert make_target(profile, Caps(cpu_bytes=100 * GB)).cpu_bytes == 100 * GB
+
+
 def test_an_emulated_gpus_arena_is_not_others_memory() -> None:
     """The arena is taken out of the host first; what is left beyond a cap may be others'."""
     profile = emulated()
