@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from executor.binding import bind
@@ -73,10 +74,16 @@ def ranks_of(plan: Plan, arguments: argparse.Namespace, console: Console) -> Ite
         len(plan.stages),
         plan=plan.digest(),
         flags=same_flags(arguments),
-        use_nccl=plan.policy.comm_device == "cuda" and compute_device(plan, env.rank).type == "cuda",
+        nccl_device=_nccl_device(plan, env.rank),
         wait_s=arguments.wait_for_ranks,
     ) as group:
         yield group
+
+
+def _nccl_device(plan: Plan, rank: int) -> torch.device | None:
+    """This rank's GPU, where hidden states pass from GPU to GPU; all ranks compute on GPUs, or none."""
+    device = compute_device(plan, rank) if plan.policy.comm_device == "cuda" else None
+    return device if device and device.type == "cuda" else None
 
 
 def _calibrate(path: Path, report: RunReport) -> None:

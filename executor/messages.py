@@ -38,7 +38,6 @@ class MessageSlots:
         on_device = messages.tier == sizes.compute_tier
         device = compute_device if on_device else torch.device("cpu")
         register = compute_device.type == "cuda" and not on_device
-        self.is_on_gpu = device.type == "cuda"
         self._arena = Arena(messages.nbytes, device, register=register)
         self._incoming = [self._arena.take(messages.slot_bytes) for _ in range(messages.incoming_slots)]
         self._outgoing = [self._arena.take(messages.slot_bytes) for _ in range(messages.outgoing_slots)]
@@ -98,10 +97,7 @@ class Mail:
         return source.nbytes
 
     def meeting(self, task: Task) -> Callable[[], None] | None:
-        """What waits for the other stage before a message goes through host memory; None for other tasks."""
-        is_ids = task.slots.incoming < 0 and task.slots.outgoing < 0
-        if not is_ids and self.slots.is_on_gpu:
-            return None
+        """What waits for the other stage before a message goes; None for other tasks."""
         match task.kind, task.resource:
             case TaskKind.SEND, "net_out":
                 return self.transport.meet_following

@@ -23,7 +23,7 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 
 from executor.board import Board, Cause, Hello, Store
 from executor.rank_env import WAIT_S, RankEnv
-from executor.transport import FOREVER, PeerLostError, Ring
+from executor.transport import PeerLostError, Ring, connect_gpus
 from executor.watch import Watch
 from hwprofiles.errors import UserError
 
@@ -77,11 +77,18 @@ class RankGroup:
 
 @contextmanager
 def rank_group(
-    env: RankEnv, size: int, *, plan: str, flags: str, use_nccl: bool, wait_s: float = WAIT_S
+    env: RankEnv,
+    size: int,
+    *,
+    plan: str,
+    flags: str,
+    nccl_device: torch.device | None = None,
+    wait_s: float = WAIT_S,
 ) -> Iterator[RankGroup]:
     """The group of all ranks; whatever ends one of them ends all, each with a RankFailedError that says why.
 
-    `plan` is the plan's digest and `flags` what else must be the same everywhere.
+    `plan` is the plan's digest and `flags` what else must be the same everywhere. Hidden states pass by NCCL where
+    there is a device for it, on every rank or on none.
     """
     store = _open_store(env, wait_s)
     board = Board(cast(Store, PrefixStore("tierplan", store)), env.rank, size)
@@ -97,7 +104,7 @@ def rank_group(
                 board=board,
                 watch=watch,
                 hellos=hellos,
-                transport=_connect(store, board, hellos, use_nccl=use_nccl, wait_s=wait_s),
+                transport=_connect(store, board, hellos, nccl_device, wait_s),
                 clock_offset_s=clock_offset(env.rank, _far(hellos)),
             )
             yield group
@@ -211,9 +218,9 @@ def _compare(board: Board, own: Hello, first: Hello) -> None:
 
 
 def _connect(
-    store: TCPStore, board: Board, hellos: dict[int, Hello], *, use_nccl: bool, wait_s: float
+    store: TCPStore, board: Board, hellos: dict[int, Hello], nccl_device: torch.device | None, wait_s: float
 ) -> Ring:
-    """Process groups for messages on the host and, where all ranks compute on GPUs, between those."""
+    """Process groups for messages on the host and, where there is a device for it, from GPU to GPU."""
     if len({hello.host_id for hello in hellos.values()}) == 1:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a container's host name may lead nowhere
     distributed.init_process_group(
@@ -225,7 +232,8 @@ def _connect(
     )
     host_group = distributed.group.WORLD
     assert host_group is not None
-    return Ring(host_group, distributed.new_group(backend="nccl", timeout=FOREVER) if use_nccl else None)
+    ring = Ring(host_group, None)
+    return connect_gpus(ring, nccl_device) if nccl_device else ring
 
 
 def _far(hellos: dict[int, Hello]) -> list[int]:

@@ -108,7 +108,8 @@ class Lane:
         """Do a task, or queue it behind those it depends on."""
         idle = self._last is None or self._last.issued.is_set()
         self._last = handle
-        if self.stream is not None and idle and all(dep.issued.is_set() for dep in deps):
+        at_once = self.stream is not None and idle and handle.meeting is None
+        if at_once and all(dep.issued.is_set() for dep in deps):
             run_task(handle, deps, body, self.stream, self.delay, self.failure)
             handle.issued.set()
             return
@@ -145,9 +146,12 @@ def run_task(
     delay: Delay | None,
     failure: Failure,
 ) -> None:
-    """Wait for the dependencies, then do a task and note when it ran; raises where one of them was left undone."""
+    """Wait for the dependencies, then do a task and note when it ran; raises where one of them was left undone.
+
+    Before a meeting they are done on the device too: what is sent from GPU to GPU is then ready on both.
+    """
     for dep in deps:
-        if stream is None:
+        if stream is None or handle.meeting is not None:
             dep.wait()
         else:
             dep.issued.wait()  # from here on its event, if it has one, is recorded

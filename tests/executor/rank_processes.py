@@ -22,7 +22,7 @@ from planner.estimate_stages import estimate_stages
 from planner.machine import Caps
 from planner.model import load_model
 from planner.plan import Plan
-from planner.policy import Policy
+from planner.policy import CommDevice, Policy
 from planner.search_stages import Cluster
 from planner.workload import Workload
 from tests.executor.jobs import THREE_TIERS
@@ -41,14 +41,15 @@ def staged_plan(
     num_gpu_batches: int = 4,
     gen_len: int = 6,
     host: HardwareProfile | None = None,
+    comm_device: CommDevice = "cpu",
 ) -> Plan:
-    """The planner's plan of a pipeline over three tiers with an emulated GPU."""
+    """The planner's plan of a pipeline over three tiers, with an emulated GPU unless the host has others."""
     cluster = Cluster(
         model=load_model(str(model_dir)),
         workload=Workload(prompt_len=32, gen_len=gen_len),
         hosts=(host or emulated(),),
         caps=Caps(),
-        comm_device="cpu",
+        comm_device=comm_device,
     )
     policy = Policy(
         gpu_batch_size=gpu_batch_size,
