@@ -28,7 +28,7 @@ from benchmarks.plan_runs import (
     run_function,
     run_plan,
 )
-from benchmarks.setting import setting_of
+from benchmarks.setting import keep_setting, kept_setting, setting_of
 from hwprofiles.errors import run_cli
 from hwprofiles.files import write_atomically
 from hwprofiles.profile import load_profile
@@ -47,6 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Run what has no report yet; 1 if a case failed."""
     cases = _cases(arguments)
     arguments.reports.mkdir(parents=True, exist_ok=True)
+    command = f"python -m benchmarks.accuracy run {arguments.cases} --hw {arguments.hw}"
+    keep_setting(arguments.reports, setting_of(load_profile(arguments.hw), command))
 
     def run_case(name: str, kept: Path) -> RunReport:
         with tempfile.TemporaryDirectory() as directory:
@@ -61,12 +63,7 @@ def sum_up(arguments: argparse.Namespace) -> int:
     """Compute errors from the reports, and from a calibration on a third of them."""
     cases, profile = _cases(arguments), load_profile(arguments.hw)
     reports = {name: load_report(_report(arguments, name)) for name in cases}
-    result = summed_up(
-        cases,
-        reports,
-        profile,
-        setting_of(profile, f"python -m benchmarks.accuracy run {arguments.cases} --hw {arguments.hw}"),
-    )
+    result = summed_up(cases, reports, profile, kept_setting(arguments.reports))
     write_json_result(result, arguments.output)
     print("\n".join(section(result)))
     return 0

@@ -38,6 +38,8 @@ class Row:
     measured_s: float
     predicted_s: float
     """By the plan that was run, from the profile alone."""
+    today_s: float
+    """By the formulas and the profile with which the runs are summed up, which may be newer."""
     calibrated_s: float | None
     """By the profile calibrated on other runs; None for those runs themselves."""
 
@@ -67,6 +69,7 @@ class Accuracy:
     setting: Setting
     cases: Mapping[str, AccuracyCase]
     from_the_profile: Error
+    today: Error
     calibrated: Error
     rows: Sequence[Row]
     memory: Sequence[Memory]
@@ -86,6 +89,7 @@ def summed_up(
         setting=setting,
         cases=cases,
         from_the_profile=_error([row.predicted_s / row.measured_s for row in rows]),
+        today=_error([row.today_s / row.measured_s for row in rows]),
         calibrated=_error([row.calibrated_s / row.measured_s for row in rows if row.calibrated_s]),
         rows=rows,
         memory=list(_memory(reports)),
@@ -100,6 +104,8 @@ def _rows(reports: Mapping[str, RunReport], profile: HardwareProfile) -> Iterato
     for name, report in reports.items():
         run = run_on(calibrated, report)
         again = run.phase_s(run.predict(calibration.factors))
+        today = run_on(profile, report)
+        today_s = today.phase_s(today.predict({}))
         for phase in report.phases:
             if phase.tokens:
                 yield Row(
@@ -107,6 +113,7 @@ def _rows(reports: Mapping[str, RunReport], profile: HardwareProfile) -> Iterato
                     phase=phase.phase,
                     measured_s=phase.measured_s,
                     predicted_s=phase.predicted_s,
+                    today_s=today_s[phase.phase],
                     calibrated_s=None if name in known else again[phase.phase],
                 )
 

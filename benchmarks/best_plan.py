@@ -30,7 +30,7 @@ from benchmarks.plan_runs import (
     run_function,
     run_plan,
 )
-from benchmarks.setting import setting_of
+from benchmarks.setting import keep_setting, kept_setting, setting_of
 from hwprofiles.errors import run_cli
 from hwprofiles.files import write_atomically
 from hwprofiles.profile import load_profile
@@ -46,6 +46,9 @@ FASTEST = 4
 def run(arguments: argparse.Namespace) -> int:
     """Run what has no report yet; 1 if a plan failed."""
     failed = 0
+    command = f"python -m benchmarks.best_plan run {arguments.cases} --hw {arguments.hw}"
+    arguments.reports.mkdir(parents=True, exist_ok=True)
+    keep_setting(arguments.reports, setting_of(load_profile(arguments.hw), command))
     for name, case in _cases(arguments).items():
         directory = arguments.reports / name
         directory.mkdir(parents=True, exist_ok=True)
@@ -58,12 +61,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def sum_up(arguments: argparse.Namespace) -> int:
     """Hold the chosen plans against the others, from the reports."""
-    cases, profile = _cases(arguments), load_profile(arguments.hw)
-    result = summed_up(
-        cases,
-        {name: _reports(arguments.reports / name) for name in cases},
-        setting_of(profile, f"python -m benchmarks.best_plan run {arguments.cases} --hw {arguments.hw}"),
-    )
+    cases = _cases(arguments)
+    reports = {name: _reports(arguments.reports / name) for name in cases}
+    result = summed_up(cases, reports, kept_setting(arguments.reports))
     write_json_result(result, arguments.output)
     print("\n".join(section(result)))
     return 0

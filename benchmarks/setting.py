@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 from benchmarks.facts import current_commit, machine_facts
+from benchmarks.json_result import load_json_result, write_json_result
 from hwprofiles.profile import HardwareProfile
+
+_FILE = "setting.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +32,16 @@ class Setting:
             "",
             f"{self.machine['platform']}, torch {self.machine['torch']}; commit {self.commit[:12]}.",
         )
+
+
+def keep_setting(directory: Path, setting: Setting) -> None:
+    """Beside the reports of runs, which may be summed up on another machine."""
+    write_json_result(setting, directory / _FILE)
+
+
+def kept_setting(directory: Path) -> Setting:
+    """Of the latest runs whose reports are in a directory."""
+    return load_json_result(directory / _FILE, Setting)
 
 
 def setting_of(profile: HardwareProfile, command: str) -> Setting:

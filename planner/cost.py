@@ -32,6 +32,9 @@ SHARED: Mapping[str, tuple[str, ...]] = {
 """Lanes that several resources have in common; the busiest of them is said to bind."""
 HOST = "host"
 """The lane of the thread that issues a GPU's work."""
+COPY_CALLS = 1.1
+"""What the engine does to issue a copy over the link (events, waits, views), in layers' calls' worth of time: between
+0.9 and 1.2 in the runs on an H200 host that the host bound (docs/accuracy.md: opt-1.3b-many, qwen3-32b-planned)."""
 Speeds = Mapping[tuple[str, str], float]
 """Bytes per second of the moves of (kind, resource)."""
 
@@ -172,8 +175,17 @@ class CostModel:
         if self.compute_tier == "gpu":
             lanes.append(("cpu", compute.linear_s + compute.attend_s))
         if not self.rates.on_cpu:
-            lanes.append((HOST, compute.issue_s))
+            issued = self.issued(moves, compute)
+            lanes += [(HOST, issued), ("cpu", issued + compute.attend_s)]  # the caller attends itself
         return [*lanes, *self._shared_lanes(busy, moved, compute)]
+
+    def issued(self, moves: Iterable[Move[A]], compute: Compute[A]) -> A:
+        """The caller's time to ask a GPU for the compute, and for the copies over the link."""
+        total = compute.issue_s
+        for move in moves:
+            if move.resource in ("h2d", "d2h"):
+                total = total + move.count * (COPY_CALLS * self.rates.call_s)
+        return total
 
     def _shared_lanes(
         self, busy: Mapping[str, A], moved: Mapping[str, A], compute: Compute[A]
@@ -253,6 +265,9 @@ class CostModel:
 def compute_seconds(compute: Compute[float]) -> float:
     """Time of compute tasks: the CPU attends its rows while the compute device attends the others.
 
-    A GPU is not done before the host has issued it all.
+    A GPU is not done before the host has issued it all, and what attends issues nothing meanwhile.
     """
-    return max(compute.linear_s + max(compute.near_s, compute.attend_s), compute.issue_s)
+    attention = max(compute.near_s, compute.attend_s)
+    if compute.attend_s > 0:
+        return max(compute.linear_s, compute.issue_s) + attention
+    return max(compute.linear_s + attention, compute.issue_s)

@@ -94,8 +94,9 @@ class Rates:
     attention_bytes_per_s: float
     """K and V of decode attention on the compute device."""
     cpu_attention_bytes_per_s: float
-    query_head_share: float
-    """CPU attention: by how much of its time each further query head that shares K and V makes it longer."""
+    query_head_share: float = 0.0
+    """CPU attention: by how much of its time each further query head that shares K and V makes it longer; 0 in plans of
+    older versions."""
     cpu_memory_bytes_per_s: float
     h2d: Curve
     d2h: Curve
@@ -119,7 +120,7 @@ class Rates:
     attention_threads: int
     factors: Factors
     """Calibration: predicted seconds are multiplied by these."""
-    packed: PackedRates | None
+    packed: PackedRates | None = None
     """4-bit values on the compute device; None where the profile does not have them."""
     net: Curve
     """Messages to the next stage of a pipeline, by size."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from planner.cost import CostModel, compute_seconds
@@ -106,6 +107,8 @@ class TaskCosts:
         loads = {(move.kind, move.resource): self._moved(move) for move in moves}
         if j >= 0:
             compute = cost.compute(self.sizes.model.layers[j], held, step)
+            if not cost.rates.on_cpu:
+                compute = replace(compute, issue_s=cost.issued(moves, compute))
             attended = cost.attended_bytes(held, step) if compute.attend_count else 0.0
         else:
             compute, attended = _end(cost.ends(step)[j == _HEAD]), 0.0
