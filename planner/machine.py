@@ -147,8 +147,11 @@ class Rates:
         )
 
 
-def make_target(profile: HardwareProfile, caps: Caps) -> Target:
-    """The limits of each tier; an emulated GPU's arena is taken out of host memory."""
+def make_target(profile: HardwareProfile, caps: Caps, whole: tuple[str, str] | None = None) -> Target:
+    """The limits of each tier; an emulated GPU's arena is taken out of host memory.
+
+    Of a profile that is a share of another, `whole` is that one's name and digest.
+    """
     host, gpu = profile.host, profile.gpus[0] if profile.gpus else None
     if gpu is None and caps.gpu_bytes:
         raise UserError(f"profile {profile.name} has no GPU; leave out --gpu-mem")
@@ -157,9 +160,10 @@ def make_target(profile: HardwareProfile, caps: Caps) -> Target:
     limit = max(0, _least(host.memory_bytes - arena_bytes, caps.cpu_bytes))
     kernel = _kernel_share(gpu)
     headroom = headroom_bytes(host, host.granted_bytes - arena_bytes, limit, caps.headroom, kernel)
+    name, digest = whole or (profile.name, profile.digest())
     return Target(
-        name=profile.name,
-        digest=profile.digest(),
+        name=name,
+        digest=digest,
         fingerprint=profile.fingerprint,
         compute_tier="gpu" if gpu else "cpu",
         emulated=bool(gpu and gpu.emulated),

@@ -148,8 +148,14 @@ def _with_prediction(draft: Plan, prediction: Prediction) -> Plan:
     return replace(draft, prediction=prediction, job=job)
 
 
-def make_problem(model: ModelSpec, workload: Workload, profile: HardwareProfile, caps: Caps) -> Problem:
-    """A UserError where the model cannot hold the workload's sequences."""
+def make_problem(
+    model: ModelSpec,
+    workload: Workload,
+    profile: HardwareProfile,
+    caps: Caps,
+    whole: tuple[str, str] | None = None,
+) -> Problem:
+    """A UserError where the model cannot hold the workload's sequences; `whole` is as in `make_target`."""
     longest = max((prompt + gen for prompt, gen, _ in workload.lengths), default=workload.max_len)
     if model.max_positions is not None and longest > model.max_positions:
         raise UserError(
@@ -159,7 +165,7 @@ def make_problem(model: ModelSpec, workload: Workload, profile: HardwareProfile,
     return Problem(
         model=model,
         workload=workload,
-        target=make_target(profile, caps),
+        target=make_target(profile, caps, whole),
         rates=make_rates(profile, model.dtype),
         band=make_band(profile, model.dtype),
     )

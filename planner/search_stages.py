@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from hwprofiles.errors import UserError
 from hwprofiles.profile import HardwareProfile
@@ -47,7 +48,7 @@ _FEW_PROMPTS = 16
 """Prompts for each stage: with no more, fewer waves than stages are tried too."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Cluster:
     """What a pipeline is sought for."""
 
@@ -56,6 +57,11 @@ class Cluster:
     hosts: tuple[HardwareProfile, ...]
     caps: Caps
     comm_device: CommDevice
+
+    @cached_property
+    def digests(self) -> tuple[str, ...]:
+        """Of the hosts."""
+        return tuple(host.digest() for host in self.hosts)
 
     def staged(self, num_stages: int) -> Staged:
         """The problem with this number of stages; a UserError where the hosts do not have as many places."""
@@ -111,9 +117,13 @@ class Staged:
         """All layers on a stage's site."""
         if stage not in self._wholes:
             cluster, site = self.cluster, self.sites[stage]
-            found = make_problem(cluster.model, cluster.workload, site.share, site.caps(cluster.caps))
-            target = replace(found.target, name=site.whole.name, digest=site.whole.digest())
-            self._wholes[stage] = replace(found, target=target)
+            self._wholes[stage] = make_problem(
+                cluster.model,
+                cluster.workload,
+                site.share,
+                site.caps(cluster.caps),
+                whole=(site.whole.name, cluster.digests[site.host]),
+            )
         return self._wholes[stage]
 
     def even(self, stage: int, num_waves: int) -> Problem:
