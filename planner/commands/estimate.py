@@ -10,7 +10,7 @@ from hwprofiles.errors import UserError
 from planner.advise import estimate
 from planner.commands.options import add_output, add_problem, problem_of
 from planner.commands.output import deliver
-from planner.commands.stages import add_stages, estimated, has_stages
+from planner.commands.stages import add_stages, has_stages
 from planner.policy import Bits, Policy, Split
 from planner.problem import Problem
 
@@ -53,6 +53,8 @@ def add_policy(parser: argparse.ArgumentParser, *, whole: bool = True) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Place and price the policy."""
     if has_stages(arguments):
+        from planner.commands.pipelines import estimated  # noqa: PLC0415  what other plans do without
+
         return deliver(estimated(arguments, policy_of), arguments)
     problem = problem_of(arguments)
     return deliver(estimate(problem, policy_of(problem, arguments)), arguments)

@@ -9,7 +9,7 @@ from pathlib import Path
 from planner.commands.objective import add_objective, objective_of, refuse_stages, seek
 from planner.commands.options import add_output, add_problem, inputs_of
 from planner.commands.output import deliver, progress
-from planner.commands.stages import add_stages, has_stages, searched
+from planner.commands.stages import add_stages, has_stages
 from planner.frontier import frontier
 from planner.frontier_file import check_path, write
 from planner.plan import Plan
@@ -58,6 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
         max_latency_s=arguments.max_latency,
     )
     if has_stages(arguments):
+        from planner.commands.pipelines import searched  # noqa: PLC0415  what other plans do without
+
         refuse_stages(objective)
         with progress() as report:
             plan, notes = searched(arguments, request, report)
