@@ -88,9 +88,9 @@ def summed_up(
     return Accuracy(
         setting=setting,
         cases=cases,
-        from_the_profile=_error([row.predicted_s / row.measured_s for row in rows]),
-        today=_error([row.today_s / row.measured_s for row in rows]),
-        calibrated=_error([row.calibrated_s / row.measured_s for row in rows if row.calibrated_s]),
+        from_the_profile=error_of([row.predicted_s / row.measured_s for row in rows]),
+        today=error_of([row.today_s / row.measured_s for row in rows]),
+        calibrated=error_of([row.calibrated_s / row.measured_s for row in rows if row.calibrated_s]),
         rows=rows,
         memory=list(_memory(reports)),
     )
@@ -131,6 +131,7 @@ def _memory(reports: Mapping[str, RunReport]) -> Iterator[Memory]:
                 )
 
 
-def _error(ratios: Sequence[float]) -> Error:
-    found = [abs(ratio - 1) for ratio in ratios]
+def error_of(ratios: Sequence[float]) -> Error:
+    """Of predicted over measured times; nothing of none."""
+    found = [abs(ratio - 1) for ratio in ratios] or [0.0]
     return Error(median=median(found), worst=max(found))
