@@ -11,7 +11,7 @@ from planner.problem import Problem
 
 STEP = 0.15
 """The share of weights, cache or activations that a neighbour has on another tier."""
-SIZES = (0.6, 0.8, 1.25, 1.5)
+SIZES = (0.4, 0.6, 0.8, 1.25, 1.5, 2.0)
 """A neighbour's gpu batch size, as a multiple."""
 FALL = 0.8
 """A rival that does not fit is tried with gpu batches this much smaller until it does."""
@@ -40,9 +40,8 @@ def _neighbours(problem: Problem, policy: Policy) -> Iterator[tuple[str, Policy]
     """One variable changed by a step, either way."""
     for factor in SIZES:
         yield f"gpu-batch-times-{factor:g}", _sized(problem, policy, round(policy.gpu_batch_size * factor))
-    for count in sorted(
-        {policy.num_gpu_batches // 2, policy.num_gpu_batches + 1, 2 * policy.num_gpu_batches}
-    ):
+    now = policy.num_gpu_batches
+    for count in sorted({now // 2, now - 1, now + 1, now + 2, 2 * now}):
         if count >= 1:
             yield f"gpu-batches-{count}", replace(policy, num_gpu_batches=count)
     on_gpu = problem.target.compute_tier == "gpu"

@@ -46,7 +46,7 @@ QUICK = Budget(
     every_thread_count=False,
     link_sizes_bytes=(64 * KIB, MIB, 16 * MIB, 64 * MIB),
     disk_file_bytes=256 * MIB,
-    disk_block_bytes=(MIB, 16 * MIB),
+    disk_block_bytes=(16 * KIB, MIB, 16 * MIB),
     disk_threads=(1, 4),
     net_s=4,
 )
@@ -60,7 +60,7 @@ FULL = Budget(
     every_thread_count=True,
     link_sizes_bytes=(64 * KIB, 256 * KIB, MIB, 4 * MIB, 16 * MIB, 64 * MIB, 256 * MIB),
     disk_file_bytes=1024 * MIB,
-    disk_block_bytes=(MIB, 4 * MIB, 16 * MIB),
+    disk_block_bytes=(16 * KIB, MIB, 4 * MIB, 16 * MIB),
     disk_threads=(1, 4, 8),
     net_s=12,
 )
