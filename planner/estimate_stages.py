@@ -7,12 +7,12 @@ from dataclasses import replace
 
 from hwprofiles.errors import UserError
 from planner.advise import check_policy, estimate
+from planner.cluster import Cluster, Staged
 from planner.divide import divide
 from planner.plan import Plan
 from planner.policy import Policy
 from planner.predict_stages import simulated
 from planner.problem import Problem
-from planner.search_stages import Cluster, Staged
 
 
 def estimate_stages(

@@ -9,29 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 
-from hwprofiles.errors import UserError
-from hwprofiles.profile import HardwareProfile
 from planner.candidate import Candidate
+from planner.cluster import Cluster, Staged
 from planner.divide import divide
-from planner.machine import Caps
-from planner.model import ModelSpec
-from planner.pipeline import join
 from planner.plan import Plan
-from planner.policy import CommDevice, Policy
+from planner.policy import Policy
 from planner.predict_stages import simulated
-from planner.problem import Pipe, Problem, make_problem
+from planner.problem import Problem
 from planner.realise import place_within
 from planner.request import Request
 from planner.search import WORTH_IT, finalists, glance
 from planner.shares import Way
-from planner.sharing import at_work
 from planner.shortage import explain_shortage
-from planner.sites import Site, most_stages, sites_of
 from planner.work import Choice
-from planner.workload import Workload
 
 Reporter = Callable[[str], None]
 _NUM_SEARCHED = 2
@@ -42,118 +34,12 @@ _BEHIND = 1.03
 """Of a stage's least time a sequence: a stage's finalists are priced by the formula, which tells no more apart."""
 _HOPELESS = 0.9
 """Of the best pipeline's throughput: what the closed formula promises less than is not tried."""
-_NUM_PLAYED = 2
-"""Pipelines that are simulated."""
-_FEW_PROMPTS = 16
-"""Prompts for each stage: with no more, fewer waves than stages are tried too."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cluster:
-    """What a pipeline is sought for."""
-
-    model: ModelSpec
-    workload: Workload
-    hosts: tuple[HardwareProfile, ...]
-    caps: Caps
-    comm_device: CommDevice
-
-    @cached_property
-    def digests(self) -> tuple[str, ...]:
-        """Of the hosts."""
-        return tuple(host.digest() for host in self.hosts)
-
-    def staged(self, num_stages: int) -> Staged:
-        """The problem with this number of stages; a UserError where the hosts do not have as many places."""
-        num_layers = self.model.num_layers
-        if num_stages > num_layers:
-            raise UserError(
-                f"{num_stages} stages, {self.model.name} has {num_layers} layers and each stage needs one; "
-                f"use --stages {num_layers} at most"
-            )
-        return Staged(cluster=self, sites=sites_of(self.hosts, num_stages, self.comm_device))
-
-    @property
-    def most_stages(self) -> int:
-        """What the hosts have places for."""
-        return most_stages(self.hosts, self.model.num_layers)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Staged:
-    """A pipeline of a number of stages, each on its site."""
-
-    cluster: Cluster
-    sites: tuple[Site, ...]
-    _problems: dict[tuple[int, int, int, int], Problem] = field(default_factory=dict)
-    _wholes: dict[int, Problem] = field(default_factory=dict)
-
-    @property
-    def num_stages(self) -> int:
-        """As many as sites."""
-        return len(self.sites)
-
-    def problem(self, stage: int, first: int, stop: int, num_waves: int) -> Problem:
-        """Some layers on a stage's site."""
-        key = stage, first, stop, num_waves
-        if key not in self._problems:
-            pipe = Pipe(num_stages=self.num_stages, num_waves=num_waves, comm_device=self.cluster.comm_device)
-            part = self.cluster.model.part(first, stop)
-            self._problems[key] = replace(self._at_work(stage, num_waves), model=part, pipe=pipe)
-        return self._problems[key]
-
-    def _at_work(self, stage: int, num_waves: int) -> Problem:
-        """All layers on a stage's site; with few waves other ranks rest."""
-        found, sharing = self._whole(stage), self.sites[stage].sharing
-        if sharing is None or num_waves >= self.sites[stage].num_ranks:
-            return found
-        band = found.band
-        if band:
-            slow, fast = (at_work(rates, sharing, num_waves) for rates in (band.slow, band.fast))
-            band = replace(band, slow=slow, fast=fast)
-        return replace(found, rates=at_work(found.rates, sharing, num_waves), band=band)
-
-    def _whole(self, stage: int) -> Problem:
-        """All layers on a stage's site."""
-        if stage not in self._wholes:
-            cluster, site = self.cluster, self.sites[stage]
-            self._wholes[stage] = make_problem(
-                cluster.model,
-                cluster.workload,
-                site.share,
-                site.caps(cluster.caps),
-                whole=(site.whole.name, cluster.digests[site.host]),
-            )
-        return self._wholes[stage]
-
-    def even(self, stage: int, num_waves: int) -> Problem:
-        """A stage's problem with layers divided by number."""
-        count = self.cluster.model.num_layers
-        bounds = [count * s // self.num_stages for s in range(self.num_stages + 1)]
-        return self.problem(stage, bounds[stage], bounds[stage + 1], num_waves)
-
-    def join(self, parts: Sequence[Plan]) -> Plan:
-        """The stages' plans as one."""
-        return join(self.cluster.model, self.cluster.workload, parts, self.sites)
-
-    def shown(self, parts: Sequence[Plan]) -> Plan:
-        """The stages' plans as one, each with its final price and interval."""
-        found = []
-        for stage, part in enumerate(parts):
-            assert part.model.layers is not None, "a stage has some of the layers"
-            problem = self.problem(stage, *part.model.layers, part.policy.num_waves)
-            found.append(problem.with_interval(problem.predicted(part)))
-        return self.join(found)
-
-    @property
-    def tightest(self) -> int:
-        """The stage on the site with the least memory near its compute; of equal ones the last, which has the head."""
-        targets = [self.even(stage, 1).target for stage in range(self.num_stages)]
-        room = [
-            (target.limit_bytes(target.compute_tier), target.cpu_bytes, -s)
-            for s, target in enumerate(targets)
-        ]
-        return room.index(min(room))
+_NUM_PLAYED, _MOST_PLAYED = 2, 3
+"""Pipelines that are simulated; the latter where the closed formula is far off."""
+_FAR_OFF = 0.85
+"""Of its throughput: what is simulated."""
+_FEW_ROWS = 32
+"""Sequences of a block for each stage: with no more, fewer waves than stages are tried too."""
 
 
 def search_stages(
@@ -170,8 +56,7 @@ def search_stages(
         divided = _with_block(staged, policy.num_waves, policy, request)
         found += [divided] if divided else []
     report(f"{num_stages} stages: playing the most promising")
-    played = [simulated(staged.shown(divided.parts)) for divided in _near_best(found)]
-    best_plan = max(played, key=lambda plan: plan.throughput_tokens_per_s, default=None)
+    best_plan = _best_played(staged, found)
     return replace(best_plan, request=request) if best_plan else None
 
 
@@ -183,11 +68,21 @@ class _Divided:
     throughput_tokens_per_s: float
 
 
-def _near_best(found: Iterable[_Divided]) -> list[_Divided]:
-    """Those that the closed formula, which is seldom further off, does not tell from the best; at most a few."""
-    ordered = sorted(found, key=lambda each: -each.throughput_tokens_per_s)[:_NUM_PLAYED]
-    least = max((each.throughput_tokens_per_s for each in ordered), default=0.0) * _HOPELESS
-    return [each for each in ordered if each.throughput_tokens_per_s >= least]
+def _best_played(staged: Staged, found: Iterable[_Divided]) -> Plan | None:
+    """The best of the most promising as they are simulated, while one promises more than what was found."""
+    ordered = sorted(found, key=lambda each: -each.throughput_tokens_per_s)
+    best: Plan | None = None
+    for n, divided in enumerate(ordered[:_MOST_PLAYED]):
+        if best and divided.throughput_tokens_per_s <= best.throughput_tokens_per_s:
+            break
+        if best and n >= _NUM_PLAYED:
+            is_far_off = best.throughput_tokens_per_s < ordered[0].throughput_tokens_per_s * _FAR_OFF
+            if not is_far_off:
+                break
+        plan = simulated(staged.shown(divided.parts))
+        if best is None or plan.throughput_tokens_per_s > best.throughput_tokens_per_s:
+            best = plan
+    return best
 
 
 def wave_options(num_stages: int) -> tuple[int, ...]:
@@ -198,9 +93,12 @@ def wave_options(num_stages: int) -> tuple[int, ...]:
     return (num_stages, num_stages + 1, 2 * num_stages, 4 * num_stages)
 
 
-def few_waves(num_stages: int, num_prompts: int | None) -> tuple[int, ...]:
-    """Fewer waves than stages leave some of these idle, but take each layer's weights fewer times to larger batches."""
-    if num_prompts is None or num_prompts > _FEW_PROMPTS * num_stages:
+def few_waves(num_stages: int, num_rows: int) -> tuple[int, ...]:
+    """Fewer waves than stages leave some of these idle, but take each layer's weights fewer times to larger batches.
+
+    Worth a try where a block has few rows: there are few prompts, or little memory for their cache.
+    """
+    if num_rows > _FEW_ROWS * num_stages:
         return ()
     return tuple(sorted({1, num_stages // 2, num_stages - 1} - {0, num_stages}))
 
@@ -241,10 +139,13 @@ def _blocks(staged: Staged, request: Request, report: Reporter) -> list[tuple[Po
     for plan in finalists(staged.even(staged.tightest, fewest), request, behind=_BEHIND, most=_NUM_BLOCKS):
         found.setdefault((fewest, plan.policy.gpu_batch_size), (plan.policy, _promise(plan)))
     num_prompts = staged.cluster.workload.num_prompts
-    more += few_waves(staged.num_stages, num_prompts)
-    for policy, _ in sorted(found.values(), key=lambda block: -block[1])[:_NUM_SEARCHED]:
-        for cut in (cut for num_waves in more for cut in _in_waves(policy, num_waves, num_prompts)):
-            num_waves = cut.num_waves
+    searched = [policy for policy, _ in sorted(found.values(), key=lambda block: -block[1])[:_NUM_SEARCHED]]
+    options = [(policy, num_waves) for policy in searched for num_waves in more]
+    for policy in searched[:1]:
+        rows = min(policy.block_size, num_prompts or policy.block_size)
+        options += [(policy, num_waves) for num_waves in few_waves(staged.num_stages, rows)]
+    for policy, num_waves in options:
+        for cut in _in_waves(policy, num_waves, num_prompts):
             placed = place_policy(staged.even(staged.tightest, num_waves), request, cut)
             if placed:
                 found[num_waves, cut.gpu_batch_size] = placed.policy, _promise(placed)

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from hwprofiles.errors import UserError
 from hwprofiles.profile import load_profile
+from planner.cluster import Cluster
 from planner.commands.options import inputs_of
 from planner.estimate_stages import estimate_stages
 from planner.plan import Plan
@@ -17,7 +18,7 @@ from planner.render import four_bit_note
 from planner.render_stages import stages_note
 from planner.request import Request
 from planner.search import search
-from planner.search_stages import Cluster, best_of, explain_stages, search_stages, stage_options
+from planner.search_stages import best_of, explain_stages, search_stages, stage_options
 from planner.shortage import explain_shortage
 
 Reporter = Callable[[str], None]

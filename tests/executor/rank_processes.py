@@ -18,12 +18,12 @@ import torch
 
 from executor.cli import main
 from hwprofiles.profile import HardwareProfile
+from planner.cluster import Cluster
 from planner.estimate_stages import estimate_stages
 from planner.machine import Caps
 from planner.model import load_model
 from planner.plan import Plan
 from planner.policy import CommDevice, Policy
-from planner.search_stages import Cluster
 from planner.workload import Workload
 from tests.executor.jobs import THREE_TIERS
 from tests.executor.ranks import PRELOAD

@@ -11,13 +11,14 @@ import pytest
 from hwprofiles.errors import UserError
 from hwprofiles.profile import HardwareProfile, LinksAtOnce, Rate, SizePoint, load_profile
 from planner.cli import main
+from planner.cluster import Cluster
 from planner.host_share import link_shares, share_of
 from planner.machine import Caps, make_rates
 from planner.model import ModelSpec
 from planner.plan import Plan, load_plan
 from planner.request import Request
 from planner.search import search
-from planner.search_stages import Cluster, best_of, search_stages
+from planner.search_stages import best_of, search_stages
 from planner.sites import sites_of
 from planner.workload import Workload
 from tests.planner.problems import GB, MB, emulated, small_opt, small_t4
