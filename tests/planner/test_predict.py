@@ -68,7 +68,7 @@ def test_a_job_is_stretched_as_its_block() -> None:
 
 def test_the_chosen_plan_is_the_fastest_simulated() -> None:
     """No plan that the search placed is faster by more than the simpler one may give away."""
-    problem = problem_of("opt-30b", load_profile("h200-host"), prompt_len=512, gen_len=32, gpu=16 * GB)
+    problem = problem_of("opt-175b", load_profile("h200-host"), prompt_len=512, gen_len=32, gpu=16 * GB)
     met = []
     chosen = search(problem, Request(weight_bits="4", kv_bits="4"), keep=met.append)
     assert chosen is not None
