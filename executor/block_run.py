@@ -12,7 +12,7 @@ from executor.block import batch_states
 from executor.measure import Measurements
 from executor.progress import Reporter
 from executor.sampling import Sampler
-from executor.transfer import Handle, Lanes, copy_bytes
+from executor.transfer import Handle, Lanes, copy_bytes, copy_on_host
 from planner.layout import is_streamed
 from planner.placement import group_tier
 from planner.schedule import Task, TaskKind, tasks
@@ -166,7 +166,10 @@ class BlockRun:
         if not on_disk_lane or self.sizes.compute_tier == "cpu":
             for working, home in activations.parts(task.k, slot, rows, num_new):
                 source, target = (home, working) if loading else (working, home)
-                target.copy_(source, non_blocking=True)
+                if self.sizes.compute_tier == "cpu":
+                    copy_on_host(target, source)
+                else:
+                    target.copy_(source, non_blocking=True)
                 total += source.nbytes
         if on_disk_lane and not loading:
             total += self._disk_activation(task)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from planner.schedule import Resource, Task, TaskKind
@@ -43,6 +44,15 @@ def copy_bytes(target: torch.Tensor, source: torch.Tensor) -> int:
         piece = slice(start, start + PIECE_BYTES)
         target[piece].copy_(source[piece], non_blocking=True)
     return source.numel()
+
+
+def copy_on_host(target: torch.Tensor, source: torch.Tensor) -> None:
+    """Copy between contiguous tensors of one size in host memory, by the calling thread alone.
+
+    torch would start threads for it; those of a lane and those that compute would make each other sleep.
+    """
+    here, there = (tensor.view(torch.uint8).view(-1).numpy() for tensor in (target, source))
+    np.copyto(here, there)
 
 
 @dataclass(slots=True)
