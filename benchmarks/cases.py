@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hwprofiles.errors import UserError
-from hwprofiles.profile import Dtype
+from hwprofiles.points import Dtype
 from hwprofiles.units import parse_bytes
 from hwprofiles.yaml_io import from_plain, load_yaml
 

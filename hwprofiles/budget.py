@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hwprofiles.profile import Dtype
+from hwprofiles.points import Dtype
 from hwprofiles.units import KIB, MIB
 
 DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16", "float16")

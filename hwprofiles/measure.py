@@ -16,6 +16,7 @@ from hwprofiles.budget import DTYPES, Budget, Pace, Progress
 from hwprofiles.errors import UserError
 from hwprofiles.host import Processor, current_fingerprint, memory_limits, occupied_bytes, processor
 from hwprofiles.numa import numa_node
+from hwprofiles.points import NO_MARGINS, Rate
 from hwprofiles.probes.attention import attention_curves, fastest, grouped_attention
 from hwprofiles.probes.buffers import affordable_bytes
 from hwprofiles.probes.compute import gemm_curves, launch_overhead
@@ -29,7 +30,13 @@ from hwprofiles.probes.process import ProcessCost, process_cost
 from hwprofiles.probes.registering import kernel_share
 from hwprofiles.probes.several_gpus import gpu_to_gpu, links_at_once, num_points
 from hwprofiles.probes.threads import task_overhead
-from hwprofiles.profile import NO_MARGINS, SCHEMA_VERSION, Gpu, HardwareProfile, Host, LinksAtOnce, Rate
+from hwprofiles.profile import (
+    SCHEMA_VERSION,
+    Gpu,
+    HardwareProfile,
+    Host,
+    LinksAtOnce,
+)
 from hwprofiles.units import MIB, format_bytes
 
 CPU = torch.device("cpu")

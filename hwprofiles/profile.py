@@ -3,173 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from hwprofiles.errors import UserError
+from hwprofiles.points import (
+    AttentionPoint,
+    DiskPoint,
+    Dtype,
+    GemmPoint,
+    GroupedAttention,
+    LayerPoint,
+    Link,
+    Margins,
+    Packed,
+    Rate,
+    SizePoint,
+    check_points,
+    check_positive,
+)
 from hwprofiles.yaml_io import check_schema, dump_yaml, from_plain, load_yaml
 
 SCHEMA_VERSION = 1
-Dtype = Literal["float32", "float16", "bfloat16"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rate:
-    """A repeated measurement: the median, and the spread (half the interquartile range / median)."""
-
-    median: float
-    spread: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.median) and self.median > 0):
-            raise UserError(f"a measured value must be positive, found {self.median}")
-        if not (math.isfinite(self.spread) and self.spread >= 0):
-            raise UserError(f"a spread must not be negative, found {self.spread}")
-
-
-def _check_positive(**values: float) -> None:
-    for name, value in values.items():
-        if value <= 0:
-            raise UserError(f"{name} must be more than zero, found {value}")
-
-
-def _check_points(**curves: Sized) -> None:
-    for name, points in curves.items():
-        if not len(points):
-            raise UserError(f"{name} needs at least one point, found none")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GemmPoint:
-    """Matrix product of [rows, n] x [n, n]; decode has few rows, prefill many."""
-
-    rows: int
-    flops_per_s: Rate
-
-    def __post_init__(self) -> None:
-        _check_positive(rows=self.rows)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttentionPoint:
-    """CPU attention of one query row a sequence: bytes of K and V read per second."""
-
-    threads: int
-    bytes_per_s: Rate
-
-    def __post_init__(self) -> None:
-        _check_positive(threads=self.threads)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerPoint:
-    """Host time of one token's pass through a small decoder layer of so many operations (views not counted)."""
-
-    operations: int
-    seconds: Rate
-
-    def __post_init__(self) -> None:
-        _check_positive(operations=self.operations)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GroupedAttention:
-    """CPU attention where `group` query heads share each head of K and V."""
-
-    group: int
-    threads: int
-    bytes_per_s: Rate
-    """Of K and V."""
-
-    def __post_init__(self) -> None:
-        _check_positive(group=self.group - 1, threads=self.threads)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Packed:
-    """How fast the functions of a run treat 4-bit values, on one device."""
-
-    unpack_values_per_s: Rate
-    """Weights."""
-    pack_values_per_s: Rate
-    """New K and V into the cache."""
-    attend_values_per_s: Rate | None
-    """K and V of decode attention that reads them packed; None where they are unpacked first."""
-    issue_s: Rate | None
-    """Host time of starting one such function on a GPU; None on the CPU."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SizePoint:
-    """One copy of `size_bytes`."""
-
-    size_bytes: int
-    bytes_per_s: Rate
-
-    def __post_init__(self) -> None:
-        _check_positive(size_bytes=self.size_bytes)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DiskPoint:
-    """`threads` threads, each moving blocks of `block_bytes`."""
-
-    block_bytes: int
-    threads: int
-    bytes_per_s: Rate
-
-    def __post_init__(self) -> None:
-        _check_positive(block_bytes=self.block_bytes, threads=self.threads)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Link:
-    """Copies between host and one GPU, by transfer size."""
-
-    h2d_pinned: tuple[SizePoint, ...]
-    d2h_pinned: tuple[SizePoint, ...]
-    h2d_pageable: tuple[SizePoint, ...]
-    d2h_pageable: tuple[SizePoint, ...]
-    both_bytes_per_s: Rate
-    """Total of both directions at once, pinned."""
-
-    def __post_init__(self) -> None:
-        _check_points(
-            h2d_pinned=self.h2d_pinned,
-            d2h_pinned=self.d2h_pinned,
-            h2d_pageable=self.h2d_pageable,
-            d2h_pageable=self.d2h_pageable,
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Margins:
-    """GPU memory that is held beyond what is asked for, by kind, as measured."""
-
-    context_bytes: int
-    """What a run's kernels add to the context."""
-    allocator_bytes: int
-    """Of sizes rounded up."""
-    fragmentation_bytes: int
-    """Held by an allocator, but free."""
-
-    def __post_init__(self) -> None:
-        if min(self.context_bytes, self.allocator_bytes, self.fragmentation_bytes) < 0:
-            raise UserError(f"margins must not be negative, found {self}")
-
-    def times(self, count: int) -> Margins:
-        """Of so many like it."""
-        return Margins(
-            context_bytes=count * self.context_bytes,
-            allocator_bytes=count * self.allocator_bytes,
-            fragmentation_bytes=count * self.fragmentation_bytes,
-        )
-
-
-NO_MARGINS = Margins(context_bytes=0, allocator_bytes=0, fragmentation_bytes=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,8 +55,8 @@ class Gpu:
     """None in older profiles."""
 
     def __post_init__(self) -> None:
-        _check_positive(memory_bytes=self.memory_bytes)
-        _check_points(gemm=self.gemm, **{f"gemm.{dtype}": points for dtype, points in self.gemm.items()})
+        check_positive(memory_bytes=self.memory_bytes)
+        check_points(gemm=self.gemm, **{f"gemm.{dtype}": points for dtype, points in self.gemm.items()})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,7 +105,7 @@ class Host:
         for name in ("process_spread_bytes", "occupied_bytes"):
             if (getattr(self, name) or 0) < 0:
                 raise UserError(f"{name} must not be negative, found {getattr(self, name)}")
-        _check_positive(
+        check_positive(
             sockets=self.sockets,
             physical_cores=self.physical_cores,
             logical_cores=self.logical_cores,
@@ -256,8 +113,8 @@ class Host:
             memory_bytes=self.memory_bytes,
             process_bytes=self.process_bytes,
         )
-        _check_points(gemm=self.gemm, **{f"gemm.{dtype}": points for dtype, points in self.gemm.items()})
-        _check_points(
+        check_points(gemm=self.gemm, **{f"gemm.{dtype}": points for dtype, points in self.gemm.items()})
+        check_points(
             attention=self.attention,
             **{f"attention.{dtype}": curve for dtype, curve in self.attention.items()},
         )
@@ -276,7 +133,7 @@ class Disk:
     both_write_bytes_per_s: Rate
 
     def __post_init__(self) -> None:
-        _check_points(read=self.read, write=self.write)
+        check_points(read=self.read, write=self.write)
         if self.free_bytes < 0:
             raise UserError(f"free_bytes must not be negative, found {self.free_bytes}")
 
@@ -303,7 +160,7 @@ class LinksAtOnce:
     both_bytes_per_s: Rate
 
     def __post_init__(self) -> None:
-        _check_positive(num_gpus=self.num_gpus)
+        check_positive(num_gpus=self.num_gpus)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -325,7 +182,7 @@ class Calibration:
     """Runs that count for less than the others."""
 
     def __post_init__(self) -> None:
-        _check_positive(num_runs=self.num_runs, **{f"factors.{name}": x for name, x in self.factors.items()})
+        check_positive(num_runs=self.num_runs, **{f"factors.{name}": x for name, x in self.factors.items()})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
+from hwprofiles.points import Margins, Packed, Rate
 from hwprofiles.profile import (
     Calibration,
     Concurrent,
@@ -14,9 +15,6 @@ from hwprofiles.profile import (
     Gpu,
     HardwareProfile,
     Host,
-    Margins,
-    Packed,
-    Rate,
     load_profile,
     shipped_names,
 )

@@ -15,8 +15,8 @@ from hwprofiles.profile import Calibration, HardwareProfile
 from planner.calibrate_fit import Fit, Fitting
 from planner.calibrate_runs import Run
 from planner.factors import Factors
-from planner.machine import Rates, make_rates
 from planner.plan import Phase
+from planner.rates import Rates, make_rates
 from planner.report import RunReport
 from planner.same_machine import check_report
 from planner.stage_rates import stage_rates

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from planner.cost_compute import ComputeCost, Piece, token_bytes
 from planner.factors import CONTENTION
 from planner.layout import DTYPE_BYTES
-from planner.machine import Rates
 from planner.model import LayerSpec, ModelSpec
 from planner.policy import Tier
+from planner.rates import Rates
 from planner.schedule import TaskKind
 from planner.work import A, Choice, Compute, Held, Move, Step
 from planner.workload import Workload

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from planner.elementwise import elementwise
 from planner.factors import UNPACK
 from planner.layout import DTYPE_BYTES, kv_vector_bytes
-from planner.machine import Rates
 from planner.model import LayerSpec, ModelSpec
 from planner.packed_work import PACKED_BYTES, Conversion, PackedRates, packed, unpacked
 from planner.policy import Tier
+from planner.rates import Rates
 from planner.schedule import ATTEND
 from planner.work import A, Choice, Compute, Held, Step
 

@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from hwprofiles.profile import (
+from hwprofiles.points import (
     AttentionPoint,
-    Concurrent,
-    Disk,
     Dtype,
     GemmPoint,
-    Gpu,
-    HardwareProfile,
-    Host,
     Link,
-    LinksAtOnce,
     Rate,
     SizePoint,
 )
-from planner.machine import Curve
+from hwprofiles.profile import (
+    Concurrent,
+    Disk,
+    Gpu,
+    HardwareProfile,
+    Host,
+    LinksAtOnce,
+)
+from planner.rates import Curve
 from planner.sharing import Sharing
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from hwprofiles.errors import UserError
-from hwprofiles.profile import NO_MARGINS, Margins
+from hwprofiles.points import NO_MARGINS, Margins
 from hwprofiles.units import MIB, format_bytes
 from planner.layout import (
     ATTENTION_CHUNK_BYTES,

@@ -1,28 +1,17 @@
-"""Machine: from a hardware profile and the user's caps, what a plan may hold and how fast its tasks run."""
+"""Machine: from a hardware profile and the user's caps, what a plan may hold on each tier."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from dataclasses import dataclass
 
 from hwprofiles.errors import UserError
-from hwprofiles.profile import (
+from hwprofiles.points import (
     NO_MARGINS,
-    AttentionPoint,
-    DiskPoint,
-    Dtype,
-    Gpu,
-    GroupedAttention,
-    HardwareProfile,
     Margins,
-    Rate,
 )
-from planner.factors import HANDOVER, LAUNCH, Factors, factor_of
+from hwprofiles.profile import Gpu, HardwareProfile
 from planner.headroom import Headroom, headroom_bytes
 from planner.ledger import Target
-from planner.packed_work import PackedRates, Reading
 
 UNMEASURED_GPU = Margins(context_bytes=212_593_664, allocator_bytes=0, fragmentation_bytes=0)
 """Where a profile has no margins: how far a run was over a ledger without them, of whatever kind that was.
@@ -34,11 +23,6 @@ UNMEASURED_KERNEL_SHARE = 0.02
 
 On an H200 host of 135.15 GB, of which others held 0.27, a run was killed when it held 132.23 GB: at most 2.0%.
 """
-_IO_SHARE = 4
-"""One core in this many is left to copies and disk threads while the CPU attends."""
-_WORTH_A_THREAD = 1.03
-"""More disk threads are used only where they bring 3% or more."""
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,101 +34,6 @@ class Caps:
     disk_bytes: int | None = None
     headroom: Headroom | None = None
     """Of host memory; None: what others held when it was measured."""
-
-
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """A rate by size (of a copy, of what a disk has in flight) or by GEMM rows; points in rising order."""
-
-    points: tuple[tuple[float, float], ...]
-    below: float = 1.0
-    """Under the first point the rate goes with this power of x: 1 is a fixed time, 0 a fixed rate."""
-
-    def at(self, x: float) -> float:
-        """The rate at x: straight between points in log scales, flat above them."""
-        first, last = self.points[0], self.points[-1]
-        if x <= first[0]:
-            return first[1] * float((max(x, 1.0) / first[0]) ** self.below)
-        if x >= last[0]:
-            return last[1]
-        for (x0, y0), (x1, y1) in zip(self.points, self.points[1:], strict=False):
-            if x <= x1:
-                return y0 * float((y1 / y0) ** (math.log(x / x0) / math.log(x1 / x0)))
-        raise AssertionError("points are in rising order")
-
-    @property
-    def best(self) -> float:
-        """The highest rate."""
-        return max(rate for _, rate in self.points)
-
-
-UNUSED = Curve(((1.0, 1.0),))
-"""Of a link or a disk that is not there."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rates:
-    """How fast each resource works; bytes, FLOP or seconds."""
-
-    on_cpu: bool
-    """Compute runs on the host's cores: no GPU, or an emulated one."""
-    gemm: Curve
-    memory_bytes_per_s: float
-    """Of the compute device."""
-    attention_bytes_per_s: float
-    """K and V of decode attention on the compute device."""
-    cpu_attention_bytes_per_s: float
-    query_head_share: float = 0.0
-    """CPU attention: by how much of its time each further query head that shares K and V makes it longer; 0 in plans of
-    older versions."""
-    cpu_memory_bytes_per_s: float
-    h2d: Curve
-    d2h: Curve
-    both_bytes_per_s: float
-    """Both directions of the link together."""
-    disk_read: Curve
-    disk_write: Curve
-    disk_parallel: float
-    """How many of reading and writing the disk does at full speed at once: 1 to 2."""
-    parallel: float | None
-    """How many of copies each way, CPU attention and disk reads the host does at full speed at once; None: unknown."""
-    elementwise_bytes_per_s: float
-    """Of the compute device, for operations whose results are new tensors."""
-    prompt_attention_flops_per_s: float
-    """Prompts attending to themselves, on the compute device."""
-    call_s: float
-    operation_s: float
-    """Host time of calling a layer, and for each of its operations."""
-    task_overhead_s: float
-    io_threads: int
-    attention_threads: int
-    factors: Factors
-    """Calibration: predicted seconds are multiplied by these."""
-    packed: PackedRates | None = None
-    """4-bit values on the compute device; None where the profile does not have them."""
-    net: Curve
-    """Messages to the next stage of a pipeline, by size."""
-
-    @property
-    def has_disk(self) -> bool:
-        """Whether a disk was measured."""
-        return self.disk_read != UNUSED
-
-    def factor(self, resource: str, kind: str = "") -> float:
-        """The calibration factor of a kind of task on a resource; without a kind, of the resource."""
-        return factor_of(self.factors, resource, kind)
-
-    def calibrated(self, factors: Factors) -> Rates:
-        """The same machine under other factors; those of overheads are within the overheads themselves."""
-        launch, handover = (factor_of(factors, name) / self.factor(name) for name in (LAUNCH, HANDOVER))
-        return replace(
-            self,
-            call_s=self.call_s * launch,
-            operation_s=self.operation_s * launch,
-            task_overhead_s=self.task_overhead_s * handover,
-            packed=self.packed and replace(self.packed, issue_s=self.packed.issue_s * launch),
-            factors=factors,
-        )
 
 
 def make_target(profile: HardwareProfile, caps: Caps, whole: tuple[str, str] | None = None) -> Target:
@@ -197,186 +86,5 @@ def usable_bytes(target: Target, host_bytes: float) -> int:
     return round(host_bytes - host_bytes * target.headroom_bytes / whole) if whole else 0
 
 
-def make_rates(profile: HardwareProfile, dtype: Dtype, *, spreads: float = 0.0) -> Rates:
-    """The rates for a model of this dtype; each so many of its own spreads better than its median.
-
-    Contention is a ratio of rates and stays at the medians.
-    """
-
-    def at(rate: Rate) -> float:
-        return rate.median * math.exp(spreads * rate.spread)
-
-    def overhead(rate: Rate) -> float:
-        return rate.median * math.exp(-spreads * rate.spread)
-
-    host, gpu = profile.host, profile.gpus[0] if profile.gpus else None
-    on_cpu = gpu is None or gpu.emulated
-    gemm = _of_dtype(gpu.gemm if gpu else host.gemm, dtype, profile.name, "GEMM")
-    attention = _of_dtype(host.attention, dtype, profile.name, "CPU attention")
-    threads, attended = _attention_threads(attention, host.logical_cores, at)
-    memory = at(gpu.memory_bytes_per_s if gpu else host.memory_bytes_per_s)
-    io_threads = _io_threads(profile)
-    h2d, d2h, both = _link(gpu, at)
-    call_s, operation_s = _host_time(profile, overhead)
-    prompt = (host if on_cpu or gpu is None else gpu).prompt_attention.get(dtype)
-    measured = Rates(
-        on_cpu=on_cpu,
-        gemm=Curve(tuple(sorted((float(p.rows), at(p.flops_per_s)) for p in gemm))),
-        memory_bytes_per_s=memory,
-        attention_bytes_per_s=min(memory, max(at(p.bytes_per_s) for p in attention)) if on_cpu else memory,
-        cpu_attention_bytes_per_s=attended,
-        query_head_share=_query_head_share(host.grouped_attention.get(dtype), attention),
-        cpu_memory_bytes_per_s=at(host.memory_bytes_per_s),
-        h2d=h2d,
-        d2h=d2h,
-        both_bytes_per_s=both,
-        disk_read=_disk_curve(profile.disk.read if profile.disk else (), io_threads, at),
-        disk_write=_disk_curve(profile.disk.write if profile.disk else (), io_threads, at),
-        disk_parallel=_disk_parallel(profile),
-        parallel=_parallel(profile, attention),
-        elementwise_bytes_per_s=at(host.elementwise_bytes_per_s)
-        if on_cpu and host.elementwise_bytes_per_s
-        else memory,
-        prompt_attention_flops_per_s=at(prompt) if prompt else max(at(p.flops_per_s) for p in gemm),
-        call_s=call_s,
-        operation_s=operation_s,
-        task_overhead_s=overhead(host.task_overhead_s),
-        io_threads=io_threads,
-        attention_threads=threads,
-        factors={},
-        packed=PackedRates.of((host if on_cpu or gpu is None else gpu).packed, at, overhead),
-        net=_net(profile, at),
-    )
-    return measured.calibrated(profile.calibration.factors) if profile.calibration else measured
-
-
-def _net(profile: HardwareProfile, at: Callable[[Rate], float]) -> Curve:
-    """Where it was not measured, host memory's rate, read and written once by each of the two processes."""
-    points = profile.between_processes
-    if not points:
-        return Curve(((1.0, at(profile.host.memory_bytes_per_s) / 4),))
-    return Curve(tuple(sorted((float(p.size_bytes), at(p.bytes_per_s)) for p in points)))
-
-
-def _median(rate: Rate) -> float:
-    return rate.median
-
-
 def _least(measured: int, cap: int | None) -> int:
     return measured if cap is None else min(measured, cap)
-
-
-def _of_dtype(table: Mapping[Dtype, Sequence[T]], dtype: Dtype, name: str, what: str) -> Sequence[T]:
-    points = table.get(dtype)
-    if not points:
-        known = ", ".join(known for known, found in table.items() if found) or "none"
-        raise UserError(f"profile {name} has no {what} rate for {dtype}; choose --dtype among: {known}")
-    return points
-
-
-def _attention_threads(points: Sequence[AttentionPoint], cores: int, at: Reading) -> tuple[int, float]:
-    """The fastest thread count that leaves some cores to I/O, and its rate."""
-    most = max(cores - cores // _IO_SHARE, min(point.threads for point in points))
-    allowed = [point for point in points if point.threads <= most]
-    best = max(allowed, key=lambda point: (point.bytes_per_s.median, -point.threads))
-    return best.threads, at(best.bytes_per_s)
-
-
-def _query_head_share(grouped: GroupedAttention | None, points: Sequence[AttentionPoint]) -> float:
-    """From attention with and without a group of query heads, by as many threads; 0 where it was not measured."""
-    alone = [p.bytes_per_s.median for p in points if grouped and p.threads == grouped.threads]
-    if grouped is None or not alone:
-        return 0.0
-    return max(0.0, alone[0] / grouped.bytes_per_s.median - 1) / (grouped.group - 1)
-
-
-def _host_time(profile: HardwareProfile, at: Callable[[Rate], float]) -> tuple[float, float]:
-    """Seconds of a layer's call and of one operation: a line through the measured layers.
-
-    Older and published profiles have no such layers: then every operation takes what a launch does.
-    """
-    gpu = profile.gpus[0] if profile.gpus else None
-    points = profile.host.layer if gpu is None or gpu.emulated else gpu.layer
-    if not points:
-        return 0.0, at(gpu.launch_overhead_s) if gpu else 0.0
-    (few, less_s), *_, (many, more_s) = sorted(
-        (point.operations, at(point.seconds)) for point in (*points, points[0])
-    )
-    operation_s = max(0.0, more_s - less_s) / max(1, many - few)
-    return max(0.0, less_s - few * operation_s), operation_s
-
-
-def _io_threads(profile: HardwareProfile) -> int:
-    """The fewest disk threads that read about as fast as any number."""
-    if profile.disk is None:
-        return 1
-    best = 1, 0.0
-    for threads in sorted({point.threads for point in profile.disk.read}):
-        rate = _disk_curve(profile.disk.read, threads, _median).best
-        if rate > best[1] * _WORTH_A_THREAD:
-            best = threads, rate
-    return best[0]
-
-
-def _disk_curve(points: Sequence[DiskPoint], threads: int, at: Reading) -> Curve:
-    """Rate by bytes in flight: small blocks from one thread up to `threads`, then larger blocks.
-
-    Below the smallest block nothing is measured; half-way between a fixed time and a fixed rate is assumed.
-    """
-    if not points:
-        return UNUSED
-    most = max((p.threads for p in points if p.threads <= threads), default=min(p.threads for p in points))
-    smallest = min(p.block_bytes for p in points)
-    best: dict[float, float] = {}
-    for point in points:
-        if point.threads == most or (point.threads < most and point.block_bytes == smallest):
-            in_flight = float(point.block_bytes * point.threads)
-            best[in_flight] = max(best.get(in_flight, 0.0), at(point.bytes_per_s))
-    return Curve(tuple(sorted(best.items())), below=0.5)
-
-
-def _link(gpu: Gpu | None, at: Reading) -> tuple[Curve, Curve, float]:
-    """Pinned copies each way by size, and both together; an unused link without a GPU."""
-    if gpu is None:
-        return UNUSED, UNUSED, 1.0
-    h2d, d2h = (
-        Curve(tuple(sorted((float(p.size_bytes), at(p.bytes_per_s)) for p in points)))
-        for points in (gpu.link.h2d_pinned, gpu.link.d2h_pinned)
-    )
-    return h2d, d2h, at(gpu.link.both_bytes_per_s)
-
-
-def _disk_parallel(profile: HardwareProfile) -> float:
-    """Reading's and writing's shares of their full rate while both are at work, added."""
-    disk = profile.disk
-    if disk is None:
-        return 1.0
-    read, write = (max(p.bytes_per_s.median for p in points) for points in (disk.read, disk.write))
-    return _within(disk.both_read_bytes_per_s.median / read + disk.both_write_bytes_per_s.median / write, 2)
-
-
-def _parallel(profile: HardwareProfile, attention: Sequence[AttentionPoint]) -> float | None:
-    """The shares of its own full rate that each part keeps while all are at work, added.
-
-    Parts that share cores or memory fully add up to 1, parts that do not disturb each other to their number.
-    """
-    together = profile.concurrent
-    if together is None:
-        return None
-    measured = profile.host.attention.get(together.cpu_attention_dtype or "float32") or attention
-    alone = [p.bytes_per_s.median for p in measured if p.threads == together.cpu_attention_threads]
-    best = max(alone or [p.bytes_per_s.median for p in measured])
-    shares = [together.cpu_attention_bytes_per_s.median / best]
-    if profile.disk is not None:
-        fastest = max(point.bytes_per_s.median for point in profile.disk.read)
-        shares.append(together.disk_read_bytes_per_s.median / fastest)
-    if profile.gpus:
-        h2d, d2h, _ = _link(profile.gpus[0], _median)
-        for rate, curve in ((together.h2d_bytes_per_s, h2d), (together.d2h_bytes_per_s, d2h)):
-            if rate is not None:
-                shares.append(rate.median / curve.best)
-    return _within(sum(min(1.0, share) for share in shares), len(shares))
-
-
-def _within(value: float, most: int) -> float:
-    return min(max(value, 1.0), float(most))

@@ -9,9 +9,10 @@ from typing import Literal
 
 from hwprofiles.errors import UserError
 from hwprofiles.units import parse_bytes
-from planner.machine import Curve, Rates, usable_bytes
+from planner.machine import usable_bytes
 from planner.policy import Tier
 from planner.problem import Problem
+from planner.rates import Curve, Rates
 
 How = Literal["to", "by", "times"]
 FORMS = (

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import get_args
 
 from hwprofiles.errors import UserError
-from hwprofiles.profile import Dtype
+from hwprofiles.points import Dtype
 from hwprofiles.yaml_io import load_yaml
 from planner.families import FAMILIES
 from planner.families.config import Config

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hwprofiles.packing import GROUP_BYTES, GROUP_SIZE
-from hwprofiles.profile import Packed, Rate
+from hwprofiles.points import Packed, Rate
 
 Reading = Callable[[Rate], float]
 """The figure that is taken of a measured rate."""

@@ -9,9 +9,9 @@ from planner.activity import Activity
 from planner.bottleneck import binding_lane
 from planner.cost import HOST
 from planner.ledger import Sizes
-from planner.machine import Rates
 from planner.plan import PHASES, Phase, PhasePrediction, Prediction
 from planner.pricing import price
+from planner.rates import Rates
 from planner.sample import thinned
 from planner.simulate import phase_seconds, phase_times
 

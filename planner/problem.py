@@ -9,7 +9,7 @@ from hwprofiles.profile import HardwareProfile
 from planner.cost import CostModel
 from planner.interval import Band, interval, make_band
 from planner.ledger import Ledger, Sizes, Target, make_ledger
-from planner.machine import Caps, Rates, make_rates, make_target
+from planner.machine import Caps, make_target
 from planner.model import ModelSpec
 from planner.place import place
 from planner.placement import Placement
@@ -17,6 +17,7 @@ from planner.plan import SCHEMA_VERSION, ModelRef, Plan, Prediction
 from planner.policy import TIERS, CommDevice, Policy, Tier
 from planner.predict import predict, simulated_in_short
 from planner.pricing import predict_job, price
+from planner.rates import Rates, make_rates
 from planner.work import MAX_DECODE_GROUPS, Choice
 from planner.workload import Workload
 

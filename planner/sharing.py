@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 
-from planner.machine import UNUSED, Curve, Rates
+from planner.rates import UNUSED, Curve, Rates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

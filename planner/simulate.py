@@ -15,9 +15,9 @@ from hwprofiles.profile import HardwareProfile
 from planner.activity import Activity, Span, Timeline
 from planner.contention import Commons
 from planner.ledger import Sizes
-from planner.machine import Rates, make_rates
 from planner.plan import PHASES, Phase, Plan
 from planner.player import Pieces, play
+from planner.rates import Rates, make_rates
 from planner.same_machine import check_tier
 from planner.sample import Sample, representative
 from planner.schedule import Resource, TaskKind

@@ -15,9 +15,9 @@ from planner.activity import Activity
 from planner.coarse import Coarse, of_single_layers, plays, whole
 from planner.contention import Commons, Shares
 from planner.ledger import Sizes
-from planner.machine import Rates
 from planner.plan import PHASES, Phase, Plan
 from planner.player import Pieces, play
+from planner.rates import Rates
 from planner.sample import Sample, few_tokens, representatives
 from planner.script import Script
 from planner.sharing import THINGS, Sharing, at_full_rates

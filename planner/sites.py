@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hwprofiles.errors import UserError
-from hwprofiles.profile import Dtype, Gpu, HardwareProfile, SizePoint
+from hwprofiles.points import Dtype, SizePoint
+from hwprofiles.profile import Gpu, HardwareProfile
 from planner.host_share import share_of, sharing_of
-from planner.machine import Caps, Rates, make_rates
+from planner.machine import Caps
 from planner.policy import CommDevice
+from planner.rates import Rates, make_rates
 from planner.sharing import Sharing, at_work
 
 _MESSAGE_BYTES = 2**20

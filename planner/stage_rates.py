@@ -6,11 +6,11 @@ from dataclasses import replace
 
 from hwprofiles.errors import UserError
 from hwprofiles.profile import HardwareProfile
-from planner.machine import Rates
 from planner.pipeline import formula_of
 from planner.plan import Plan
 from planner.predict_stages import simulated
 from planner.pricing import price
+from planner.rates import Rates
 from planner.same_machine import check_tier
 from planner.sites import Site, sites_of
 

@@ -10,8 +10,8 @@ from planner.cost import CostModel, compute_seconds
 from planner.cost_compute import NOTHING, Piece
 from planner.held import first_of_waves, held_by_batches
 from planner.ledger import Sizes
-from planner.machine import Rates
 from planner.message_costs import message_moves
+from planner.rates import Rates
 from planner.schedule import PRELUDE, Task, TaskKind
 from planner.work import Choice, Compute, Move, step_of
 

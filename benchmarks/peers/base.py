@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks.confine import Ran, run_confined
 from benchmarks.ours import shown
 from hwprofiles.errors import UserError
-from hwprofiles.profile import Dtype
+from hwprofiles.points import Dtype
 from hwprofiles.yaml_io import from_plain, to_plain
 from planner.plan import Plan
 

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 import torch
 
 from hwprofiles.budget import DTYPES, Pace
+from hwprofiles.points import AttentionPoint, Dtype, GroupedAttention
 from hwprofiles.probes.buffers import fill_random
 from hwprofiles.probes.compute import TORCH_DTYPE
 from hwprofiles.probes.cpu_attention import Decode, attend_native, attend_plain
 from hwprofiles.probes.timing import Worker, measured_rate, rounds_of
-from hwprofiles.profile import AttentionPoint, Dtype, GroupedAttention
 
 _HEADS, _HEAD_SIZE, _POSITIONS = 32, 128, 512
 _GROUP = 8

@@ -18,12 +18,12 @@ from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, PreTrainedTokenizerFast
 
 from hwprofiles.allocation import trim_heap
+from hwprofiles.points import NO_MARGINS, Margins
 from hwprofiles.probes.allocators import allocator_overhead
 from hwprofiles.probes.kernels import AMPERE, usable
 from hwprofiles.probes.libraries import library_bytes, load_packed
 from hwprofiles.probes.weighed import Weighed
 from hwprofiles.process_memory import peak_resident_bytes, resident_bytes
-from hwprofiles.profile import NO_MARGINS, Margins
 
 _SIZE = 256
 _ALSO_IMPORTED = ("cattrs", "huggingface_hub", "jinja2", "psutil", "rich.progress", "rich.table", "safetensors.torch",

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from hwprofiles.budget import DTYPES, Budget, Pace
+from hwprofiles.points import Dtype, GemmPoint, Rate
 from hwprofiles.probes.buffers import fill_random
 from hwprofiles.probes.timing import Rounds, measured_rate, rate_of, rounded, rounds_of, seconds_per_round
-from hwprofiles.profile import Dtype, GemmPoint, Rate
 
 TORCH_DTYPE: dict[Dtype, torch.dtype] = {
     "float32": torch.float32,

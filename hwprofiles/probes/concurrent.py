@@ -6,11 +6,12 @@ from contextlib import ExitStack
 
 import torch
 
+from hwprofiles.points import Dtype
 from hwprofiles.probes.attention import attention_worker
 from hwprofiles.probes.disk import ScratchFile, disk_load
 from hwprofiles.probes.links import BOTH_BYTES, both_ways, link_ends
 from hwprofiles.probes.timing import at_once
-from hwprofiles.profile import Concurrent, Dtype
+from hwprofiles.profile import Concurrent
 from hwprofiles.units import MIB
 
 _DISK_BLOCK_BYTES = 16 * MIB

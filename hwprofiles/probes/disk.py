@@ -16,9 +16,10 @@ from pathlib import Path
 
 from hwprofiles.budget import Budget, Pace
 from hwprofiles.errors import UserError
+from hwprofiles.points import DiskPoint
 from hwprofiles.probes.buffers import mapping
 from hwprofiles.probes.timing import Worker, at_once, measured_rate
-from hwprofiles.profile import Disk, DiskPoint
+from hwprofiles.profile import Disk
 from hwprofiles.units import MIB, format_bytes
 
 _SPARE_BYTES = 64 * MIB

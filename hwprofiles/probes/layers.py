@@ -15,10 +15,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hwprofiles.budget import DTYPES, Pace
+from hwprofiles.points import Dtype, LayerPoint, Rate
 from hwprofiles.probes.buffers import fill_random
 from hwprofiles.probes.compute import TORCH_DTYPE, synchronize
 from hwprofiles.probes.timing import Rounds, measured_rate, rate_of, rounds_of, seconds_per_round
-from hwprofiles.profile import Dtype, LayerPoint, Rate
 from hwprofiles.units import MIB
 
 _SMALL = 64

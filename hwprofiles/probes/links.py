@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from hwprofiles.budget import Budget, Pace
+from hwprofiles.points import Link, SizePoint
 from hwprofiles.probes.buffers import mapped_bytes, pinned_bytes, random_bytes
 from hwprofiles.probes.compute import synchronize
 from hwprofiles.probes.timing import Rounds, Worker, at_once, measured_rate, rounds_of, sum_of
-from hwprofiles.profile import Link, SizePoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from hwprofiles.points import Rate
 from hwprofiles.probes.buffers import random_bytes
 from hwprofiles.probes.timing import measured_rate, rounds_of
-from hwprofiles.profile import Rate
 
 
 def memory_rate(device: torch.device, working_set_bytes: int, slice_s: float) -> Rate:

@@ -14,8 +14,8 @@ import torch
 from torch import distributed
 
 from hwprofiles.errors import UserError
+from hwprofiles.points import SizePoint
 from hwprofiles.probes.timing import measured_rate
-from hwprofiles.profile import SizePoint
 from hwprofiles.units import KIB, MIB
 
 SIZES_BYTES = (64 * KIB, MIB, 16 * MIB, 64 * MIB)

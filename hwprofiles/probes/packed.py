@@ -9,13 +9,13 @@ import torch
 
 from hwprofiles.budget import Pace
 from hwprofiles.packing import quantised_bytes
+from hwprofiles.points import Packed, Rate
 from hwprofiles.probes.buffers import fill_random
 from hwprofiles.probes.compute import synchronize
 from hwprofiles.probes.cpu_attention import Decode, attend_native
 from hwprofiles.probes.kernels import AMPERE, usable
 from hwprofiles.probes.quantize import dequantise, quantise_pair
 from hwprofiles.probes.timing import measured_rate, rate_of, rounds_of, seconds_per_round
-from hwprofiles.profile import Packed, Rate
 
 PACKED_POINTS = {"cpu": 3, "cuda": 4}
 _MATRIX = {"cpu": 2**22, "cuda": 2**26}

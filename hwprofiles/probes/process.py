@@ -16,8 +16,8 @@ import torch
 
 from hwprofiles.allocation import CUDA_ALLOCATOR
 from hwprofiles.errors import UserError
+from hwprofiles.points import NO_MARGINS, Margins
 from hwprofiles.probes.weighed import Weighed
-from hwprofiles.profile import NO_MARGINS, Margins
 from hwprofiles.yaml_io import from_plain
 
 _PACKAGE_PARENT = Path(__file__).parents[2]

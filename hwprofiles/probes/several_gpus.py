@@ -10,11 +10,12 @@ from itertools import pairwise
 import torch
 
 from hwprofiles.budget import Pace
+from hwprofiles.points import Rate
 from hwprofiles.probes.buffers import random_bytes
 from hwprofiles.probes.compute import synchronize
 from hwprofiles.probes.links import both_ways, copies, link_ends
 from hwprofiles.probes.timing import Worker, at_once, measured_rate, sum_of
-from hwprofiles.profile import LinksAtOnce, Rate
+from hwprofiles.profile import LinksAtOnce
 
 Together = Callable[[Mapping[str, Worker], float], dict[str, Rate]]
 """The rate of each worker while all of them run, over about so many seconds."""

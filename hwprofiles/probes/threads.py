@@ -6,8 +6,8 @@ import threading
 from collections.abc import Callable
 from queue import SimpleQueue
 
+from hwprofiles.points import Rate
 from hwprofiles.probes.timing import rate_of, rounds_of, seconds_per_round
-from hwprofiles.profile import Rate
 
 
 def task_overhead(slice_s: float) -> Rate:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from hwprofiles.profile import Rate
+from hwprofiles.points import Rate
 
 MIN_REPEATS = 3
 _MAX_REPEATS = 50

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hwprofiles.profile import Margins
+from hwprofiles.points import Margins
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

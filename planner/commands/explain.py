@@ -18,11 +18,11 @@ from planner.commands.output import progress
 from planner.commands.plan_rates import add_plan_profile, rates_of, refuse_stages
 from planner.compare import differing_lines
 from planner.explain import Explanation, reasons
-from planner.machine import Rates
 from planner.machine_change import FORMS, parse_changes, unit_changes
 from planner.plan import Plan, load_plan
 from planner.policy import Policy
 from planner.problem import Problem
+from planner.rates import Rates
 from planner.render_explain import explanation_view
 from planner.what_if import what_ifs
 from planner.why_not import why_not

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import get_args
 
 from hwprofiles.host import mismatch
-from hwprofiles.profile import Dtype, HardwareProfile, load_profile
+from hwprofiles.points import Dtype
+from hwprofiles.profile import HardwareProfile, load_profile
 from hwprofiles.units import parse_bytes
 from planner.commands.workload import add_workload, workload_of
 from planner.headroom import parse_headroom

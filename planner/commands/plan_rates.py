@@ -7,8 +7,8 @@ import sys
 
 from hwprofiles.errors import UserError
 from hwprofiles.profile import HardwareProfile, load_profile
-from planner.machine import Rates
 from planner.plan import Plan
+from planner.rates import Rates
 from planner.simulate import rates_for
 from planner.stage_rates import priced_at
 

@@ -10,7 +10,8 @@ from demo import GEN_LEN, NUM_PROMPTS, PROMPT_LEN
 from tiny_model import Settings
 
 from hwprofiles.errors import UserError
-from hwprofiles.profile import Gpu, HardwareProfile, Link, Rate, SizePoint, load_profile
+from hwprofiles.points import Link, Rate, SizePoint
+from hwprofiles.profile import Gpu, HardwareProfile, load_profile
 from planner.model import ModelSpec, spec_from_config
 from planner.problem import make_problem
 from planner.request import Request

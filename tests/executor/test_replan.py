@@ -19,7 +19,8 @@ from executor.cli import main
 from executor.leg import FirstBlock
 from executor.replan import Replanner, check_can_replan
 from hwprofiles.errors import UserError
-from hwprofiles.profile import DiskPoint, HardwareProfile, Rate
+from hwprofiles.points import DiskPoint, Rate
+from hwprofiles.profile import HardwareProfile
 from planner.plan import Plan
 from planner.report import load_report
 from tests.executor.jobs import (

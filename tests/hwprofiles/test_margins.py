@@ -10,12 +10,13 @@ import yaml
 
 from hwprofiles.errors import UserError
 from hwprofiles.host import memory_limits, occupied_bytes
+from hwprofiles.points import NO_MARGINS, Margins
 from hwprofiles.probes import process
 from hwprofiles.probes.libraries import load_kernels
 from hwprofiles.probes.process import process_cost
 from hwprofiles.probes.tensors import allocations
 from hwprofiles.probes.weighed import Weighed
-from hwprofiles.profile import NO_MARGINS, HardwareProfile, Margins, load_profile, shipped_names
+from hwprofiles.profile import HardwareProfile, load_profile, shipped_names
 from hwprofiles.units import MIB
 from hwprofiles.yaml_io import from_plain
 

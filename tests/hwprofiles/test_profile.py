@@ -9,7 +9,12 @@ import pytest
 import yaml
 
 from hwprofiles.errors import UserError
-from hwprofiles.profile import Calibration, HardwareProfile, load_profile, shipped_names
+from hwprofiles.profile import (
+    Calibration,
+    HardwareProfile,
+    load_profile,
+    shipped_names,
+)
 
 
 @pytest.fixture

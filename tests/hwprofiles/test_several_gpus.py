@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from hwprofiles.budget import Pace
+from hwprofiles.points import Rate
 from hwprofiles.probes import several_gpus
 from hwprofiles.probes.several_gpus import gpu_to_gpu, links_at_once, num_points, totals_by_count
 from hwprofiles.probes.timing import Worker
-from hwprofiles.profile import Rate, load_profile
+from hwprofiles.profile import load_profile
 from hwprofiles.tables import figures
 from hwprofiles.units import KIB
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from hwprofiles.profile import NO_MARGINS, HardwareProfile, load_profile
+from hwprofiles.points import NO_MARGINS
+from hwprofiles.profile import HardwareProfile, load_profile
 from planner.ledger import LIBRARY_BYTES, LOADING_BYTES
 from planner.machine import Caps
 from planner.model import ModelSpec, load_model, spec_from_config

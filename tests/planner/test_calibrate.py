@@ -18,8 +18,8 @@ from hwprofiles.errors import UserError
 from hwprofiles.profile import HardwareProfile, load_profile
 from hwprofiles.units import format_seconds
 from planner.calibrate import calibrate, corrected
-from planner.machine import make_rates
 from planner.policy import Split
+from planner.rates import make_rates
 from planner.render_calibration import calibration_view
 from planner.report import RunReport, load_report, report_json
 from tests.planner.problems import ON_CPU, ON_DISK, ON_GPU, emulated, policy_of, small_opt, small_t4

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hwprofiles.profile import Calibration, HardwareProfile, Rate, load_profile
+from hwprofiles.points import Rate
+from hwprofiles.profile import Calibration, HardwareProfile, load_profile
 from planner.cli import main
 from planner.explain import reasons
 from planner.machine import Caps

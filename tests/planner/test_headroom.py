@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwprofiles.errors import UserError
-from hwprofiles.profile import NO_MARGINS, HardwareProfile, Margins, load_profile
+from hwprofiles.points import NO_MARGINS, Margins
+from hwprofiles.profile import HardwareProfile, load_profile
 from planner.cli import main
 from planner.headroom import COME_AND_GO, Headroom, parse_headroom
 from planner.ledger import make_ledger

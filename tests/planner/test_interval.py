@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from hwprofiles.profile import Calibration, HardwareProfile, Rate, load_profile
+from hwprofiles.points import Rate
+from hwprofiles.profile import Calibration, HardwareProfile, load_profile
 from planner.advise import estimate
 from planner.plan import Interval, Plan, Range, load_plan
 from planner.policy import Policy, Split

@@ -7,17 +7,16 @@ from dataclasses import replace
 import pytest
 
 from hwprofiles.errors import UserError
-from hwprofiles.profile import (
+from hwprofiles.points import (
     AttentionPoint,
-    Calibration,
-    Concurrent,
     DiskPoint,
     GroupedAttention,
     Rate,
-    load_profile,
 )
+from hwprofiles.profile import Calibration, Concurrent, load_profile
 from planner.factors import HANDOVER, LAUNCH
-from planner.machine import Caps, Curve, make_rates, make_target
+from planner.machine import Caps, make_target
+from planner.rates import Curve, make_rates
 from tests.planner.problems import GB, MB, emulated
 
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from hwprofiles.profile import HardwareProfile, load_profile
 from planner.ledger import Sizes
 from planner.lp import Solution, solve
-from planner.machine import Curve, Rates
 from planner.policy import Policy, Tier
 from planner.pricing import price
 from planner.problem import Problem
+from planner.rates import Curve, Rates
 from planner.request import Request
 from planner.search import search
 from planner.shortage import explain_shortage

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from hwprofiles.profile import load_profile
 from planner.ledger import Sizes
-from planner.machine import Rates
 from planner.plan import PHASES
 from planner.policy import Policy, Split
+from planner.rates import Rates
 from planner.sample import Sample, representative, thinned
 from planner.simulate import phase_seconds, simulate
 from tests.planner.problems import ON_CPU, ON_GPU, policy_of, problem_of, small_opt

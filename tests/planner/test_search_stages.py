@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 
 from hwprofiles.errors import UserError
-from hwprofiles.profile import HardwareProfile, LinksAtOnce, Rate, SizePoint, load_profile
+from hwprofiles.points import Rate, SizePoint
+from hwprofiles.profile import HardwareProfile, LinksAtOnce, load_profile
 from planner.cli import main
 from planner.cluster import Cluster
 from planner.host_share import link_shares, share_of
-from planner.machine import Caps, make_rates
+from planner.machine import Caps
 from planner.model import ModelSpec
 from planner.plan import Plan, load_plan
+from planner.rates import make_rates
 from planner.request import Request
 from planner.search import search
 from planner.search_stages import best_of, search_stages

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hwprofiles.profile import HardwareProfile, LinksAtOnce, Rate, SizePoint
+from hwprofiles.points import Rate, SizePoint
+from hwprofiles.profile import HardwareProfile, LinksAtOnce
 from planner.cli import main
 from planner.cluster import Cluster
 from planner.coarse import plays
