@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from itertools import product
+from itertools import product, zip_longest
 
 from planner.candidate import Candidate, bits_of
 from planner.curve import Curve
@@ -20,6 +20,8 @@ _BEHIND = 1.1
 _NUM_FINALISTS = 6
 _MOST_OF_A_MODE = 2
 """Candidates: the closed formula is wrong by as much for those of one mode."""
+_NEAR = 0.03
+"""Of a gpu batch size: as much less is about the same."""
 WORTH_IT = 0.005
 """A disk, attention on the CPU or a larger block must bring this much; less is within the model's error."""
 
@@ -107,7 +109,31 @@ def _candidates(
             for one in follow(walk, curve):
                 shapes.setdefault((one.choice.gpu_batch_size, one.num_gpu_batches), one)
             found |= {one: walk.promise(one) for one in list(shapes.values())[:_MOST_OF_A_MODE]}
-    return sorted(found, key=found.__getitem__)
+    return _in_turn(sorted(found, key=found.__getitem__))
+
+
+def _in_turn(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The most promising of every pair of bits, then the second ones; those of about an earlier one's size come last.
+
+    Where the closed formula is wrong, it is wrong by as much for the same bits, and for gpu batches of about a size.
+    """
+    of_bits: dict[tuple[int, int], list[Candidate]] = {}
+    later: list[Candidate] = []
+    for one in candidates:
+        kept = of_bits.setdefault((one.choice.weight_bits, one.choice.kv_bits), [])
+        alike = any(_are_neighbours(one, other) for other in kept)
+        (later if alike else kept).append(one)
+    turns = zip_longest(*of_bits.values())
+    return [*(one for turn in turns for one in turn if one is not None), *later]
+
+
+def _are_neighbours(one: Candidate, other: Candidate) -> bool:
+    small, large = sorted((one.choice.gpu_batch_size, other.choice.gpu_batch_size))
+    return (
+        one.num_gpu_batches == other.num_gpu_batches
+        and one.way == other.way
+        and large - small <= _NEAR * large
+    )
 
 
 def score(problem: Problem, plan: Plan) -> float:

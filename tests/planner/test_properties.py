@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hwprofiles.profile import HardwareProfile, load_profile
 from planner.ledger import Sizes
 from planner.lp import Solution, solve
+from planner.packed_work import PackedRates
 from planner.policy import Policy, Tier
 from planner.pricing import price
 from planner.problem import Problem
@@ -51,6 +52,10 @@ def scaled(rates: Rates, factor: float) -> Rates:
         value = getattr(rates, name)
         if isinstance(value, Curve):
             changes[name] = replace(value, points=tuple((x, y * factor) for x, y in value.points))
+        elif isinstance(value, PackedRates):
+            attend = value.attend and value.attend * factor
+            faster = {"unpack": value.unpack * factor, "pack": value.pack * factor, "attend": attend}
+            changes[name] = replace(value, **faster, issue_s=value.issue_s / factor)
         elif name.endswith("_per_s"):
             changes[name] = value * factor
         elif name.endswith("_s"):
