@@ -56,7 +56,7 @@ class Engine(Allocations):
         sampler = Sampler(
             block.gpu_batches[0], eos_ids=frozenset(), tokenizer=None, device=self.options.device
         )
-        self._play(WarmUpRun(self, block, [sampler], SilentReporter(), Measurements()))
+        self._play(WarmUpRun(self, block, [sampler]))
 
     def generate(self, block: Block, samplers: Sequence[Sampler], reporter: Reporter | None = None) -> None:
         """Generate for a block until every row of every sampler is finished."""

@@ -9,7 +9,7 @@ from executor.batching import Block
 from executor.block import host_ids
 from executor.block_run import BlockRun
 from executor.measure import Measurements
-from executor.progress import Reporter
+from executor.progress import SilentReporter
 from executor.sampling import Sampler
 from executor.transfer import Lanes
 from planner.schedule import PRELUDE, Task, TaskKind
@@ -18,15 +18,8 @@ from planner.schedule import PRELUDE, Task, TaskKind
 class WarmUpRun(BlockRun):
     """Calls every kernel of a run at its own sizes, and leaves the allocator the memory that a run takes."""
 
-    def __init__(
-        self,
-        held: Allocations,
-        block: Block,
-        samplers: Sequence[Sampler],
-        reporter: Reporter,
-        measurements: Measurements,
-    ) -> None:
-        super().__init__(held, block, samplers, reporter, measurements)
+    def __init__(self, held: Allocations, block: Block, samplers: Sequence[Sampler]) -> None:
+        super().__init__(held, block, samplers, SilentReporter(), Measurements())
         self.lanes = Lanes(held.streams, overlap=False)  # tasks that are left out order nothing
         num_layers = len(self.sizes.model.layers)
         self.stops = {PRELUDE, 0, num_layers - 1, num_layers}

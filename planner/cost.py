@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from planner.cost_compute import ComputeCost, Piece, token_bytes
+from planner.cost_compute import ComputeCost, token_bytes
 from planner.factors import CONTENTION
 from planner.layout import DTYPE_BYTES
 from planner.model import LayerSpec, ModelSpec
+from planner.piece import Piece
 from planner.policy import Tier
 from planner.rates import Rates
 from planner.schedule import TaskKind

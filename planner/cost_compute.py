@@ -13,7 +13,8 @@ from planner.elementwise import elementwise
 from planner.factors import UNPACK
 from planner.layout import DTYPE_BYTES, kv_vector_bytes
 from planner.model import LayerSpec, ModelSpec
-from planner.packed_work import PACKED_BYTES, Conversion, PackedRates, packed, unpacked
+from planner.packed_work import PACKED_BYTES, PackedRates, packed, unpacked
+from planner.piece import NOTHING, Piece, total
 from planner.policy import Tier
 from planner.rates import Rates
 from planner.schedule import ATTEND
@@ -28,33 +29,6 @@ LOGITS_BYTES = 12
 """Moved for each logit beside its product: to float32, and read again for the next token."""
 EAGER_PASSES = 6
 """Reads and writes of attention scores that are not fused: product, mask (2), softmax (2), product."""
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Some compute: seconds at the profile's rates, FLOP, bytes of memory, and seconds of the host to issue it."""
-
-    seconds: float
-    flops: float = 0.0
-    num_bytes: float = 0.0
-    issue_s: float = 0.0
-
-    def __mul__(self, times: float) -> Piece:
-        return Piece(self.seconds * times, self.flops * times, self.num_bytes * times, self.issue_s * times)
-
-
-NOTHING = Piece(0.0)
-
-
-def total(parts: Iterable[Piece]) -> Piece:
-    """The sum of pieces that follow one another."""
-    pieces = list(parts)
-    return Piece(
-        sum(piece.seconds for piece in pieces),
-        sum(piece.flops for piece in pieces),
-        sum(piece.num_bytes for piece in pieces),
-        sum(piece.issue_s for piece in pieces),
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +54,8 @@ class ComputeCost:
             count=held.batches,
             linear_s=held.batches * self.seconds(linear, step.phase)
             + held.passes * self.seconds(unpacking, UNPACK),
-            issue_s=held.batches * (linear.issue_s * float(not self.rates.on_cpu))
-            + held.passes * (unpacking.issue_s * float(not self.rates.on_cpu)),
+            issue_s=(held.batches * linear.issue_s + held.passes * unpacking.issue_s)
+            * float(not self.rates.on_cpu),
             near_s=near * self.seconds(row, ATTEND if is_decode else step.phase),
             attend_s=attended * (far.seconds * self.rates.factor("cpu", ATTEND))
             + num_attends * self.rates.task_overhead_s,
@@ -174,7 +148,7 @@ class ComputeCost:
         if self.choice.weight_bits == 16:
             return NOTHING
         found = [tensor.numel for tensor in layer.tensors if tensor.quantizable]
-        return self._converted(unpacked(sum(found), len(found), *self._conversion))
+        return unpacked(sum(found), len(found), *self._conversion)
 
     def _attention(self, step: Step) -> Piece:
         """One sequence's attention on the compute device; half of the pairs where the mask is causal."""
@@ -188,7 +162,7 @@ class ComputeCost:
         reads_packed = rates.packed.attend if rates.packed and step.phase == "decode" and not scores else None
         if self.choice.kv_bits == 4 and reads_packed:
             attention = Piece(
-                values / reads_packed * (self._shared_by if rates.on_cpu else 1.0),
+                values / reads_packed * shared_by,
                 flops,
                 values * PACKED_BYTES,
             )
@@ -210,7 +184,7 @@ class ComputeCost:
             return attention
         values = 2.0 * self.model.kv_dim
         conversions = packed(values * step.num_new, *plain), unpacked(values * step.num_cached, 1, *plain)
-        return total([attention, *map(self._converted, conversions)])
+        return total([attention, *conversions])
 
     @property
     def _shared_by(self) -> float:
@@ -225,22 +199,18 @@ class ComputeCost:
         """Into 4 bits, of one sequence: what the step adds to the cache."""
         if self.choice.kv_bits == 16:
             return NOTHING
-        return self._converted(packed(2.0 * self.model.kv_dim * step.num_new, *self._conversion))
+        return packed(2.0 * self.model.kv_dim * step.num_new, *self._conversion)
 
     def _unpacked_cache(self, step: Step) -> Piece:
         """Out of 4 bits, of one sequence: what is cached already."""
         if self.choice.kv_bits == 16:
             return NOTHING
-        return self._converted(unpacked(2.0 * self.model.kv_dim * step.num_cached, 1, *self._conversion))
+        return unpacked(2.0 * self.model.kv_dim * step.num_cached, 1, *self._conversion)
 
     @property
     def _conversion(self) -> tuple[PackedRates | None, int, float]:
         """At which rates the compute device converts values, and of how many bytes, at the memory's rate."""
         return self.rates.packed, self._element_bytes, self.rates.memory_bytes_per_s
-
-    @staticmethod
-    def _converted(conversion: Conversion) -> Piece:
-        return Piece(conversion.seconds, 0.0, conversion.num_bytes, conversion.issue_s)
 
 
 def experts_hit(layer: LayerSpec, tokens: float) -> float:

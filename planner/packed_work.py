@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from hwprofiles.packing import GROUP_BYTES, GROUP_SIZE
 from hwprofiles.points import Packed, Rate
+from planner.piece import Piece
 
 Reading = Callable[[Rate], float]
 """The figure that is taken of a measured rate."""
@@ -48,30 +49,19 @@ class PackedRates:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Conversion:
-    """Values turned from one form into the other."""
-
-    seconds: float
-    num_bytes: float
-    issue_s: float = 0.0
-
-
 def unpacked(
     numel: float, calls: int, rates: PackedRates | None, element_bytes: int, memory_bytes_per_s: float
-) -> Conversion:
+) -> Piece:
     """Values out of 4 bits, in so many calls."""
     if rates is None:
         moved = numel * (DEQUANTISE_BYTES + element_bytes)
-        return Conversion(moved / memory_bytes_per_s, moved)
-    return Conversion(numel / rates.unpack, numel * (PACKED_BYTES + element_bytes), calls * rates.issue_s)
+        return Piece(moved / memory_bytes_per_s, 0.0, moved)
+    return Piece(numel / rates.unpack, 0.0, numel * (PACKED_BYTES + element_bytes), calls * rates.issue_s)
 
 
-def packed(
-    numel: float, rates: PackedRates | None, element_bytes: int, memory_bytes_per_s: float
-) -> Conversion:
+def packed(numel: float, rates: PackedRates | None, element_bytes: int, memory_bytes_per_s: float) -> Piece:
     """Values into 4 bits."""
     if rates is None:
         moved = numel * (QUANTISE_BYTES + element_bytes)
-        return Conversion(moved / memory_bytes_per_s, moved)
-    return Conversion(numel / rates.pack, numel * (PACKED_BYTES + element_bytes))
+        return Piece(moved / memory_bytes_per_s, 0.0, moved)
+    return Piece(numel / rates.pack, 0.0, numel * (PACKED_BYTES + element_bytes))

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from planner.cost import HOST, SHARED, CostModel, compute_seconds
-from planner.cost_compute import total as total_of
 from planner.held import held_by_block, of_share
 from planner.ledger import Sizes
 from planner.message_costs import message_moves
 from planner.model import LayerSpec
 from planner.passes import Blocks, Run, full_block, runs_of
+from planner.piece import total as total_of
 from planner.plan import JobPrediction, Phase, PhasePrediction, Prediction, TaskPrediction
 from planner.rates import Rates
 from planner.schedule import ATTEND, TaskKind

@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from planner.cost import CostModel, compute_seconds
-from planner.cost_compute import NOTHING, Piece
 from planner.held import first_of_waves, held_by_batches
 from planner.ledger import Sizes
 from planner.message_costs import message_moves
+from planner.piece import NOTHING, Piece
 from planner.rates import Rates
 from planner.schedule import PRELUDE, Task, TaskKind
 from planner.work import Choice, Compute, Move, step_of

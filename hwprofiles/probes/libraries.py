@@ -28,12 +28,10 @@ def library_bytes(device: torch.device) -> int:
     return max(0, _beside_torch(device) - before)
 
 
-def load_kernels(
-    device: torch.device, rows: Sequence[int] = _ROWS, dtypes: Sequence[torch.dtype] = _DTYPES
-) -> None:
-    """Call what layers, sampling and quantisation call; Triton too where it is usable."""
+def load_kernels(device: torch.device, rows: Sequence[int] = _ROWS) -> None:
+    """Call what layers, sampling and quantisation call, in every dtype; Triton too where it is usable."""
     with torch.inference_mode():
-        for dtype in dtypes:
+        for dtype in _DTYPES:
             _multiply(device, dtype, rows)
             _attend(device, dtype)
             _transform(device, dtype)

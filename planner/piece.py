@@ -1,0 +1,33 @@
+"""Piece: some compute as the cost formulas see it, which can be added up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some compute: seconds at the profile's rates, FLOP, bytes of memory, and seconds of the host to issue it."""
+
+    seconds: float
+    flops: float = 0.0
+    num_bytes: float = 0.0
+    issue_s: float = 0.0
+
+    def __mul__(self, times: float) -> Piece:
+        return Piece(self.seconds * times, self.flops * times, self.num_bytes * times, self.issue_s * times)
+
+
+NOTHING = Piece(0.0)
+
+
+def total(parts: Iterable[Piece]) -> Piece:
+    """The sum of pieces that follow one another."""
+    pieces = list(parts)
+    return Piece(
+        sum(piece.seconds for piece in pieces),
+        sum(piece.flops for piece in pieces),
+        sum(piece.num_bytes for piece in pieces),
+        sum(piece.issue_s for piece in pieces),
+    )
