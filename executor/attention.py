@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import torch
 from transformers import AttentionInterface
@@ -42,10 +42,10 @@ class Step:
     """[chunk rows] left padding, on the compute device; None where nothing is padded."""
     host_pads: torch.Tensor | None
     """The same on the host."""
-    attend_start_s: float = 0.0
-    attend_s: float = 0.0
-    attend_bytes: int = 0
-    """K and V that the CPU attended to, from when and for how long."""
+    pause: Callable[[], None] = lambda: None
+    """Called when the CPU's errands are on their way; returns when they are answered."""
+    errands: list[Errand] = field(default_factory=list)
+    """What the CPU is to attend to."""
 
     def overlapping(self) -> Iterator[tuple[Part, slice, int]]:
         """The parts that meet the chunk: (part, the chunk's rows, first of them within the part)."""
@@ -101,31 +101,32 @@ class RowAttention:
         return result.transpose(1, 2).contiguous(), None
 
     def _attend_step(self, query: torch.Tensor, step: Step, how: Math) -> torch.Tensor:
-        """Decode: the CPU's queries leave first, then the device's rows are queued, then the CPU does its own."""
+        """Decode: the CPU's queries leave first, then the device's rows are queued; the rest waits for the CPU."""
         result = torch.empty_like(query.transpose(1, 2)).transpose(
             1, 2
         )  # laid out as the layer goes on with it
         total = step.past + query.shape[2]
         parts = list(step.overlapping())
-        sent = self.exchange.send([query[rows] for part, rows, _ in parts if part.on_cpu])
+        far = [place for place in parts if place[0].on_cpu]
+        sent = self.exchange.send([query[rows] for _, rows, _ in far])
         for part, rows, row in parts:
             if not part.on_cpu:
                 pads = None if step.pads is None else step.pads[rows]
                 attend_rows(query[rows], part.view, row, total, pads, how, result[rows])
-        began = self.exchange.wait()
-        for (part, rows, row), errand in zip([p for p in parts if p[0].on_cpu], sent, strict=True):
+        if not sent:
+            return result
+        for (part, rows, row), message in zip(far, sent, strict=True):
             pads = None if step.host_pads is None else step.host_pads[rows]
-            attend_rows(errand.query, part.view, row, total, pads, how, errand.result)
-            errand.bring_back(result[rows])
-            step.attend_bytes += 2 * total * part.view.vector_bytes * errand.query.shape[0]
-        if sent:
-            step.attend_start_s, step.attend_s = began, time.perf_counter() - began
+            step.errands.append(Errand(message, part.view, row, total, pads, how))
+        step.pause()
+        for (_, rows, _), message in zip(far, sent, strict=True):
+            message.bring_back(result[rows])
         return result
 
 
 @dataclass(frozen=True, slots=True)
-class Errand:
-    """A query that the CPU is to answer, [rows, heads, 1, head_dim], on the host with room for its result."""
+class Message:
+    """A query for the CPU, [rows, heads, 1, head_dim], on the host with room for its result."""
 
     query: torch.Tensor
     result: torch.Tensor
@@ -140,32 +141,50 @@ class Errand:
             torch.mul(self.result_on_device, 1, out=target)
 
 
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """Attention of some rows that is the CPU's to compute, once their queries have arrived."""
+
+    message: Message
+    view: KvView
+    row: int
+    """The first of the view's rows."""
+    total: int
+    """Tokens attended to."""
+    pads: torch.Tensor | None
+    how: Math
+
+    def run(self) -> int:
+        """Leave the result in the message; the bytes of K and V that were read."""
+        query = self.message.query
+        attend_rows(query, self.view, self.row, self.total, self.pads, self.how, self.message.result)
+        return 2 * self.total * self.view.vector_bytes * query.shape[0]
+
+
 class Exchange:
     """Registered host memory through which queries leave for the CPU and results come back.
 
-    `nbytes` holds the queries and results of all rows that the CPU attends in a gpu batch (Sizes.attention_staging).
-    Kernels carry them, not copies: a copy would wait for the bulk transfers of other streams. What a layer leaves
-    here is read before the next layer's queries can have arrived: both are on one stream.
+    `nbytes` holds the queries and results of all rows that the CPU attends in two gpu batches, which take turns
+    (Sizes.attention_staging): one that it attends for, and one that brings back its results or sends its queries.
+    Kernels carry them, not copies: a copy would wait for the bulk transfers of other streams.
     """
 
     def __init__(self, nbytes: int, device: torch.device) -> None:
         self._arena = Arena(nbytes, torch.device("cpu"), register=device.type == "cuda")
         self._on_device = self._arena.on_device() if device.type == "cuda" and nbytes else None
-        self._event = torch.cuda.Event() if device.type == "cuda" else None
+        self._starts = itertools.cycle((0, nbytes // 2))
 
-    def send(self, queries: list[torch.Tensor]) -> list[Errand]:
-        """Start bringing queries to the host."""
+    def send(self, queries: list[torch.Tensor]) -> list[Message]:
+        """Start bringing queries to the host; they are there once what is queued on the device's stream is done."""
         if self._on_device is None:
-            return [Errand(query, torch.empty_like(query), None) for query in queries]
-        sent, used = [], 0
+            return [Message(query, torch.empty_like(query), None) for query in queries]
+        sent, used = [], next(self._starts) if queries else 0
         for query in queries:
             there, query_here = self._piece(used, query)
             back, result_here = self._piece(used + query.nbytes, query)
             torch.mul(query, 1, out=there)
-            sent.append(Errand(query_here, result_here, back))
+            sent.append(Message(query_here, result_here, back))
             used += 2 * query.nbytes
-        if self._event is not None and sent:
-            self._event.record()
         return sent
 
     def _piece(self, start: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -174,12 +193,6 @@ class Exchange:
         both = self._on_device, self._arena.tensor
         device, host = (t[start : start + like.nbytes].view(like.dtype).view(like.shape) for t in both)
         return device, host
-
-    def wait(self) -> float:
-        """Block until what was sent has arrived; the time then."""
-        if self._event is not None:
-            self._event.synchronize()
-        return time.perf_counter()
 
     def close(self) -> None:
         """Give the memory back."""

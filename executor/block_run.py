@@ -101,7 +101,7 @@ class BlockRun:
                 return lambda: self.held.weights.read_disk(task.j, task.slots)
             case TaskKind.LOAD_WEIGHT, _:
                 return lambda: self.held.weights.copy_to_slot(task)
-            case TaskKind.COMPUTE, _:
+            case ((TaskKind.COMPUTE | TaskKind.ATTEND), _):
                 return lambda: self._compute(task)
             case ((TaskKind.LOAD_CACHE | TaskKind.STORE_CACHE), _):
                 return lambda: self._move_cache(task)
@@ -111,10 +111,9 @@ class BlockRun:
                 return lambda: self._move_activation(task)
 
     def _compute(self, task: Task) -> int:
-        step = self.held.compute.run(task, self.states[task.k])
-        if step:
-            measured = step.attend_bytes, step.attend_start_s, step.attend_s
-            self.measurements.add_attend(task, *measured)
+        if task.kind is TaskKind.ATTEND:
+            return self.held.compute.attend(task)
+        self.held.compute.run(task, self.states[task.k])
         return 0
 
     def _move_cache(self, task: Task) -> int:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+from greenlet import getcurrent, greenlet
 
 from executor.activations import ActivationHomes
 from executor.attention import ATTENTION_NAME, Exchange, Part, RowAttention, Step, TierCache
@@ -16,6 +19,21 @@ from planner.layout import is_resident
 from planner.ledger import Sizes
 from planner.placement import CacheGroup, group_tier
 from planner.schedule import PRELUDE, Task
+
+
+@dataclass(frozen=True, slots=True)
+class _Paused:
+    """A layer's call between its two parts, on a stack of its own."""
+
+    course: greenlet
+    step: Step
+
+
+def _pause() -> None:
+    """Leave a layer's call, and go on with it when its second part is run."""
+    caller = getcurrent().parent
+    assert caller is not None, "only what has a stack of its own can be left"
+    caller.switch()
 
 
 class LayerCompute:
@@ -37,6 +55,8 @@ class LayerCompute:
         self.templates = LayerTemplates(sizes.model, device, ATTENTION_NAME)
         self.cache = TierCache(self.attention, gather=not sizes.model.cpu_attention)
         self._bound: tuple[int, int, int] | None = None
+        self._paused: dict[int, _Paused] = {}
+        """By gpu batch."""
 
     def bind_ends(self, homes: WeightHomes) -> None:
         """Once the weights are loaded."""
@@ -45,21 +65,35 @@ class LayerCompute:
     def start_block(self) -> None:
         """Slots hold other layers now."""
         self._bound = None
+        self._paused.clear()
 
     def close(self) -> None:
         """Give the memory back; the attention outlives the engine, for it is registered with transformers."""
         self.attention.step = None
+        self._paused.clear()
         self.exchange.close()
 
-    def run(self, task: Task, state: BatchState) -> Step | None:
-        """Do the task; the step in which the CPU attended, if it did."""
+    def run(self, task: Task, state: BatchState) -> None:
+        """Do the task."""
         if task.j == PRELUDE:
             self._prelude(task, state)
         elif task.j == len(self.sizes.model.layers):
             self._tail(task, state)
+        elif task.num_parts == 1:
+            self._layer(task, state)
+        elif task.part == 0:
+            course = greenlet(self._layer)
+            course.switch(task, state)
+            assert not course.dead, "the CPU was to attend"
+            self._paused[task.k] = _Paused(course, self.attention.current())
         else:
-            return self._layer(task, state)
-        return None
+            self._paused.pop(task.k).course.switch()
+
+    def attend(self, task: Task) -> int:
+        """The CPU's attention for a gpu batch whose layer is paused; the bytes of K and V that were read."""
+        if self.device.type == "cuda" and torch.get_num_threads() != self.sizes.policy.attention_threads:
+            torch.set_num_threads(self.sizes.policy.attention_threads)
+        return sum(errand.run() for errand in self._paused[task.k].step.errands)
 
     def _prelude(self, task: Task, state: BatchState) -> None:
         """Embed this token's ids, and record what each layer is called with, chunk by chunk.
@@ -95,8 +129,11 @@ class LayerCompute:
         assert ids is not None
         return ids
 
-    def _layer(self, task: Task, state: BatchState) -> Step | None:
-        """One layer over the gpu batch's rows; its output replaces its input, or goes to the tail or the next stage."""
+    def _layer(self, task: Task, state: BatchState) -> None:
+        """One layer over the gpu batch's rows; its output replaces its input, or goes to the tail or the next stage.
+
+        Where the CPU attends some of the rows it is paused meanwhile, and other gpu batches are begun.
+        """
         if self._bound != (bound := (task.i, task.j, task.slots.weight)):
             self.templates.bind_layer(task.j, self.weights.tensors(task.j, task.slots))
             self._bound = bound
@@ -105,20 +142,16 @@ class LayerCompute:
         source, target = self._input(task, state), self._output(task, state)
         if is_tail_next:
             state.last_hidden = torch.empty_like(source[:, -1])
-        attended = None
         for (first, count), arguments in zip(state.chunks_of(task.i), state.arguments, strict=True):
             rows = slice(first, first + count)
             pads = None if state.pads is None else state.pads[rows]
             host_pads = None if state.host_pads is None else state.host_pads[rows]
-            step = self.attention.step = Step(first, count, past, parts, pads, host_pads)
+            self.attention.step = Step(first, count, past, parts, pads, host_pads, _pause)
             output = self.templates.run_layer(task.j, source[rows], arguments[task.j])
             if is_tail_next and state.last_hidden is not None:
                 state.last_hidden[rows] = output[:, -1]
             else:
                 target[rows] = output
-            if step.attend_bytes:  # in decode, where all rows are one chunk
-                attended = step
-        return attended
 
     def _working(self, task: Task, state: BatchState) -> torch.Tensor:
         """[rows, tokens, hidden]: what layers read and write."""

@@ -14,7 +14,7 @@ from executor.one_time import OneTime
 from executor.transfer import Handle
 from planner.activity import Activity, Span, Timeline
 from planner.plan import PHASES, Phase
-from planner.schedule import ATTEND, Task, TaskKind
+from planner.schedule import Task, TaskKind
 
 Key = tuple[Phase, str, str]
 """(phase, kind, resource)"""
@@ -31,7 +31,7 @@ class Recorder(Protocol):
         """A block begins."""
 
     def span(self, span: Span) -> None:
-        """A task ran, or the CPU's part of one."""
+        """A task ran."""
 
     def token(self, at_s: float) -> None:
         """A token has been sampled for every gpu batch."""
@@ -107,11 +107,6 @@ class Measurements:
         self._pending.append(handle)
         while self._pending and self._pending[0].is_done():
             self._count(self._pending.popleft())
-
-    def add_attend(self, task: Task, num_bytes: int, start_s: float, seconds: float) -> None:
-        """The CPU attended inside a compute task."""
-        self.totals.setdefault((_phase(task), ATTEND, "cpu"), Total()).add(num_bytes, seconds)
-        self._keep(_span(task, ATTEND, "cpu", start_s, start_s + seconds, num_bytes))
 
     def token_done(self, handle: Handle, num_tokens: int) -> None:
         """A gpu batch's token has been sampled; `num_tokens` went through the layers for it."""

@@ -21,7 +21,6 @@ from planner.plan import PHASES, Phase, Plan, Prediction, TaskPrediction
 from planner.predict import as_simulated
 from planner.pricing import price_blocks
 from planner.report import SCHEMA_VERSION, PhaseReport, RunBlocks, RunReport, TaskReport, TierReport
-from planner.schedule import ATTEND
 
 
 @dataclass(slots=True)
@@ -55,7 +54,7 @@ def make_report(
     measured_s = sum(phase.measured_s for phase in phases)
     found = (phase_activity(phase, measured.activities[phase]) for phase in PHASES)
     activity = tuple(phase for phase in found if phase)
-    busy_s = sum(total.seconds for (_, kind, _), total in measured.totals.items() if kind != ATTEND)
+    busy_s = sum(total.seconds for total in measured.totals.values())
     return RunReport(
         schema_version=SCHEMA_VERSION,
         plan_digest=plan.digest(),

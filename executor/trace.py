@@ -58,7 +58,7 @@ class RunTrace:
         self.token(at_s)
 
     def span(self, span: Span) -> None:
-        """A task ran, or the CPU's part of one."""
+        """A task ran."""
         if self._is_recording():
             start_s, stop_s = span.start_s - self.origin_s, span.stop_s - self.origin_s
             self.sink.span(self.process, span._replace(start_s=start_s, stop_s=stop_s))

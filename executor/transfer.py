@@ -3,7 +3,8 @@
 A lane waits for a task's dependencies in both directions: a stream waits for other streams' events on the device, a
 thread waits for events on the host. Nothing waits for the whole device.
 
-Compute is issued by the caller's own thread, and so are copies on a stream whose dependencies are all issued: threads
+Compute is issued by the caller's own thread, which waits for the CPU's attention only once the next gpu batch is on
+its way; and so are copies on a stream whose dependencies are all issued: threads
 that hand Python's lock to each other cost more than a kernel's launch. A thread serves a stream only while something
 that the disk has yet to bring stands before it.
 """
@@ -234,6 +235,8 @@ class Lanes:
 
     def _has_lane(self, task: Task) -> bool:
         """Whether it need not be done before `submit` returns; waiting for another stage could wait for ever."""
+        if task.kind is TaskKind.ATTEND:  # a CPU that computes everything has no cores left for it
+            return self.overlap and bool(self._streams)
         return task.resource in _NET or (self.overlap and task.kind is not TaskKind.COMPUTE)
 
     def forget(self, handle: Handle) -> None:

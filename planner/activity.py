@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from planner.schedule import ATTEND, TaskKind
-
 ISSUE = "the host to issue it"
 """What a gap waited for where all that the task depends on was done."""
 PEER = "another rank"
@@ -19,7 +17,7 @@ PEER = "another rank"
 
 
 class Span(NamedTuple):
-    """When a task, or the CPU's part of one, ran on its lane."""
+    """When a task ran on its lane."""
 
     id: int
     kind: str
@@ -39,7 +37,7 @@ class Activity:
 
     seconds: float = 0.0
     overlap_s: float = 0.0
-    """Two or more lanes were at work. The CPU's part of a compute task does not count as another one."""
+    """Two or more lanes were at work."""
     busy_s: dict[str, float] = field(default_factory=dict)
     waits_s: dict[str, dict[str, float]] = field(default_factory=dict)
     """Lane -> what it waited for, as "kind on lane" -> seconds."""
@@ -75,8 +73,7 @@ class Timeline:
     def add(self, span: Span) -> None:
         """One more span; those of one lane come in order and do not overlap."""
         self._spans.append(span)
-        if span.kind != ATTEND:
-            self._stops[span.id] = span.stop_s, f"{span.kind} on {span.lane}"
+        self._stops[span.id] = span.stop_s, f"{span.kind} on {span.lane}"
 
     def close(self, until_s: float) -> Activity:
         """The stretch from the last cut to `until_s`; all spans that begin before it must have been added."""
@@ -106,8 +103,7 @@ class Timeline:
                 break
             if stop > start:
                 busy, free = busy + stop - start, stop
-                if span.kind != ATTEND:
-                    edges += [(start, 1), (stop, -1)]
+                edges += [(start, 1), (stop, -1)]
         self._free[lane] = free
         activity.busy_s[lane] = activity.busy_s.get(lane, 0.0) + busy
         return edges
@@ -115,9 +111,6 @@ class Timeline:
     def _gap(self, span: Span, start_s: float, stop_s: float, activity: Activity) -> None:
         """A lane was idle before a span: until its last dependency was done, then until it was issued."""
         if stop_s <= start_s:
-            return
-        if span.kind == ATTEND:
-            activity.wait(span.lane, f"{TaskKind.COMPUTE} on gpu", stop_s - start_s)
             return
         rest = PEER if span.lane in ("net_in", "net_out") else ISSUE
         nothing = start_s, rest

@@ -13,17 +13,11 @@ _LITTLE = 0.1
 """Of a phase's time, work of other resources that says nothing about how well steps overlap."""
 _MOSTLY, _IN_PART = 0.75, 0.35
 """Of the work beside the busiest resource's, the share that ran at the same time as other work."""
-_ATTENDS_MOST = 0.5
-"""Above this share of the compute lane's time, it is the CPU's attention that the lane waits for."""
 
 
 def binding_lane(activity: Activity) -> str:
-    """The lane at work longest; the CPU where a compute task mostly waits for its attention."""
-    busy = activity.busy_s
-    lane = max(busy, key=lambda lane: busy[lane])
-    if lane == "gpu" and busy.get("cpu", 0.0) > _ATTENDS_MOST * busy["gpu"]:
-        return "cpu"
-    return lane
+    """The lane at work longest."""
+    return max(activity.busy_s, key=lambda lane: activity.busy_s[lane])
 
 
 def phase_activity(phase: Phase, activity: Activity) -> PhaseActivity | None:

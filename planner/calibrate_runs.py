@@ -18,7 +18,7 @@ from planner.plan import PHASES, Phase, Plan, Prediction
 from planner.pricing import price, price_blocks
 from planner.rates import Rates
 from planner.report import RunReport, TaskReport
-from planner.schedule import ATTEND, TaskKind
+from planner.schedule import TaskKind
 from planner.work import MAX_DECODE_GROUPS
 
 Vector = NDArray[np.float64]
@@ -133,7 +133,7 @@ class Run:
             if task.kind == TaskKind.COMPUTE:
                 names.add(kind_name(task.resource, task.phase))
                 if task.phase == "decode":
-                    names.add(kind_name(task.resource, ATTEND))
+                    names.add(kind_name(task.resource, TaskKind.ATTEND))
                 if self.report.plan.policy.weight_bits == 4:
                     names.add(kind_name(task.resource, UNPACK))
             else:

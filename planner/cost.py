@@ -173,11 +173,12 @@ class CostModel:
             busy[move.resource] = busy[move.resource] + self.seconds(move, speeds)
             moved[move.resource] = moved[move.resource] + move.num_bytes
         lanes = [(self.compute_tier, compute.linear_s + compute.near_s), *busy.items()]
-        if self.compute_tier == "gpu":
-            lanes.append(("cpu", compute.linear_s + compute.attend_s))
+        if self.rates.on_cpu and self.compute_tier == "gpu":
+            lanes.append(
+                ("cpu", compute.linear_s + compute.near_s + compute.attend_s)
+            )  # the caller does all of it
         if not self.rates.on_cpu:
-            issued = self.issued(moves, compute)
-            lanes += [(HOST, issued), ("cpu", issued + compute.attend_s)]  # the caller attends itself
+            lanes += [(HOST, self.issued(moves, compute)), ("cpu", compute.first_s + compute.attend_s)]
         return [*lanes, *self._shared_lanes(busy, moved, compute)]
 
     def issued(self, moves: Iterable[Move[A]], compute: Compute[A]) -> A:
@@ -264,11 +265,5 @@ class CostModel:
 
 
 def compute_seconds(compute: Compute[float]) -> float:
-    """Time of compute tasks: the CPU attends its rows while the compute device attends the others.
-
-    A GPU is not done before the host has issued it all, and what attends issues nothing meanwhile.
-    """
-    attention = max(compute.near_s, compute.attend_s)
-    if compute.attend_s > 0:
-        return max(compute.linear_s, compute.issue_s) + attention
-    return max(compute.linear_s + attention, compute.issue_s)
+    """Time of compute tasks, the CPU's attention left out; a GPU is not done before the host has issued it all."""
+    return max(compute.linear_s + compute.near_s, compute.issue_s)

@@ -17,7 +17,7 @@ from planner.packed_work import PACKED_BYTES, PackedRates, packed, unpacked
 from planner.piece import NOTHING, Piece, total
 from planner.policy import Tier
 from planner.rates import Rates
-from planner.schedule import ATTEND
+from planner.schedule import TaskKind
 from planner.work import A, Choice, Compute, Held, Step
 
 OPERATIONS_OF_END = 18
@@ -54,10 +54,11 @@ class ComputeCost:
             count=held.batches,
             linear_s=held.batches * self.seconds(linear, step.phase)
             + held.passes * self.seconds(unpacking, UNPACK),
+            first_s=held.passes * max(self.seconds(linear, step.phase), linear.issue_s),
             issue_s=(held.batches * linear.issue_s + held.passes * unpacking.issue_s)
             * float(not self.rates.on_cpu),
-            near_s=near * self.seconds(row, ATTEND if is_decode else step.phase),
-            attend_s=attended * (far.seconds * self.rates.factor("cpu", ATTEND))
+            near_s=near * self.seconds(row, TaskKind.ATTEND if is_decode else step.phase),
+            attend_s=attended * (far.seconds * self.rates.factor("cpu", TaskKind.ATTEND))
             + num_attends * self.rates.task_overhead_s,
             attend_count=num_attends,
             flops=held.batches * linear.flops + near * row.flops,

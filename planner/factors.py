@@ -15,7 +15,7 @@ CONTENTION = "contention"
 """Of the work that shares cores or memory."""
 UNPACK = "unpack"
 """Kind of the compute that brings 4-bit weights back to the model's dtype. The other kinds of compute are named
-by their phase, and ATTEND is attention to the cache in decode; kinds of copies are the tasks'."""
+by their phase, and `attend` is attention to the cache in decode; kinds of copies are the tasks'."""
 
 
 def factor_of(factors: Factors, resource: str, kind: str = "") -> float:

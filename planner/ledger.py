@@ -274,11 +274,11 @@ class Sizes:
         return count * row + quantise_temporaries(count * values)
 
     def attention_staging(self) -> int:
-        """Queries and results of the rows that the CPU attends in a gpu batch, on the host."""
+        """Queries and results of the rows that the CPU attends in two gpu batches, on the host."""
         if self.compute_tier != "gpu":
             return 0
         rows = max(r.cpu_attend + r.disk_attend for r in self.placement.cache_rows)
-        return 2 * rows * self.model.num_heads * self.model.head_dim * self.element_bytes
+        return ATTENDED_AT_ONCE * 2 * rows * self.model.num_heads * self.model.head_dim * self.element_bytes
 
     def activations(self, tier: Tier) -> int:
         """Homes of the hidden states of a block on a tier."""
@@ -323,6 +323,8 @@ def _buffers(sizes: Sizes) -> Iterator[Entry]:
 ACTIVATION_SLOTS = 3
 """One loading, one computing, one storing."""
 WEIGHT_STAGING = 2
+ATTENDED_AT_ONCE = 2
+"""Gpu batches: while the CPU attends for one, the GPU computes for another."""
 
 
 def _transients(sizes: Sizes, target: Target) -> Iterator[Entry]:
@@ -333,6 +335,7 @@ def _transients(sizes: Sizes, target: Target) -> Iterator[Entry]:
     )
     step = Fed(rows=policy.gpu_batch_size, num_new=1, num_total=max_len)
     prefill, decode = (workspace_bytes(model, fed, element_bytes, policy.kv_bits) for fed in (chunk, step))
+    decode *= ATTENDED_AT_ONCE if sizes.attention_staging() else 1
     yield Entry(tier=tier, purpose="workspace", prefill_bytes=prefill, decode_bytes=decode)
     prefill = policy.block_size * argument_bytes(model, prompt_len, prompt_len, element_bytes)
     decode = policy.block_size * argument_bytes(model, 1, max_len, element_bytes)

@@ -15,7 +15,7 @@ from planner.passes import Blocks, Run, full_block, runs_of
 from planner.piece import total as total_of
 from planner.plan import JobPrediction, Phase, PhasePrediction, Prediction, TaskPrediction
 from planner.rates import Rates
-from planner.schedule import ATTEND, TaskKind
+from planner.schedule import TaskKind
 from planner.work import MAX_DECODE_GROUPS, Choice, Compute, Held, Move, Step
 
 NOT_RUN = "none"
@@ -206,7 +206,9 @@ def _add_layers(total: _PhaseSum, cost: CostModel, group: _LayerGroup, step: Ste
         total.add(move.kind.value, move.resource, times, _moved(cost, move, speeds))
     total.add(TaskKind.COMPUTE.value, cost.compute_tier, times, _computed(compute))
     read = cost.attended_bytes(held, step)
-    total.add(ATTEND, "cpu", times, _TaskSum(compute.attend_count, read, 0.0, compute.attend_s))
+    total.add(
+        TaskKind.ATTEND.value, "cpu", times, _TaskSum(compute.attend_count, read, 0.0, compute.attend_s)
+    )
     return [(name, group.count * seconds) for name, seconds in lanes]
 
 
@@ -215,7 +217,8 @@ def _moved(cost: CostModel, move: Move[float], speeds: dict[tuple[str, str], flo
 
 
 def _computed(compute: Compute[float]) -> _TaskSum:
-    return _TaskSum(compute.count, compute.num_bytes, compute.flops, compute_seconds(compute))
+    count = compute.count + compute.attend_count  # two parts where the CPU attends
+    return _TaskSum(count, compute.num_bytes, compute.flops, compute_seconds(compute))
 
 
 def _layer_groups(sizes: Sizes) -> list[_LayerGroup]:

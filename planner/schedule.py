@@ -13,9 +13,9 @@ from typing import NamedTuple
 from planner.ledger import ACTIVATION_SLOTS, WEIGHT_STAGING
 from planner.message_schedule import NO_SLOTS, Incoming, Outgoing
 from planner.shape import BatchShape, Shape
-from planner.tasks import ATTEND, PRELUDE, Ids, Resource, Slots, Task, TaskKind, Visit
+from planner.tasks import PRELUDE, Ids, Resource, Slots, Task, TaskKind, Visit
 
-__all__ = ["ATTEND", "PRELUDE", "Resource", "Slots", "Task", "TaskKind", "tasks"]
+__all__ = ["PRELUDE", "Resource", "Slots", "Task", "TaskKind", "tasks"]
 
 Active = Callable[[int, Sequence[int]], Sequence[int]]
 
@@ -39,6 +39,7 @@ class _Generator:
         self.link = shape.compute_tier == "gpu"
         self.next_id = 0
         self.pending: list[Task] = []
+        self.open: _Open | None = None
         self.weights = _Weights(self)
         self.incoming = Incoming(self.place, self.emit)
         self.outgoing = Outgoing(self.place, self.emit)
@@ -59,7 +60,10 @@ class _Generator:
             following, upcoming = next(visits, None), None
             if following and self._may_precede(following, visit):
                 upcoming = self._load(following)
-            self._compute(visit, *loads)
+            if self._is_attended(visit):
+                self._compute_attended(visit, *loads)
+            else:
+                self._compute(visit, *loads)
             if following and not upcoming:
                 upcoming = self._load(following)
             self.weights.load_part()
@@ -73,6 +77,8 @@ class _Generator:
         Of one gpu batch, hidden states are loaded only once they have been stored, a token is embedded once it is
         known, and a later stage's first layer takes what its prelude was sent with.
         """
+        if self.open and following.k == self.open.visit.k:
+            return False
         if following.k != visit.k:
             return True
         is_within = following.j > (PRELUDE if self.place.is_first else 0)
@@ -176,9 +182,43 @@ class _Generator:
         return ids
 
     def _compute(self, visit: Visit, slots: Slots, deps: Ids) -> None:
-        """Yield a visit's compute and its stores: the next layer may be waiting for the activations."""
-        batch = self.shape.batches[visit.k]
+        """Yield a visit's compute and its stores."""
         done = self.emit(TaskKind.COMPUTE, "gpu" if self.link else "cpu", visit, slots, deps)
+        self._pass_on(visit, slots, done)
+        self._store_cache(visit, slots, done, done)
+        self._leave(visit, done + self._finish_open())
+
+    def _is_attended(self, visit: Visit) -> bool:
+        """Whether the CPU attends rows in this visit."""
+        is_layer = 0 <= visit.j < self.num_layers
+        return visit.i > 0 and is_layer and self.shape.batches[visit.k].attended_cache
+
+    def _compute_attended(self, visit: Visit, slots: Slots, deps: Ids) -> None:
+        """Yield a visit's compute up to attention, the CPU's attention, and the rest of the visit before it.
+
+        So the GPU computes one gpu batch while the CPU attends for another. New K and V are written before attention.
+        """
+        begun = self.emit(TaskKind.COMPUTE, "gpu", visit, slots, deps, (0, 2))
+        attended = self.emit(TaskKind.ATTEND, "cpu", visit, slots, begun)
+        self._store_cache(visit, slots, begun, begun + attended)
+        self._finish_open()
+        self.open = _Open(visit, slots, attended)
+        if visit.last:
+            self._finish_open()
+
+    def _finish_open(self) -> Ids:
+        """Yield the rest of the visit that the CPU attends for; nothing where there is none."""
+        if self.open is None:
+            return ()
+        (visit, slots, attended), self.open = self.open, None
+        done = self.emit(TaskKind.COMPUTE, "gpu", visit, slots, attended, (1, 2))
+        self._pass_on(visit, slots, done)
+        self._leave(visit, done)
+        return done
+
+    def _pass_on(self, visit: Visit, slots: Slots, done: Ids) -> None:
+        """Yield the store of a visit's result, or its message; the next layer may be waiting for it."""
+        batch = self.shape.batches[visit.k]
         if slots.incoming >= 0 and not self.place.over_link:
             self.incoming.release(slots.incoming, done)
         sent = self.outgoing.send(visit, slots, done) if slots.outgoing >= 0 else done
@@ -190,13 +230,21 @@ class _Generator:
                 if batch.disk_activation:
                     ids += self.emit(TaskKind.STORE_ACTIVATION, "disk_write", visit, slots, ids)
             self.activation_stored[visit.k] = self.activation_users[slots.activation] = ids
-        if slots.cache >= 0:
-            ids = done
-            if self.link and (visit.i == 0 or batch.loaded_cache):
-                ids = self.emit(TaskKind.STORE_CACHE, "d2h", visit, slots, done)
-            if batch.disk_cache:
-                ids += self.emit(TaskKind.STORE_CACHE, "disk_write", visit, slots, ids)
-            self.cache_stored[visit.j, visit.k] = self.cache_users[slots.cache] = ids
+
+    def _store_cache(self, visit: Visit, slots: Slots, written: Ids, used: Ids) -> None:
+        """What was `written` to the slot is stored; others may take it once it is no longer `used` either."""
+        if slots.cache < 0:
+            return
+        batch, ids = self.shape.batches[visit.k], written
+        if self.link and (visit.i == 0 or batch.loaded_cache):
+            ids = self.emit(TaskKind.STORE_CACHE, "d2h", visit, slots, written)
+        if batch.disk_cache:
+            ids += self.emit(TaskKind.STORE_CACHE, "disk_write", visit, slots, ids)
+        self.cache_stored[visit.j, visit.k] = ids
+        self.cache_users[slots.cache] = ids + used
+
+    def _leave(self, visit: Visit, done: Ids) -> None:
+        """A visit's compute is done; with a layer's last one its weights may go."""
         if visit.last and 0 <= visit.j < self.num_layers:
             self.weights.release(visit.j, done)
         self._pass_ids(visit, done)
@@ -226,6 +274,14 @@ class _Generator:
         self.pending.append(task)
         self.next_id += 1
         return (self.next_id - 1,)
+
+
+class _Open(NamedTuple):
+    """A visit whose compute has begun and goes on when the CPU has attended."""
+
+    visit: Visit
+    slots: Slots
+    attended: Ids
 
 
 class _Load(NamedTuple):

@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 
 from planner.activity import Span
-from planner.schedule import ATTEND, tasks
+from planner.schedule import tasks
 from planner.shape import LayerShape, Shape, shape_of
 from planner.task_costs import SHARED_LANES, Group, Load, TaskCosts
-from planner.tasks import Ids, Task
+from planner.tasks import Ids, Task, TaskKind
 
 
 class LaneWork:
@@ -20,11 +20,11 @@ class LaneWork:
     def __init__(self) -> None:
         self._times_s, self._work_s = [0.0], [0.0]
 
-    def add(self, start_s: float, stop_s: float, work_s: float) -> None:
+    def add(self, start_s: float, stop_s: float) -> None:
         """The next task."""
         done_s = self._work_s[-1]
         self._times_s += (start_s, stop_s)
-        self._work_s += (done_s, done_s + work_s)
+        self._work_s += (done_s, done_s + stop_s - start_s)
 
     def until(self, times_s: Sequence[float]) -> list[float]:
         """Seconds at work until each time."""
@@ -61,32 +61,28 @@ class Script:
     def waits(self) -> Iterator[Ids]:
         """What each task waits for beside its lane.
 
-        Where the caller's thread computes, or waits for the CPU's attention, nothing later is issued before.
+        Where the caller's thread computes nothing later is issued before, nor while it waits for the CPU's attention.
         """
         blocker: Ids = ()
         for task, load in zip(self.tasks, self.loads, strict=True):
             yield task.deps + blocker
             if load.is_blocking:
                 blocker = (task.id,)
+            elif task.kind is TaskKind.COMPUTE and task.part:
+                blocker = task.deps
 
     def spans(self, times_s: Iterable[tuple[float, float]]) -> Iterator[Span]:
         """The tasks from start to stop, in the order of the schedule."""
         for task, load, (start_s, stop_s) in zip(self.tasks, self.loads, times_s, strict=True):
             i, j = self._named(task)
             kind, nbytes = task.kind.value, load.num_bytes
-            span = Span(task.id, kind, task.resource, i, j, task.k, start_s, stop_s, nbytes, task.deps)
-            yield span
-            if load.attend_s:
-                yield _attended(span, load)
+            yield Span(task.id, kind, task.resource, i, j, task.k, start_s, stop_s, nbytes, task.deps)
 
     def lanes(self, times_s: Iterable[tuple[float, float]]) -> dict[str, LaneWork]:
-        """What each lane did, the CPU's attention as long a part of its task as by itself."""
+        """What each lane did."""
         lanes: dict[str, LaneWork] = {}
-        for task, load, (start_s, stop_s) in zip(self.tasks, self.loads, times_s, strict=True):
-            lanes.setdefault(task.resource, LaneWork()).add(start_s, stop_s, stop_s - start_s)
-            if load.attend_s:
-                attended_s = (stop_s - start_s) * load.attend_s / load.seconds
-                lanes.setdefault("cpu", LaneWork()).add(start_s, stop_s, attended_s)
+        for task, (start_s, stop_s) in zip(self.tasks, times_s, strict=True):
+            lanes.setdefault(task.resource, LaneWork()).add(start_s, stop_s)
         return lanes
 
     def work_s(self, within: Iterable[int] | None = None) -> dict[str, float]:
@@ -109,11 +105,3 @@ def _shape_of(whole: Shape, group: Group) -> LayerShape:
         on_disk=any(layer.on_disk for layer in layers),
         num_parts=max(layer.num_parts for layer in layers),
     )
-
-
-def _attended(span: Span, load: Load) -> Span:
-    """The CPU's part of a compute task, put in its middle: projections come before it, the MLP after it."""
-    slowed = (span.stop_s - span.start_s) / load.seconds
-    start_s = span.start_s + slowed * (load.seconds - load.attend_s) / 2
-    stop_s = start_s + slowed * load.attend_s
-    return span._replace(kind=ATTEND, lane="cpu", start_s=start_s, stop_s=stop_s, num_bytes=load.attend_bytes)

@@ -27,11 +27,8 @@ class Load(NamedTuple):
     num_bytes: float
     shares: tuple[float, ...]
     """Of each of SHARED_LANES, as long as the task runs at its own speed."""
-    attend_s: float
-    attend_bytes: float
-    """K and V that the CPU attends to within a compute task, and how long it takes."""
     is_blocking: bool
-    """The caller's thread does it, or waits for it: nothing later is issued before."""
+    """The caller's thread does it: nothing later is issued before."""
 
 
 Group = tuple[tuple[int, float], ...]
@@ -73,7 +70,7 @@ class TaskCosts:
         if task.num_parts == 1:
             return load
         seconds, num_bytes = load.seconds / task.num_parts, load.num_bytes / task.num_parts
-        return Load(seconds, num_bytes, load.shares, load.attend_s, load.attend_bytes, load.is_blocking)
+        return Load(seconds, num_bytes, load.shares, load.is_blocking)
 
     def batch_kind(self, task: Task) -> int:
         """The same for tasks of gpu batches that are alike."""
@@ -109,23 +106,31 @@ class TaskCosts:
             compute = cost.compute(self.sizes.model.layers[j], held, step)
             if not cost.rates.on_cpu:
                 compute = replace(compute, issue_s=cost.issued(moves, compute))
-            attended = cost.attended_bytes(held, step) if compute.attend_count else 0.0
+            if compute.attend_count:
+                loads[TaskKind.ATTEND, "cpu"] = self._attended(compute, cost.attended_bytes(held, step))
         else:
-            compute, attended = _end(cost.ends(step)[j == _HEAD]), 0.0
-        loads[TaskKind.COMPUTE, cost.compute_tier] = self._computed(compute, attended)
+            compute = _end(cost.ends(step)[j == _HEAD])
+        loads[TaskKind.COMPUTE, cost.compute_tier] = self._computed(compute)
         return loads
 
     def _moved(self, move: Move[float]) -> Load:
         speeds = self.cost.speeds([move])
         seconds = self.cost.seconds(move, speeds)
         shares = _shares(self.cost.lanes([move], _end(NOTHING), speeds), seconds)
-        return Load(seconds, move.num_bytes, shares, 0.0, 0.0, False)
+        return Load(seconds, move.num_bytes, shares, False)
 
-    def _computed(self, compute: Compute[float], attended_bytes: float) -> Load:
-        seconds = compute_seconds(compute)
-        shares = _shares(self.cost.lanes([], compute, {}), seconds)
-        is_blocking = self.cost.rates.on_cpu or compute.attend_s > 0
-        return Load(seconds, compute.num_bytes, shares, compute.attend_s, attended_bytes, is_blocking)
+    def _computed(self, compute: Compute[float]) -> Load:
+        """All but the CPU's attention."""
+        alone = replace(compute, attend_s=0.0, attend_count=0.0, attend_bytes=0.0)
+        seconds = compute_seconds(alone)
+        shares = _shares(self.cost.lanes([], alone, {}), seconds)
+        return Load(seconds, compute.num_bytes, shares, self.cost.rates.on_cpu)
+
+    def _attended(self, compute: Compute[float], num_bytes: float) -> Load:
+        """The CPU's attention alone."""
+        alone = replace(_end(NOTHING), attend_s=compute.attend_s, attend_bytes=compute.attend_bytes)
+        shares = _shares(self.cost.lanes([], alone, {}), compute.attend_s)
+        return Load(compute.attend_s, num_bytes, shares, self.cost.rates.on_cpu)
 
 
 def _together(loads: Sequence[tuple[Load, float]]) -> Load:
@@ -138,8 +143,6 @@ def _together(loads: Sequence[tuple[Load, float]]) -> Load:
         seconds,
         sum(load.num_bytes * part for load, part in loads),
         tuple(share / seconds if seconds else 0.0 for share in shares),
-        sum(load.attend_s * part for load, part in loads),
-        sum(load.attend_bytes * part for load, part in loads),
         any(load.is_blocking for load, _ in loads),
     )
 
@@ -154,6 +157,7 @@ def _end(piece: Piece) -> Compute[float]:
     return Compute(
         count=1.0,
         linear_s=piece.seconds,
+        first_s=0.0,
         issue_s=0.0,
         near_s=0.0,
         attend_s=0.0,

@@ -12,20 +12,18 @@ PRELUDE = -1
 
 
 class TaskKind(StrEnum):
-    """What a task does; FlexGen's names."""
+    """What a task does; FlexGen's names, and attention on the CPU."""
 
     LOAD_WEIGHT = "load_weight"
     LOAD_CACHE = "load_cache"
     LOAD_ACTIVATION = "load_activation"
     COMPUTE = "compute"
+    ATTEND = "attend"
+    """Decode attention of the CPU to rows of its own, between the two parts of a compute task."""
     STORE_ACTIVATION = "store_activation"
     STORE_CACHE = "store_cache"
     SEND = "send"
     RECEIVE = "receive"
-
-
-ATTEND = "attend"
-"""The CPU's part of a compute task, as it stands in predictions, reports and traces beside the kinds of tasks."""
 
 
 class Slots(NamedTuple):
@@ -65,7 +63,8 @@ class Task(NamedTuple):
     deps: tuple[int, ...]
     part: int = 0
     num_parts: int = 1
-    """A layer's weights cross the link in parts, between the cache loads of the visits before it."""
+    """A layer's weights cross the link in parts, between the cache loads of the visits before it. Compute has two
+    parts where the CPU attends some rows in between: up to attention, and from there on."""
 
 
 class Emit(Protocol):

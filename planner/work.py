@@ -137,12 +137,14 @@ class Compute(Generic[A]):
     count: A
     linear_s: A
     """Projections, MLP, norms, dequantising weights."""
+    first_s: A
+    """What of it no attention on the CPU runs beside: the first gpu batch up to it, the last one after it."""
     issue_s: A
     """The host's time to issue it to a GPU, which goes on meanwhile; a CPU's is in `linear_s`."""
     near_s: A
     """Attention on the compute device."""
     attend_s: A
-    """Attention on the CPU at the same time."""
+    """Attention on the CPU, beside other gpu batches' compute."""
     attend_count: A
     flops: A
     num_bytes: A

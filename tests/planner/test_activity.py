@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.activity import ISSUE, Activity, Span, Timeline
-from planner.bottleneck import binding_lane, phase_activity, sentences
-from planner.schedule import ATTEND
+from planner.bottleneck import phase_activity, sentences
+from planner.tasks import TaskKind
 
 
 def span(
@@ -70,13 +70,18 @@ def test_spans_may_come_while_time_is_cut() -> None:
     assert total.busy_s == pytest.approx({"h2d": 7, "gpu": 4.5, "d2h": 0.5})
 
 
-def test_cpu_attention_is_part_of_a_compute_task() -> None:
-    """It is busy time of the cpu, no overlap of its own, and binds where compute tasks mostly wait for it."""
-    spans = (span(0, "gpu", 0, 4, (), "compute"), span(0, "cpu", 1, 3.5, (), ATTEND))
+def test_cpu_attention_is_a_lane_like_others() -> None:
+    """It overlaps the compute of other gpu batches, waits for that of its own, and binds where it is busiest."""
+    spans = (
+        span(0, "gpu", 0, 1, (), "compute"),
+        span(1, "cpu", 1, 3.5, (0,), TaskKind.ATTEND),
+        span(2, "gpu", 1, 2, (), "compute"),
+        span(3, "gpu", 3.5, 4, (1,), "compute"),
+    )
     found = activity_of(spans, 4)
-    assert (found.busy_s, found.overlap_s) == ({"gpu": 4, "cpu": 2.5}, 0)
-    assert binding_lane(found) == "cpu"
+    assert (found.busy_s, found.overlap_s) == ({"gpu": 2.5, "cpu": 2.5}, 1)
     assert found.waits_s["cpu"] == {"compute on gpu": 1}
+    assert found.waits_s["gpu"] == {"attend on cpu": 1.5}
 
 
 def test_sentences_answer_the_field_report() -> None:

@@ -13,11 +13,27 @@ from planner.schedule import Task, TaskKind, tasks
 from planner.shape import BatchShape, LayerShape, Place, Shape, split_waves
 
 FAR_BATCH = BatchShape(
-    stored_cache=True, disk_cache=True, loaded_cache=True, stored_activation=True, disk_activation=True
+    stored_cache=True,
+    disk_cache=True,
+    loaded_cache=True,
+    attended_cache=False,
+    stored_activation=True,
+    disk_activation=True,
 )
 NEAR_BATCH = BatchShape(
-    stored_cache=False, disk_cache=False, loaded_cache=False, stored_activation=False, disk_activation=False
+    stored_cache=False,
+    disk_cache=False,
+    loaded_cache=False,
+    attended_cache=False,
+    stored_activation=False,
+    disk_activation=False,
 )
+ATTENDED_BATCH = dataclasses.replace(FAR_BATCH, attended_cache=True)
+HALF_ATTENDED_BATCH = dataclasses.replace(NEAR_BATCH, stored_cache=True, attended_cache=True)
+BATCHES = {
+    "cpu": (FAR_BATCH, NEAR_BATCH),
+    "gpu": (FAR_BATCH, NEAR_BATCH, ATTENDED_BATCH, HALF_ATTENDED_BATCH),
+}
 
 
 @st.composite
@@ -40,7 +56,7 @@ def pipelines(draw: st.DrawFn) -> tuple[list[Shape], list[int]]:
                 batches=tuple(
                     draw(
                         st.lists(
-                            st.sampled_from((FAR_BATCH, NEAR_BATCH)),
+                            st.sampled_from(BATCHES[tier]),
                             min_size=num_batches,
                             max_size=num_batches,
                         )

@@ -17,7 +17,7 @@ from planner.policy import Policy, Split
 from planner.pricing import price
 from planner.problem import Problem
 from planner.sample import representative
-from planner.schedule import ATTEND, tasks
+from planner.schedule import tasks
 from planner.shape import shape_of
 from planner.simulate import Simulation, simulate
 from tests.planner.problems import (
@@ -91,7 +91,7 @@ def test_never_faster_than_the_work(case: tuple[Problem, Policy]) -> None:
 def test_the_order_is_the_schedules(case: tuple[Problem, Policy]) -> None:
     """Every task is played once, after all it depends on, and no lane does two at a time."""
     sizes, simulation = played(*case)
-    spans = [span for span in simulation.spans if span.kind != ATTEND]
+    spans = simulation.spans
     yielded = list(tasks(shape_of(sizes), sizes.workload.gen_len))
     assert Counter(span.id for span in spans) == Counter(task.id for task in yielded)
     stops = {span.id: span.stop_s for span in spans}
@@ -122,7 +122,7 @@ def test_one_task_costs_what_all_of_its_kind_cost_together(case: tuple[Problem, 
     if len(set(placed)) > 1:  # copies of one kind differ in size
         return
     for lane in ("gpu", "cpu", "h2d", "d2h", "disk_read", "disk_write"):
-        of_lane = [task for task in prediction.tasks if task.resource == lane and task.kind != ATTEND]
+        of_lane = [task for task in prediction.tasks if task.resource == lane]
         total_s = sum(task.seconds for task in of_lane)
         off = 0.03 if lane == "gpu" else 0.01  # of tiny tasks each by itself is not done before it is issued
         assert simulation.work_s.get(lane, 0.0) == pytest.approx(total_s, rel=off)
