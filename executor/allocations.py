@@ -69,7 +69,13 @@ class Allocations:
         self.messages = MessageSlots(self.sizes, compute_device=device)
         self._closers.append(self.messages.close)
         self.compute = LayerCompute(
-            self.sizes, device, self.weights, self.caches, self.activations, self.messages
+            self.sizes,
+            device,
+            self.weights,
+            self.caches,
+            self.activations,
+            self.messages,
+            has_graphs=plan.hardware.graph_operation_bytes > 0,
         )
         self._closers.append(self.compute.close)
         if options.transport:

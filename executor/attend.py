@@ -89,10 +89,12 @@ def attend_rows(
     pads: torch.Tensor | None,
     how: Math,
     out: torch.Tensor,
+    length: torch.Tensor | None = None,
 ) -> None:
     """One new token's attention to `total` cached tokens of a view's rows from `row` on, into `out`.
 
-    Queries and `out` are [rows, heads, 1, head_dim]; `pads` [rows] is on their device.
+    Queries and `out` are [rows, heads, 1, head_dim]; `pads` [rows] is on their device. With `length`, [1] int64 on a
+    GPU, the tokens are as many as that and one more, when the kernel runs; there must be no window then.
     """
     decode = Decode(
         num_heads=view.num_heads,
@@ -104,7 +106,8 @@ def attend_rows(
     if usable(query.device, AMPERE):
         from hwprofiles.probes.kernels import attention as kernels  # noqa: PLC0415 - needs Triton
 
-        kernels.attend(query, view.tokens(0, total, row, query.shape[0]), out, decode)
+        room = total if length is None else view.num_tokens
+        kernels.attend(query, view.tokens(0, room, row, query.shape[0]), out, decode, length=length)
         return
     result = None
     if query.device.type == "cpu":

@@ -42,6 +42,8 @@ class Step:
     """[chunk rows] left padding, on the compute device; None where nothing is padded."""
     host_pads: torch.Tensor | None
     """The same on the host."""
+    length: torch.Tensor | None = None
+    """[1] int64 on the device: the same as `past`, for kernels that are part of a graph."""
     pause: Callable[[], None] = lambda: None
     """Called when the CPU's errands are on their way; returns when they are answered."""
     errands: list[Errand] = field(default_factory=list)
@@ -112,7 +114,7 @@ class RowAttention:
         for part, rows, row in parts:
             if not part.on_cpu:
                 pads = None if step.pads is None else step.pads[rows]
-                attend_rows(query[rows], part.view, row, total, pads, how, result[rows])
+                attend_rows(query[rows], part.view, row, total, pads, how, result[rows], step.length)
         if not sent:
             return result
         for (part, rows, row), message in zip(far, sent, strict=True):
@@ -217,7 +219,8 @@ class TierCache(Cache):
         """Write [rows, heads, tokens, head_dim] at the step's position."""
         step = self.attention.current()
         for part, rows, row in step.overlapping():
-            part.view.write(step.past, row, key_states[rows], value_states[rows])
+            at = step.past if step.length is None else step.length
+            part.view.write(at, row, key_states[rows], value_states[rows])
         if not self.gather or step.past == 0:
             return key_states, value_states
         total = step.past + key_states.shape[2]

@@ -38,6 +38,10 @@ class BatchState:
     """By layer and cache slot, where K and V are in decode: the same for every token."""
     decode_hidden: dict[int, torch.Tensor] = field(default_factory=dict)
     """By activation slot, likewise the hidden states."""
+    length: torch.Tensor | None = None
+    """[1] int64 on the GPU: tokens cached before this step; None where no layer is replayed as a graph."""
+    graphs: dict[int, torch.cuda.CUDAGraph] = field(default_factory=dict)
+    """By layer."""
     sampled: dict[int, torch.Tensor] = field(default_factory=dict)
     """Token number -> ids on the host, sampled here or on another stage, until nothing needs them."""
 

@@ -33,8 +33,22 @@ class KvView:
         """The contiguous bytes of tokens [start, stop)."""
         return self.data[start * self.stride : stop * self.stride]
 
-    def write(self, start: int, row: int, key: torch.Tensor, value: torch.Tensor) -> None:
-        """Put [rows, heads, tokens, head_dim] K and V at token `start` of the rows from `row` on."""
+    @property
+    def num_tokens(self) -> int:
+        """For how many there is room."""
+        return self.data.numel() // self.stride
+
+    def write(self, start: int | torch.Tensor, row: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Put [rows, heads, tokens, head_dim] K and V at token `start` of the rows from `row` on.
+
+        A `start` on the view's own device, [1] int64, is one token's.
+        """
+        if isinstance(start, torch.Tensor):
+            room = self.tokens(0, self.num_tokens, row, key.shape[0])
+            new = torch.empty_like(room[:1], memory_format=torch.contiguous_format)
+            self._put(key, value, new)
+            room.index_copy_(0, start, new)
+            return
         target = self.tokens(start, start + key.shape[2], row, key.shape[0])
         if target.device == key.device:
             self._put(key, value, target)

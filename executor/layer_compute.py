@@ -11,8 +11,9 @@ from executor.activations import ActivationHomes
 from executor.attention import ATTENTION_NAME, Exchange, Part, RowAttention, Step, TierCache
 from executor.block import BatchState, host_ids
 from executor.cache import CacheHomes, KvView
+from executor.graphs import LayerGraphs, refresh
 from executor.messages import MessageSlots
-from executor.template import LayerTemplates
+from executor.template import Arguments, LayerTemplates
 from executor.weight_slots import WeightSlots
 from executor.weights import WeightHomes
 from planner.layout import is_resident
@@ -47,6 +48,8 @@ class LayerCompute:
         caches: CacheHomes,
         activations: ActivationHomes,
         messages: MessageSlots,
+        *,
+        has_graphs: bool = False,
     ) -> None:
         self.sizes, self.device = sizes, device
         self.weights, self.caches, self.activations, self.messages = weights, caches, activations, messages
@@ -55,6 +58,7 @@ class LayerCompute:
         self.templates = LayerTemplates(sizes.model, device, ATTENTION_NAME)
         self.cache = TierCache(self.attention, gather=not sizes.model.cpu_attention)
         self._bound: tuple[int, int, int] | None = None
+        self.graphs = LayerGraphs(device, wanted=has_graphs)
         self._paused: dict[int, _Paused] = {}
         """By gpu batch."""
 
@@ -102,7 +106,8 @@ class LayerCompute:
         """
         past, num_new = state.past(task.i), state.num_new(task.i)
         ids = self._ids(task, state).to(self.device).view(state.num_rows, num_new)
-        state.arguments.clear()
+        before = state.arguments
+        state.arguments = []
         for first, count in state.chunks_of(task.i):
             pads = None if state.pads is None else state.pads[first : first + count]
             self.attention.step = Step(first, count, past, [], pads, None)
@@ -118,6 +123,25 @@ class LayerCompute:
             if self.sizes.model.has_embedding:
                 self._working(task, state)[first : first + count] = recorded.hidden
             state.arguments.append(recorded.arguments)
+        if task.i and self._replays(task.k):
+            self._prepare_replay(state, past, before[0] if task.i > 1 else None)
+
+    def _replays(self, k: int) -> bool:
+        """Whether layers are replayed for this gpu batch."""
+        return self.graphs.are_used and k in self.sizes.graphs.batches
+
+    def _prepare_replay(self, state: BatchState, past: int, kept: tuple[Arguments, ...] | None) -> None:
+        """Put what changes from token to token where graphs read it: the cache's length, and layers' arguments."""
+        if state.length is None:
+            state.length = torch.empty(1, dtype=torch.long, device=self.device)
+        state.length.fill_(past)
+        if kept is None:
+            return
+        if refresh(kept, state.arguments[0]):
+            state.arguments = [kept]
+        else:
+            state.graphs.clear()
+            self.graphs.refuse("what layers are called with differs from token to token")
 
     def _ids(self, task: Task, state: BatchState) -> torch.Tensor:
         """[rows x tokens] to embed: the prompt, or what was sampled last, here or on the last stage."""
@@ -134,24 +158,54 @@ class LayerCompute:
 
         Where the CPU attends some of the rows it is paused meanwhile, and other gpu batches are begun.
         """
+        is_replayed = self._is_replayed(task)
+        if is_replayed and task.j in state.graphs and self.sizes.policy.weight_bits == 16:
+            state.graphs[task.j].replay()
+            return
         if self._bound != (bound := (task.i, task.j, task.slots.weight)):
             self.templates.bind_layer(task.j, self.weights.tensors(task.j, task.slots))
             self._bound = bound
+        if is_replayed and task.i > 1:
+            self._replay(task, state)
+        else:
+            self._call(task, state)
+
+    def _is_replayed(self, task: Task) -> bool:
+        return task.i > 0 and self._replays(task.k) and task.j in self.sizes.graphs.layers
+
+    def _replay(self, task: Task, state: BatchState) -> None:
+        """Capture the layer if it has not been, and start it."""
+        if task.j not in state.graphs:
+            captured = self.graphs.capture(lambda: self._call(task, state))
+            if captured is None:
+                self._call(task, state)
+                return
+            state.graphs[task.j] = captured
+        state.graphs[task.j].replay()
+
+    def _call(self, task: Task, state: BatchState) -> None:
+        """The layer's module, over all rows."""
         past, parts = state.past(task.i), self.parts(task, state)
         is_tail_next = task.j == len(self.sizes.model.layers) - 1 and self.sizes.model.has_head
         source, target = self._input(task, state), self._output(task, state)
         if is_tail_next:
-            state.last_hidden = torch.empty_like(source[:, -1])
+            state.last_hidden = self._last_hidden(source, state)
         for (first, count), arguments in zip(state.chunks_of(task.i), state.arguments, strict=True):
             rows = slice(first, first + count)
             pads = None if state.pads is None else state.pads[rows]
             host_pads = None if state.host_pads is None else state.host_pads[rows]
-            self.attention.step = Step(first, count, past, parts, pads, host_pads, _pause)
+            length = state.length if task.i and self._is_replayed(task) else None
+            self.attention.step = Step(first, count, past, parts, pads, host_pads, length, _pause)
             output = self.templates.run_layer(task.j, source[rows], arguments[task.j])
             if is_tail_next and state.last_hidden is not None:
                 state.last_hidden[rows] = output[:, -1]
             else:
                 target[rows] = output
+
+    @staticmethod
+    def _last_hidden(source: torch.Tensor, state: BatchState) -> torch.Tensor:
+        """[rows, hidden] for the last position, the same for every token."""
+        return torch.empty_like(source[:, -1]) if state.last_hidden is None else state.last_hidden
 
     def _working(self, task: Task, state: BatchState) -> torch.Tensor:
         """[rows, tokens, hidden]: what layers read and write."""

@@ -22,6 +22,7 @@ from hwprofiles.probes.buffers import affordable_bytes
 from hwprofiles.probes.compute import gemm_curves, launch_overhead
 from hwprofiles.probes.concurrent import measure_concurrent
 from hwprofiles.probes.disk import check_directory, measure_disk, scratch_file
+from hwprofiles.probes.graphs import measure_graph
 from hwprofiles.probes.layers import LAYER_POINTS, elementwise_rate, layer_points, prompt_attention_rates
 from hwprofiles.probes.links import BOTH_BYTES, measure_link
 from hwprofiles.probes.memory import memory_rate
@@ -120,7 +121,7 @@ def count_points(budget: Budget, gpus: tuple[torch.device, ...], num_thread_coun
     gemm = len(DTYPES) * len(budget.gemm_rows)
     link = 4 * len(budget.link_sizes_bytes) + 1
     layer = LAYER_POINTS + len(DTYPES)
-    real = gemm + 1 + layer + PACKED_POINTS["cuda"] + 1
+    real = gemm + 1 + layer + PACKED_POINTS["cuda"] + 2
     per_gpu = sum(link + 1 + (real if device.type == "cuda" else 0) for device in gpus)
     host = 4 + gemm + layer + PACKED_POINTS["cpu"] + len(DTYPES) * (num_thread_counts + 1)
     disk = 2 * len(budget.disk_block_bytes) * len(budget.disk_threads) + 1
@@ -245,6 +246,7 @@ def _measure_gpu(request: Request, device: torch.device, host: Host, cost: Proce
         prompt_attention={} if emulated else prompt_attention_rates(device, pace),
         numa_node=None if emulated else _numa_node(device),
         packed=None if emulated else measure_packed(device, pace),
+        graph=None if emulated else measure_graph(device, pace.next(f"{device} graphs")),
         kernel_share=None if emulated else kernel_share(device, pace),
     )
 

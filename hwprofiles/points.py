@@ -101,6 +101,19 @@ class Packed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Graph:
+    """Layers that a GPU replays as CUDA graphs."""
+
+    replay_s: Rate
+    """Host time to start one."""
+    operation_bytes: int
+    """What the driver keeps on the GPU for each operation in one."""
+
+    def __post_init__(self) -> None:
+        check_positive(operation_bytes=self.operation_bytes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SizePoint:
     """One copy of `size_bytes`."""
 

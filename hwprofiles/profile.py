@@ -14,6 +14,7 @@ from hwprofiles.points import (
     DiskPoint,
     Dtype,
     GemmPoint,
+    Graph,
     GroupedAttention,
     LayerPoint,
     Link,
@@ -53,6 +54,8 @@ class Gpu:
     """Of host memory registered with it, what the kernel and its driver keep beside it; None: not measured."""
     packed: Packed | None = None
     """None in older profiles."""
+    graph: Graph | None = None
+    """None in older profiles, and where decode attention has no kernel that can be part of one."""
 
     def __post_init__(self) -> None:
         check_positive(memory_bytes=self.memory_bytes)

@@ -50,13 +50,15 @@ class ComputeCost:
         near = held.near_rows + held.attended_rows * float(not is_decode)
         num_attends = held.counts.attended_cache * float(is_decode)
         far = self._cpu_attention(step)
+        issue_s = held.batches * linear.issue_s + held.passes * unpacking.issue_s
+        if self.rates.graph_s is not None and is_decode:
+            issue_s = issue_s + held.graphed * (self.rates.graph_s + self._task_s - linear.issue_s)
         return Compute(
             count=held.batches,
             linear_s=held.batches * self.seconds(linear, step.phase)
             + held.passes * self.seconds(unpacking, UNPACK),
             first_s=held.passes * max(self.seconds(linear, step.phase), linear.issue_s),
-            issue_s=(held.batches * linear.issue_s + held.passes * unpacking.issue_s)
-            * float(not self.rates.on_cpu),
+            issue_s=issue_s * float(not self.rates.on_cpu),
             near_s=near * self.seconds(row, TaskKind.ATTEND if is_decode else step.phase),
             attend_s=attended * (far.seconds * self.rates.factor("cpu", TaskKind.ATTEND))
             + num_attends * self.rates.task_overhead_s,
@@ -96,7 +98,12 @@ class ComputeCost:
         """Calling modules of so many operations, as one task."""
         rates = self.rates
         calls = num_calls * (rates.call_s + operations * rates.operation_s)
-        return Piece(0.0, issue_s=calls + ENGINE_CALLS * rates.call_s + rates.task_overhead_s)
+        return Piece(0.0, issue_s=calls + self._task_s)
+
+    @property
+    def _task_s(self) -> float:
+        """Of any compute task, whatever it calls."""
+        return ENGINE_CALLS * self.rates.call_s + self.rates.task_overhead_s
 
     @property
     def _element_bytes(self) -> int:

@@ -50,6 +50,7 @@ def held_by_batches(sizes: Sizes, j: int, ks: Collection[int]) -> Held[float]:
     return Held(
         passes=float(passes),
         batches=float(len(batches)),
+        graphed=float(len(sizes.graphs.of_layer(j) & set(ks))),
         cpu_weight_bytes=float(cpu_bytes),
         disk_weight_bytes=float(disk_bytes),
         near_rows=sum(batch.total for batch in batches) - attended.rows,

@@ -9,10 +9,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from hwprofiles.errors import UserError
 from hwprofiles.points import NO_MARGINS, Margins
 from hwprofiles.units import MIB, format_bytes
+from planner.graphs import NO_GRAPHS, Graphs, graphs_of
 from planner.layout import (
     ATTENTION_CHUNK_BYTES,
     DTYPE_BYTES,
@@ -73,6 +75,8 @@ class Target:
     """Host memory left to the kernel and other processes; no longer in `cpu_bytes`."""
     kernel_share: float = 0.0
     """Of host memory registered with the GPU, what the kernel keeps beside it; not in the ledger."""
+    graph_operation_bytes: int = 0
+    """For each operation of a CUDA graph, what the driver keeps on the GPU; 0: runs use no graphs."""
 
     def limit_bytes(self, tier: Tier) -> int:
         """The most bytes a plan may hold on a tier."""
@@ -189,6 +193,14 @@ class Sizes:
             return self
         placement = self.placement.first(batch_rows)
         return Sizes(self.model, self.workload, self.policy, placement, self.compute_tier)
+
+    @cached_property
+    def graphs(self) -> Graphs:
+        """What is replayed as CUDA graphs, where the GPU is a real one and runs use them."""
+        if self.compute_tier != "gpu":
+            return NO_GRAPHS
+        near = [self.streamed(j) == 0 for j in range(len(self.slabs))]
+        return graphs_of(self.model, self.workload, self.placement, near)
 
     def ends(self) -> int:
         """Embeddings, final norm and head, each tensor aligned, on the compute tier."""
@@ -323,6 +335,8 @@ def _buffers(sizes: Sizes) -> Iterator[Entry]:
 ACTIVATION_SLOTS = 3
 """One loading, one computing, one storing."""
 WEIGHT_STAGING = 2
+GRAPH_POOL_BYTES = 2 * MIB
+"""Torch's allocator takes memory for the tensors of graphs in pieces of this size."""
 ATTENDED_AT_ONCE = 2
 """Gpu batches: while the CPU attends for one, the GPU computes for another."""
 
@@ -337,6 +351,9 @@ def _transients(sizes: Sizes, target: Target) -> Iterator[Entry]:
     prefill, decode = (workspace_bytes(model, fed, element_bytes, policy.kv_bits) for fed in (chunk, step))
     decode *= ATTENDED_AT_ONCE if sizes.attention_staging() else 1
     yield Entry(tier=tier, purpose="workspace", prefill_bytes=prefill, decode_bytes=decode)
+    if target.graph_operation_bytes and sizes.graphs.num_operations:  # and a workspace of their own
+        nbytes = target.graph_operation_bytes * sizes.graphs.num_operations + align(decode, GRAPH_POOL_BYTES)
+        yield Entry(tier=tier, purpose="graphs", prefill_bytes=0, decode_bytes=nbytes)
     prefill = policy.block_size * argument_bytes(model, prompt_len, prompt_len, element_bytes)
     decode = policy.block_size * argument_bytes(model, 1, max_len, element_bytes)
     yield Entry(tier=tier, purpose="layer arguments", prefill_bytes=prefill, decode_bytes=decode)

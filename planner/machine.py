@@ -65,6 +65,7 @@ def make_target(profile: HardwareProfile, caps: Caps, whole: tuple[str, str] | N
         process_spread_bytes=host.process_spread_bytes or 0,
         headroom_bytes=headroom,
         kernel_share=kernel,
+        graph_operation_bytes=gpu.graph.operation_bytes if gpu and gpu.graph else 0,
     )
 
 

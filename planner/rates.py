@@ -94,6 +94,8 @@ class Rates:
     attention_threads: int
     factors: Factors
     """Calibration: predicted seconds are multiplied by these."""
+    graph_s: float | None = None
+    """Host time to start a layer as a CUDA graph; None where runs use none."""
     packed: PackedRates | None = None
     """4-bit values on the compute device; None where the profile does not have them."""
     net: Curve
@@ -116,6 +118,7 @@ class Rates:
             call_s=self.call_s * launch,
             operation_s=self.operation_s * launch,
             task_overhead_s=self.task_overhead_s * handover,
+            graph_s=self.graph_s and self.graph_s * launch,
             packed=self.packed and replace(self.packed, issue_s=self.packed.issue_s * launch),
             factors=factors,
         )
@@ -168,6 +171,7 @@ def make_rates(profile: HardwareProfile, dtype: Dtype, *, spreads: float = 0.0) 
         io_threads=io_threads,
         attention_threads=threads,
         factors={},
+        graph_s=None if on_cpu or gpu is None or gpu.graph is None else overhead(gpu.graph.replay_s),
         packed=PackedRates.of((host if on_cpu or gpu is None else gpu).packed, at, overhead),
         net=_net(profile, at),
     )

@@ -97,6 +97,8 @@ class Held(Generic[A]):
     passes: A
     """Passes over the layer's weights for one token: 1, or the number of waves, in the unit of the other amounts."""
     batches: A
+    graphed: A
+    """Of them, those for which a GPU replays the layer's decode as a graph."""
     cpu_weight_bytes: A
     """On the cpu tier while the compute tier is the GPU."""
     disk_weight_bytes: A

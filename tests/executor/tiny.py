@@ -103,10 +103,12 @@ def make_plan(
     compute_tier: Tier = "gpu",
     emulated: bool = True,
     workload: Workload | None = None,
+    graphs: bool = True,
     **policy: int | str,
 ) -> Plan:
     """A plan with this placement: `weights` is a pattern of letters repeated over all tensors of all layers,
-    `cache` the rows of (gpu, cpu, cpu_attend, disk, disk_attend), `activations` of (gpu, cpu, disk)."""
+    `cache` the rows of (gpu, cpu, cpu_attend, disk, disk_attend), `activations` of (gpu, cpu, disk). On a real GPU
+    decode is replayed as CUDA graphs where it can be, unless without `graphs`."""
     letters = itertools.cycle(weights)
     tiers = tuple("".join(next(letters) for _ in layer.tensors) for layer in spec.layers)
     rows = CacheRows(**dict(zip(("gpu", "cpu", "cpu_attend", "disk", "disk_attend"), cache, strict=True)))
@@ -140,6 +142,7 @@ def make_plan(
         disk_bytes=10**10,
         context_bytes=0,
         process_bytes=0,
+        graph_operation_bytes=8192 if graphs and not emulated else 0,
     )
     phase = PhasePrediction(seconds=1.0, busy_s={}, binding="gpu")
     return Plan(

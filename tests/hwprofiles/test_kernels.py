@@ -279,3 +279,36 @@ def test_a_cache_on_cuda_gives_the_references_attention(
     decode = Decode(num_heads=heads, start=tokens - 25, pads=pads, scale=how.scale, softcap=None)
     attend_rows_reference(query, view, 1, tokens, decode, expected)
     torch.testing.assert_close(out, expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("packed", [False, True], ids=["16 bit", "4 bit"])
+@pytest.mark.parametrize("length", [0, 1, 17, 69, 199])
+@pytest.mark.parametrize("shares", [None, 1, 3, 7])
+def test_decode_attention_reads_how_many_tokens_there_are(
+    shares: int | None, length: int, packed: bool, device: str
+) -> None:
+    """From a tensor on the device: as if the cache had no more tokens, whatever lies behind them."""
+    from hwprofiles.probes.kernels import attention as kernels  # noqa: PLC0415
+
+    rows, heads, head_dim, room = 3, 2, 64, 200
+    values = torch.randn(room, 2, rows, heads * head_dim).half()
+    values[length + 1 :] = torch.nan
+    cache = packed_of(values) if packed else values
+    if packed:
+        dequantise_reference(cache, heads * head_dim, values)
+    pads = torch.tensor([0, length // 2, length])
+    query = torch.randn(rows, heads, 1, head_dim).half()
+    how = Decode(num_heads=heads, start=0, pads=pads, scale=head_dim**-0.5, softcap=None)
+    there = Decode(num_heads=heads, start=0, pads=pads.to(device), scale=how.scale, softcap=None)
+    out = torch.full(query.shape, torch.nan, dtype=torch.float16, device=device)
+    kernels.attend(
+        query.to(device),
+        cache.to(device),
+        out,
+        there,
+        length=torch.tensor([length], device=device),
+        num_shares=shares,
+    )
+    expected = attended(query, values[: length + 1], how)
+    torch.testing.assert_close(out.cpu().float(), expected, rtol=5e-3, atol=5e-3)

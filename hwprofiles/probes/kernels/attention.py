@@ -59,12 +59,14 @@ def attend(
     out: torch.Tensor,
     how: Decode,
     *,
+    length: torch.Tensor | None = None,
     num_shares: int | None = None,
     tuning: Tuning | None = None,
 ) -> None:
     """Write the attention of query [rows, heads, 1, head_dim] to the tokens of a cache to `out`.
 
-    `tokens` is [tokens, 2, rows, vector]: heads of values, or packed uint8.
+    `tokens` is [tokens, 2, rows, vector]: heads of values, or packed uint8. With `length`, [1] int64 on the device,
+    only the first `length` + 1 of them count, as it is when the kernel runs.
     """
     num_rows, query_heads, _, head_dim = query.shape
     num_heads, start, pads = how.num_heads, how.start, how.pads
@@ -92,6 +94,7 @@ def attend(
         partial,
         weights,
         query if pads is None else pads,
+        query if length is None else length,
         start,
         stop,
         share,
@@ -111,6 +114,7 @@ def attend(
         BLOCK_DIM=_block_dim(head_dim),
         KIND=_kind(packed, head_dim),
         HAS_PADS=pads is not None,
+        HAS_LENGTH=length is not None,
         HAS_SOFTCAP=how.softcap is not None,
         SINGLE=single,
         num_warps=tuning.num_warps,
@@ -162,6 +166,7 @@ def _attend(
     partial: tl.tensor,
     weights: tl.tensor,
     pads: tl.tensor,
+    length: tl.tensor,
     start: tl.tensor,
     stop: tl.tensor,
     share: tl.tensor,
@@ -183,6 +188,7 @@ def _attend(
     BLOCK_DIM: tl.constexpr,
     KIND: tl.constexpr,
     HAS_PADS: tl.constexpr,
+    HAS_LENGTH: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     SINGLE: tl.constexpr,
 ) -> None:
@@ -197,6 +203,10 @@ def _attend(
         query + row * query_row + query_heads[:, None] * query_head + dim[None, :], mask=inside, other=0.0
     )
 
+    if HAS_LENGTH:
+        stop = tl.load(length).to(tl.int32) + 1
+        tiles = tl.cdiv(tl.cdiv(stop - start, tl.num_programs(2)), BLOCK_TOKENS)
+        share = tiles * BLOCK_TOKENS
     first = start + part * share
     last = tl.minimum(first + share, stop)
     if HAS_PADS:

@@ -1,0 +1,70 @@
+"""Graphs: a layer's decode for one gpu batch, captured once as a CUDA graph and replayed for every later token."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+
+from executor.template import Arguments
+from hwprofiles.probes.kernels import AMPERE, usable
+
+_log = logging.getLogger(__name__)
+
+
+class LayerGraphs:
+    """Captures layers, into memory that all graphs have in common: they are replayed one after the other."""
+
+    def __init__(self, device: torch.device, *, wanted: bool) -> None:
+        self.are_used = wanted and usable(device, AMPERE)
+        self._pool = torch.cuda.graph_pool_handle() if self.are_used else None
+
+    def capture(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
+        """What `work` queues on the current stream, not yet run; None, and never again, where it cannot be captured."""
+        graph = torch.cuda.CUDAGraph()
+        try:
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                work()
+            finally:
+                graph.capture_end()
+        except RuntimeError as error:
+            self.refuse(str(error).splitlines()[0])
+            return None
+        return graph
+
+    def refuse(self, reason: str) -> None:
+        """Do without from here on."""
+        self.are_used = False
+        _log.warning("decode is not replayed as CUDA graphs, which costs time: %s", reason)
+
+
+def refresh(kept: Sequence[Arguments], new: Sequence[Arguments]) -> bool:
+    """Copy the tensors of new arguments into those of kept ones, where graphs read them; False if they do not match."""
+    copies: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    for old, fresh in zip(_leaves(kept), _leaves(new), strict=False):
+        if isinstance(old, torch.Tensor) and isinstance(fresh, torch.Tensor):
+            if (old.shape, old.dtype, old.device) != (fresh.shape, fresh.dtype, fresh.device):
+                return False
+            copies[id(old)] = old, fresh
+        elif old is not fresh and (type(old) is not type(fresh) or old != fresh):
+            return False
+    for old, fresh in copies.values():
+        if old is not fresh:
+            old.copy_(fresh)
+    return True
+
+
+def _leaves(arguments: object) -> Iterator[object]:
+    """All that is in nested tuples, lists and mappings, keys and lengths included."""
+    if isinstance(arguments, Mapping):
+        yield tuple(arguments)
+        for value in arguments.values():
+            yield from _leaves(value)
+    elif isinstance(arguments, (tuple, list)):
+        yield len(arguments)
+        for value in arguments:
+            yield from _leaves(value)
+    else:
+        yield arguments

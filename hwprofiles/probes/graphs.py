@@ -1,0 +1,63 @@
+"""Graphs: what it takes to start a layer that was captured as a CUDA graph, and what the driver keeps for it."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from hwprofiles.points import Graph, Rate
+from hwprofiles.probes.kernels import AMPERE, usable
+from hwprofiles.probes.timing import MIN_REPEATS, rate_of, rounded
+
+_OPERATIONS = 24
+"""About as many as a decoder layer has."""
+_GRAPHS = 128
+_VALUES = 4096
+
+
+def measure_graph(device: torch.device, slice_s: float) -> Graph | None:
+    """Of graphs of small operations; None where runs do not use any."""
+    if not usable(device, AMPERE):
+        return None
+    values = torch.zeros(_VALUES, device=device)
+    with torch.cuda.stream(torch.cuda.Stream(device)):
+        values += 1  # its kernel is loaded before anything is weighed
+        torch.cuda.synchronize(device)
+        before = _driver_bytes(device)
+        graphs = [_captured(values) for _ in range(_GRAPHS)]
+        for graph in graphs:
+            graph.replay()
+        torch.cuda.synchronize(device)
+        kept = _driver_bytes(device) - before
+        seconds = _replay_seconds(graphs, device, slice_s)
+    return Graph(replay_s=seconds, operation_bytes=max(1, kept // (_GRAPHS * _OPERATIONS)))
+
+
+def _replay_seconds(graphs: list[torch.cuda.CUDAGraph], device: torch.device, slice_s: float) -> Rate:
+    """Of the host alone, which does not wait for the device."""
+    deadline, samples = time.perf_counter() + slice_s, list[float]()
+    while len(samples) < MIN_REPEATS or time.perf_counter() < deadline:
+        began = time.perf_counter()
+        for graph in graphs:
+            graph.replay()
+        samples.append((time.perf_counter() - began) / len(graphs))
+        torch.cuda.synchronize(device)
+    found = rate_of(samples)
+    return Rate(median=rounded(found.median), spread=found.spread)
+
+
+def _captured(values: torch.Tensor) -> torch.cuda.CUDAGraph:
+    """Without a tensor of its own, so that it takes no memory but the driver's."""
+    graph = torch.cuda.CUDAGraph()
+    graph.capture_begin(capture_error_mode="thread_local")
+    for _ in range(_OPERATIONS):
+        values += 1
+    graph.capture_end()
+    return graph
+
+
+def _driver_bytes(device: torch.device) -> int:
+    """GPU memory in use that is not torch's."""
+    free, total = torch.cuda.mem_get_info(device)
+    return int(total - free) - int(torch.cuda.memory_reserved(device))

@@ -1,0 +1,104 @@
+"""Which layers' decode is replayed as CUDA graphs, what that takes and what it saves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from hwprofiles.points import Graph, Rate
+from hwprofiles.profile import HardwareProfile, load_profile
+from planner.graphs import MOST_GRAPHS
+from planner.ledger import Sizes
+from planner.policy import Policy, Split
+from planner.problem import Problem
+from tests.planner.problems import ON_CPU, ON_GPU, emulated, policy_of, problem_of
+
+OPERATION_BYTES = 7000
+
+
+def with_graphs(profile: HardwareProfile | None = None) -> HardwareProfile:
+    """A profile whose GPU was measured with them."""
+    profile = profile or load_profile("h200-host")
+    graph = Graph(replay_s=Rate(median=1.4e-5), operation_bytes=OPERATION_BYTES)
+    return replace(profile, gpus=(replace(profile.gpus[0], graph=graph),))
+
+
+def sizes_of(problem: Problem, policy: Policy) -> Sizes:
+    plan = problem.plan(policy)
+    return Sizes(problem.model, problem.workload, plan.policy, plan.placement, problem.target.compute_tier)
+
+
+NEAR = (ON_GPU, ON_GPU, ON_GPU)
+HALF = Split(gpu=0.5, cpu=0.5, disk=0.0)
+ALL_GPU = policy_of(*NEAR, size=8)
+HALF_WEIGHTS = policy_of(HALF, ON_GPU, ON_GPU, size=8)
+CACHE_AWAY = policy_of(ON_GPU, ON_CPU, ON_GPU, size=8)
+HIDDEN_AWAY = policy_of(ON_GPU, ON_GPU, ON_CPU, size=8)
+
+
+@pytest.mark.parametrize(
+    ("model", "policy", "gen_len", "layers", "batches"),
+    [
+        ("opt-1.3b", ALL_GPU, 32, 24, 2),
+        ("llama-3.2-1b", ALL_GPU, 32, 16, 2),
+        ("opt-1.3b", ALL_GPU, 4, 0, 0),
+        ("opt-1.3b", CACHE_AWAY, 32, 0, 0),
+        ("opt-1.3b", HIDDEN_AWAY, 32, 0, 0),
+        ("mixtral-8x7b", ALL_GPU, 32, 0, 0),
+        ("bloom-560m", ALL_GPU, 32, 0, 0),
+        ("opt-1.3b", policy_of(*NEAR, size=1, batches=MOST_GRAPHS // 24 + 1), 32, 0, 0),
+    ],
+)
+def test_what_stays_on_the_gpu_is_replayed(
+    model: str, policy: Policy, gen_len: int, layers: int, batches: int
+) -> None:
+    """All layers of all gpu batches, unless something moves, the host decides, or it would not pay."""
+    problem = problem_of(model, with_graphs(), gen_len=gen_len)
+    graphs = sizes_of(problem, policy).graphs
+    assert (len(graphs.layers), len(graphs.batches)) == (layers, batches)
+
+
+def test_a_streamed_layer_is_not_replayed() -> None:
+    """Of layers that come over the link in part, none is; those that stay are."""
+    sizes = sizes_of(problem_of("opt-1.3b", with_graphs(), gen_len=32), HALF_WEIGHTS)
+    assert sizes.graphs.layers == {j for j in range(24) if sizes.streamed(j) == 0}
+    assert sizes.graphs.of_layer(0) == (sizes.graphs.batches if 0 in sizes.graphs.layers else frozenset())
+
+
+def test_a_window_that_slides_is_not_replayed() -> None:
+    """Mistral's window is longer than a short prompt and shorter than a long one."""
+    short, long = (
+        sizes_of(
+            problem_of("mistral-7b", with_graphs(), prompt_len=prompt, gen_len=32),
+            policy_of(*NEAR, size=1, batches=1),
+        )
+        for prompt in (512, 4090)
+    )
+    assert len(short.graphs.layers) == 32
+    assert not long.graphs.layers
+
+
+def test_the_ledger_counts_graphs_where_they_are_used() -> None:
+    """The driver's bytes for every operation; nothing on an emulated GPU, or without a measurement."""
+    problem = problem_of("opt-1.3b", with_graphs(), gen_len=32)
+    sizes = sizes_of(problem, ALL_GPU)
+    held = problem.plan(ALL_GPU).ledger.bytes_of("gpu", "graphs")
+    assert held >= OPERATION_BYTES * sizes.graphs.num_operations >= OPERATION_BYTES * 48 * 13
+    for profile in (load_profile("t4-host"), emulated()):
+        other = problem_of("opt-125m", profile, gen_len=32).plan(policy_of(*NEAR, size=2, batches=1))
+        assert other.ledger.bytes_of("gpu", "graphs") == 0
+
+
+def test_replayed_decode_waits_less_for_the_host() -> None:
+    """Small gpu batches of a small model are bound by the host without graphs; prefill is the same."""
+    with_, without = (
+        problem_of("opt-1.3b", profile, gen_len=32).plan(policy_of(*NEAR, size=1, batches=1)).prediction
+        for profile in (with_graphs(), replace_graph(with_graphs()))
+    )
+    assert with_.decode.seconds < 0.6 * without.decode.seconds
+    assert with_.prefill.seconds == pytest.approx(without.prefill.seconds)
+
+
+def replace_graph(profile: HardwareProfile) -> HardwareProfile:
+    return replace(profile, gpus=(replace(profile.gpus[0], graph=None),))
