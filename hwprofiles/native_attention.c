@@ -1,26 +1,32 @@
 /* Decode attention on the CPU: one query token a row over cached tokens laid out [token, K or V, row, vector].
 
-   A task is one row and some of its K and V heads, so that each token is a few contiguous KB. Four tokens of a head
-   are turned to float32 in the first-level cache at a time, whatever they are stored as; the softmax is online, over
-   tiles of tokens. Sums are float32. NaN in, NaN out. */
+   A task is one row and some of its K and V heads, so that each token is a few contiguous KB. It reads blocks of a few
+   tokens of one head, and asks for the next ones meanwhile. Where one query needs a block, values are turned to float32
+   in registers, by code compiled for what they are stored as; where several do, and where values are packed, once, into
+   a tile in the first-level cache. The softmax is online, over spans of tokens. Sums are float32. NaN in, NaN out. */
 
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#if defined(__AVX512F__) || defined(__F16C__)
+#if defined(__AVX512F__) || defined(__AVX2__) || defined(__F16C__)
 #include <immintrin.h>
 #endif
 
 #ifdef __AVX512F__
 #define WIDTH 16
-#else
+#elif defined(__AVX__)
 #define WIDTH 8
+#else
+#define WIDTH 4
 #endif
-#define TOKENS 4 /* turned to float32 at once */
-#define TILE 128 /* tokens between updates of the softmax's maximum */
+#define TOKENS 8 /* of a block; often a multiple of 4 KB apart, so no more than a first-level cache has ways */
+#define SPAN 128 /* tokens between updates of the softmax's maximum */
 #define GROUP 64 /* values of a quantised group: byte b of 32 holds values b and b + 32 */
 #define MAX_HEAD_DIM 512
+#define STRIDE (MAX_HEAD_DIM + 16) /* floats between tokens of a tile: in different sets of the cache */
+#define LINE 64 /* bytes */
+#define AHEAD 2 /* blocks from the one that is read to the one that is asked for */
 #define TASK_VALUES 2048 /* of a token that a task reads at most, unless one head has more */
 
 typedef float vec __attribute__((vector_size(4 * WIDTH), aligned(4)));
@@ -29,6 +35,7 @@ typedef uint16_t hvec __attribute__((vector_size(2 * WIDTH), aligned(2)));
 typedef uint8_t bvec __attribute__((vector_size(WIDTH), aligned(1)));
 typedef float quarter __attribute__((vector_size(16), aligned(4)));
 
+#define inlined static inline __attribute__((always_inline))
 #define at(from, i) (*(vec *)((from) + (i)))
 
 enum kind { FLOAT32, FLOAT16, BFLOAT16, PACKED };
@@ -47,6 +54,8 @@ struct job {
 
 static inline vec splat(float x) { return x - (vec){}; }
 
+static inline vec pick(ivec mask, vec yes, vec no) { return (vec)(((ivec)yes & mask) | ((ivec)no & ~mask)); }
+
 static inline quarter quarter_sum(vec x) {
     union { vec all; quarter part[WIDTH / 4]; } parts = {x};
     quarter total = parts.part[0];
@@ -56,11 +65,15 @@ static inline quarter quarter_sum(vec x) {
 
 /* The sums of four vectors. */
 static inline quarter sums(vec a, vec b, vec c, vec d) {
-    quarter w = quarter_sum(a), x = quarter_sum(b), y = quarter_sum(c), z = quarter_sum(d);
-#ifdef __F16C__
-    _MM_TRANSPOSE4_PS(w, x, y, z);
-    return (w + x) + (y + z);
+#if defined(__AVX512F__)
+    __m512 w = (__m512)a, x = (__m512)b, y = (__m512)c, z = (__m512)d;
+    w = _mm512_unpacklo_ps(w, y) + _mm512_unpackhi_ps(w, y); /* a c a c of every four */
+    x = _mm512_unpacklo_ps(x, z) + _mm512_unpackhi_ps(x, z);
+    return quarter_sum((vec)(_mm512_unpacklo_ps(w, x) + _mm512_unpackhi_ps(w, x)));
+#elif defined(__F16C__)
+    return quarter_sum((vec)_mm256_hadd_ps(_mm256_hadd_ps((__m256)a, (__m256)b), _mm256_hadd_ps((__m256)c, (__m256)d)));
 #else
+    quarter w = quarter_sum(a), x = quarter_sum(b), y = quarter_sum(c), z = quarter_sum(d);
     return (quarter){w[0] + w[1] + w[2] + w[3], x[0] + x[1] + x[2] + x[3], y[0] + y[1] + y[2] + y[3],
                      z[0] + z[1] + z[2] + z[3]};
 #endif
@@ -68,8 +81,7 @@ static inline quarter sums(vec a, vec b, vec c, vec d) {
 
 /* 2^x for x <= 0, within 2 ulp and never below 2^-126; NaN stays NaN. Taylor series of 2^f on [-0.5, 0.5]. */
 static inline vec exp2_of(vec x) {
-    ivec tiny = x < -126.0f;
-    x = (vec)(((ivec)x & ~tiny) | ((ivec)splat(-126.0f) & tiny));
+    x = pick(x < -126.0f, splat(-126.0f), x);
     vec shifted = x + 12582912.0f; /* 1.5 * 2^23: leaves the nearest integer in the last bits */
     vec f = x - (shifted - 12582912.0f);
     vec p = splat(1.5403530e-4f);
@@ -94,6 +106,11 @@ static inline float half_to_float(uint16_t half) {
 #endif
 }
 
+static inline float bfloat_to_float(uint16_t bfloat) {
+    union { uint32_t bits; float value; } x = {(uint32_t)bfloat << 16};
+    return x.value;
+}
+
 static inline vec halves(const uint16_t *from) {
 #if defined(__AVX512F__)
     return (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const void *)from));
@@ -106,20 +123,27 @@ static inline vec halves(const uint16_t *from) {
 #endif
 }
 
-static void widen_halves(const uint16_t *from, int64_t n, float *to) {
-    int64_t i = 0;
-    for (; i + WIDTH <= n; i += WIDTH) at(to, i) = halves(from + i);
-    for (; i < n; i++) to[i] = half_to_float(from[i]);
+static inline vec bfloats(const uint16_t *from) {
+#if defined(__AVX512F__)
+    ivec x = (ivec)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)from));
+#elif defined(__AVX2__)
+    ivec x = (ivec)_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)from));
+#else
+    ivec x = __builtin_convertvector(*(const hvec *)from, ivec);
+#endif
+    return (vec)(x << 16);
 }
 
-static void widen_bfloats(const uint16_t *from, int64_t n, float *to) {
-    int64_t i = 0;
-    for (; i + WIDTH <= n; i += WIDTH)
-        at(to, i) = (vec)(__builtin_convertvector(*(const hvec *)(from + i), ivec) << 16);
-    for (; i < n; i++) {
-        union { uint32_t bits; float value; } x = {(uint32_t)from[i] << 16};
-        to[i] = x.value;
-    }
+/* Values [i, i + WIDTH) of unpacked ones, and value i. */
+inlined vec several(enum kind kind, const void *from, int64_t i) {
+    if (kind == FLOAT32) return at((const float *)from, i);
+    if (kind == FLOAT16) return halves((const uint16_t *)from + i);
+    return bfloats((const uint16_t *)from + i);
+}
+
+inlined float one(enum kind kind, const void *from, int64_t i) {
+    if (kind == FLOAT32) return ((const float *)from)[i];
+    return kind == FLOAT16 ? half_to_float(((const uint16_t *)from)[i]) : bfloat_to_float(((const uint16_t *)from)[i]);
 }
 
 /* A group's 64 values; with AVX-512 each is looked up among the 16 that the group can have. */
@@ -134,7 +158,11 @@ static inline void unpack_group(const uint8_t *from, float scale, float low, flo
     }
 #else
     for (int i = 0; i < GROUP / 2; i += WIDTH) {
+#ifdef __AVX2__
+        ivec codes = (ivec)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)(from + i)));
+#else
         ivec codes = __builtin_convertvector(__builtin_convertvector(*(const bvec *)(from + i), hvec), ivec);
+#endif
         at(to, i) = __builtin_convertvector(codes & 15, vec) * scale + low;
         at(to, i + GROUP / 2) = __builtin_convertvector(codes >> 4, vec) * scale + low;
     }
@@ -159,103 +187,90 @@ static void unpack(const uint8_t *from, int64_t total, int64_t first, int64_t n,
     }
 }
 
-/* Values [first, first + n) of a stored vector as float32: where they are, or in `to`. */
-static inline const float *values_of(const struct job *job, const char *from, int64_t first, int64_t n, float *to) {
-    switch (job->kind) {
-    case FLOAT32: return (const float *)from + first;
-    case FLOAT16: widen_halves((const uint16_t *)from + first, n, to); break;
-    case BFLOAT16: widen_bfloats((const uint16_t *)from + first, n, to); break;
-    default: unpack((const uint8_t *)from, job->groups, first, n, to);
+/* Bytes from a stored vector's beginning to its value `first`; packed, to the byte at least that far. */
+inlined int64_t bytes_before(enum kind kind, int64_t first) {
+    return kind == FLOAT32 ? 4 * first : kind == PACKED ? first / GROUP * (GROUP / 2) : 2 * first;
+}
+
+/* Ask for the lines of a block: values [first, first + head_dim) of its tokens, of which `left` are left. */
+inlined void prefetch(enum kind kind, const struct job *job, const char *from, int64_t left, int64_t first) {
+    int64_t begin = bytes_before(kind, first);
+    int64_t end = bytes_before(kind, first + job->head_dim + (kind == PACKED ? GROUP - 1 : 0));
+    for (int t = 0; t < TOKENS && t < left; t++, from += job->token_bytes) {
+        const char *line = from + begin - (uintptr_t)(from + begin) % LINE;
+        for (; line < from + end; line += LINE) __builtin_prefetch(line);
+        if (kind == PACKED) __builtin_prefetch(from + job->groups * (GROUP / 2) + first / GROUP * 4);
     }
-    return to;
 }
 
-/* Ask for the lines of the values that values_of will be called for four tokens later. */
-static inline void prefetch(const struct job *job, const char *from, int64_t first, int64_t n) {
-    int64_t quarter_bytes = job->kind == FLOAT32 ? 16 : job->kind == PACKED ? 2 : 8; /* of four values */
-    for (int64_t i = 0; i < n * quarter_bytes / 4; i += 64) __builtin_prefetch(from + first * quarter_bytes / 4 + i);
-    if (job->kind == PACKED) __builtin_prefetch(from + job->groups * (GROUP / 2) + first / GROUP * 4);
-}
-
-/* Four tokens' values; those past the end repeat the last one. */
-static inline void fetch(const struct job *job, const char *from, int64_t left, int64_t first, float *tile,
-                         const float *found[TOKENS]) {
+/* Where a block's values are: as they are stored, or as float32 in `tile`. Tokens past the end repeat the last one. */
+inlined void find(enum kind kind, int tiled, const struct job *job, const char *from, int64_t left, int64_t first,
+                  float *tile, const void *found[TOKENS]) {
     int64_t n = job->head_dim;
     for (int t = 0; t < TOKENS; t++) {
-        if (t + TOKENS < left) prefetch(job, from + (t + TOKENS) * job->token_bytes, first, n);
-        found[t] = t < left ? values_of(job, from + t * job->token_bytes, first, n, tile + t * n) : found[t - 1];
+        if (t && t < left) from += job->token_bytes;
+        const char *values = from + bytes_before(kind, first);
+        float *to = tile + t * STRIDE;
+        found[t] = tiled ? (const void *)to : values;
+        int64_t i = 0;
+        if (kind == PACKED) {
+            unpack((const uint8_t *)from, job->groups, first, n, to);
+        } else if (tiled) {
+            for (; i + WIDTH <= n; i += WIDTH) at(to, i) = several(kind, values, i);
+            for (; i < n; i++) to[i] = one(kind, values, i);
+        }
     }
 }
 
-/* Scores of four tokens for one query. */
-static inline void dots(const float *query, const float *const keys[TOKENS], int64_t n, float *scores) {
-    const float *k0 = keys[0], *k1 = keys[1], *k2 = keys[2], *k3 = keys[3];
-    vec t0 = {}, t1 = {}, t2 = {}, t3 = {};
+/* Scores of a block for one query. */
+inlined void score(enum kind kind, const float *query, const void *const keys[TOKENS], int64_t n, float *scores) {
+    vec totals[TOKENS] = {};
     int64_t i = 0;
     for (; i + WIDTH <= n; i += WIDTH) {
         vec q = at(query, i);
-        t0 += q * at(k0, i), t1 += q * at(k1, i), t2 += q * at(k2, i), t3 += q * at(k3, i);
+#pragma GCC unroll 8
+        for (int t = 0; t < TOKENS; t++) totals[t] += q * several(kind, keys[t], i);
     }
-    *(quarter *)scores = sums(t0, t1, t2, t3);
+#pragma GCC unroll 8
+    for (int t = 0; t < TOKENS; t += 4)
+        *(quarter *)(scores + t) = sums(totals[t], totals[t + 1], totals[t + 2], totals[t + 3]);
     for (; i < n; i++)
-        for (int t = 0; t < TOKENS; t++) scores[t] += query[i] * keys[t][i];
+        for (int t = 0; t < TOKENS; t++) scores[t] += query[i] * one(kind, keys[t], i);
 }
 
-/* The same for two queries, one after the other in memory: keys are loaded once. */
-static inline void dots_of_two(const float *query, const float *const keys[TOKENS], int64_t n, float *scores) {
-    const float *k0 = keys[0], *k1 = keys[1], *k2 = keys[2], *k3 = keys[3];
-    vec t0 = {}, t1 = {}, t2 = {}, t3 = {}, u0 = {}, u1 = {}, u2 = {}, u3 = {};
+/* Add a block's weighted values to one query's result. */
+inlined void add(enum kind kind, float *out, const void *const values[TOKENS], int64_t n, const float *weights) {
+    vec w[TOKENS];
+#pragma GCC unroll 8
+    for (int t = 0; t < TOKENS; t++) w[t] = splat(weights[t]);
     int64_t i = 0;
     for (; i + WIDTH <= n; i += WIDTH) {
-        vec q = at(query, i), r = at(query, n + i), a = at(k0, i), b = at(k1, i), c = at(k2, i), d = at(k3, i);
-        t0 += q * a, t1 += q * b, t2 += q * c, t3 += q * d;
-        u0 += r * a, u1 += r * b, u2 += r * c, u3 += r * d;
+        vec even = at(out, i), odd = {};
+#pragma GCC unroll 4
+        for (int t = 0; t < TOKENS; t += 2)
+            even += w[t] * several(kind, values[t], i), odd += w[t + 1] * several(kind, values[t + 1], i);
+        at(out, i) = even + odd;
     }
-    *(quarter *)scores = sums(t0, t1, t2, t3);
-    *(quarter *)(scores + TILE) = sums(u0, u1, u2, u3);
     for (; i < n; i++)
-        for (int t = 0; t < TOKENS; t++)
-            scores[t] += query[i] * keys[t][i], scores[TILE + t] += query[n + i] * keys[t][i];
+        for (int t = 0; t < TOKENS; t++) out[i] += weights[t] * one(kind, values[t], i);
 }
 
-/* Add four weighted values to one query's result. */
-static inline void accumulate(float *out, const float *const values[TOKENS], int64_t n, const float *w) {
-    const float *v0 = values[0], *v1 = values[1], *v2 = values[2], *v3 = values[3];
-    int64_t i = 0;
-    for (; i + WIDTH <= n; i += WIDTH)
-        at(out, i) += (w[0] * at(v0, i) + w[1] * at(v1, i)) + (w[2] * at(v2, i) + w[3] * at(v3, i));
-    for (; i < n; i++) out[i] += (w[0] * v0[i] + w[1] * v1[i]) + (w[2] * v2[i] + w[3] * v3[i]);
-}
-
-/* The same for two queries: values are loaded once. */
-static inline void accumulate_two(float *out, const float *const values[TOKENS], int64_t n, const float *w) {
-    const float *v0 = values[0], *v1 = values[1], *v2 = values[2], *v3 = values[3], *x = w + TILE;
-    int64_t i = 0;
-    for (; i + WIDTH <= n; i += WIDTH) {
-        vec a = at(v0, i), b = at(v1, i), c = at(v2, i), d = at(v3, i);
-        at(out, i) += (w[0] * a + w[1] * b) + (w[2] * c + w[3] * d);
-        at(out, n + i) += (x[0] * a + x[1] * b) + (x[2] * c + x[3] * d);
-    }
-    for (; i < n; i++) {
-        out[i] += (w[0] * v0[i] + w[1] * v1[i]) + (w[2] * v2[i] + w[3] * v3[i]);
-        out[n + i] += (x[0] * v0[i] + x[1] * v1[i]) + (x[2] * v2[i] + x[3] * v3[i]);
-    }
-}
-
-/* A tile's scores of one query to weights; its largest score and sum so far are kept, `out` is rescaled. */
+/* A span's scores of one query to weights; its largest score and sum so far are kept, `out` is rescaled. */
 static void softmax(const struct job *job, float *scores, int64_t n, float *largest, float *total, float *out) {
-    const float log2_e = 1.44269504f;
+    const float log2_e = 1.44269504f, scale = job->softcap != 0 ? job->softcap * log2_e : job->scale * log2_e;
     float most = *largest;
-    for (int64_t i = 0; i < n; i++) {
-        scores[i] *= job->scale;
-        if (job->softcap != 0) scores[i] = job->softcap * tanhf(scores[i] / job->softcap);
-        scores[i] *= log2_e;
-        most = scores[i] > most ? scores[i] : most;
+    if (job->softcap != 0)
+        for (int64_t i = 0; i < n; i++) scores[i] = tanhf(scores[i] * job->scale / job->softcap);
+    for (int64_t i = 0; i < n; i++) scores[i] *= scale;
+    for (int64_t i = n; i < SPAN; i++) scores[i] = -INFINITY;
+    vec maxima = splat(most), parts = {};
+    for (int64_t i = 0; i < n; i += WIDTH) {
+        vec x = at(scores, i);
+        maxima = pick(x > maxima, x, maxima);
     }
-    for (int64_t i = n; i < TILE; i++) scores[i] = -INFINITY;
-    vec parts = {};
+    for (int i = 0; i < WIDTH; i++) most = maxima[i] > most ? maxima[i] : most;
     for (int64_t i = 0; i < n; i += WIDTH) parts += at(scores, i) = exp2_of(at(scores, i) - most);
-    for (int64_t i = n; i < TILE; i++) scores[i] = 0;
+    for (int64_t i = n; i < SPAN; i++) scores[i] = 0;
     quarter sum = quarter_sum(parts);
     float shrink = exp2f(*largest - most);
     *largest = most;
@@ -264,41 +279,58 @@ static void softmax(const struct job *job, float *scores, int64_t n, float *larg
         for (int64_t i = 0; i < job->head_dim; i++) out[i] *= shrink;
 }
 
-struct scratch {
-    float tile[TOKENS * MAX_HEAD_DIM];
-    float *scores, *largest, *total; /* [queries, TILE], [queries], [queries] */
-};
-
-static void attend_heads(const struct job *job, int64_t row, int64_t head, int64_t heads, struct scratch *scratch) {
-    int64_t dim = job->head_dim, group = job->group, queries = heads * group;
-    int64_t offset = (row * job->heads + head) * group * dim;
-    const float *query = job->query + offset, *found[TOKENS];
-    float *out = job->out + offset, *scores = scratch->scores, *tile = scratch->tile;
+/* One task. `room` is for [heads * group, SPAN + 2] floats. `kind` and `tiled` are constants where this is called. */
+inlined void attend_as(enum kind kind, int tiled, const struct job *job, int64_t row, int64_t head, int64_t heads,
+                       float *room) {
+    float tile[TOKENS * STRIDE] __attribute__((aligned(LINE)));
+    const enum kind read_as = tiled ? FLOAT32 : kind;
+    int64_t dim = job->head_dim, group = tiled ? job->group : 1, queries = heads * group, stop = job->stop;
     int64_t begin = job->pads && job->pads[row] > job->start ? job->pads[row] : job->start;
+    int64_t offset = (row * job->heads + head) * group * dim, token_bytes = job->token_bytes;
+    const char *keys = job->data + row * job->row_bytes, *data[2] = {keys, keys + job->value_bytes};
+    const float *query = job->query + offset;
+    float *out = job->out + offset, *largest = room + queries * SPAN, *total = largest + queries;
     memset(out, 0, sizeof(float) * queries * dim);
-    for (int64_t i = 0; i < queries; i++) scratch->largest[i] = -INFINITY, scratch->total[i] = 0;
-    for (int64_t first = begin; first < job->stop; first += TILE) {
-        int64_t count = job->stop - first < TILE ? job->stop - first : TILE;
-        const char *key = job->data + row * job->row_bytes + first * job->token_bytes, *value = key + job->value_bytes;
-        for (int64_t t = 0; t < count; t += TOKENS, key += TOKENS * job->token_bytes)
-            for (int64_t h = 0, i = 0; h < heads; h++) {
-                fetch(job, key, count - t, (head + h) * dim, tile, found);
-                int64_t end = i + group;
-                for (; i + 2 <= end; i += 2) dots_of_two(query + i * dim, found, dim, scores + i * TILE + t);
-                for (; i < end; i++) dots(query + i * dim, found, dim, scores + i * TILE + t);
-            }
-        for (int64_t i = 0; i < queries; i++)
-            softmax(job, scores + i * TILE, count, scratch->largest + i, scratch->total + i, out + i * dim);
-        for (int64_t t = 0; t < count; t += TOKENS, value += TOKENS * job->token_bytes)
-            for (int64_t h = 0, i = 0; h < heads; h++) {
-                fetch(job, value, count - t, (head + h) * dim, tile, found);
-                int64_t end = i + group;
-                for (; i + 2 <= end; i += 2) accumulate_two(out + i * dim, found, dim, scores + i * TILE + t);
-                for (; i < end; i++) accumulate(out + i * dim, found, dim, scores + i * TILE + t);
-            }
+    for (int64_t i = 0; i < queries; i++) largest[i] = -INFINITY, total[i] = 0;
+    for (int64_t first = begin, end; first < stop; first = end) {
+        end = first + SPAN < stop ? first + SPAN : stop;
+        for (int is_value = 0; is_value < 2; is_value++) {
+            for (int64_t i = 0; i < queries && is_value; i++)
+                softmax(job, room + i * SPAN, end - first, largest + i, total + i, out + i * dim);
+            for (int64_t token = first; token < end; token += TOKENS)
+                for (int64_t h = 0; h < heads; h++) {
+                    int64_t later = token + (h + AHEAD) / heads * TOKENS, later_head = head + (h + AHEAD) % heads;
+                    int other = later >= end; /* K's end leads to V, V's to the next span */
+                    if (other) later = is_value ? end : first;
+                    prefetch(kind, job, data[is_value ^ other] + later * token_bytes, stop - later, later_head * dim);
+                    const void *found[TOKENS];
+                    const char *block = data[is_value] + token * token_bytes;
+                    find(kind, tiled, job, block, stop - token, (head + h) * dim, tile, found);
+                    for (int64_t i = h * group; i < (h + 1) * group; i++) {
+                        float *scores = room + i * SPAN + token - first;
+                        if (is_value)
+                            add(read_as, out + i * dim, found, dim, scores);
+                        else
+                            score(read_as, query + i * dim, found, dim, scores);
+                    }
+                }
+        }
     }
     for (int64_t i = 0; i < queries; i++)
-        for (int64_t d = 0; d < dim; d++) out[i * dim + d] /= scratch->total[i];
+        for (int64_t d = 0; d < dim; d++) out[i * dim + d] /= total[i];
+}
+
+static void attend_heads(const struct job *job, int64_t row, int64_t head, int64_t heads, float *room) {
+    int tiled = job->group > 1;
+    switch (job->kind * 2 + tiled) {
+    case FLOAT32 * 2: attend_as(FLOAT32, 0, job, row, head, heads, room); break;
+    case FLOAT32 * 2 + 1: attend_as(FLOAT32, 1, job, row, head, heads, room); break;
+    case FLOAT16 * 2: attend_as(FLOAT16, 0, job, row, head, heads, room); break;
+    case FLOAT16 * 2 + 1: attend_as(FLOAT16, 1, job, row, head, heads, room); break;
+    case BFLOAT16 * 2: attend_as(BFLOAT16, 0, job, row, head, heads, room); break;
+    case BFLOAT16 * 2 + 1: attend_as(BFLOAT16, 1, job, row, head, heads, room); break;
+    default: attend_as(PACKED, 1, job, row, head, heads, room);
+    }
 }
 
 /* 0; 1 when memory ran out; 2 when heads are too large. */
@@ -310,19 +342,14 @@ int attend(const struct job *job) {
     int failed = 0;
 #pragma omp parallel num_threads(job->threads) reduction(| : failed)
     {
-        struct scratch *scratch = malloc(sizeof *scratch);
-        float *room = malloc(sizeof(float) * queries * (TILE + 2));
-        failed = !scratch || !room;
+        float *room = malloc(sizeof(float) * queries * (SPAN + 2));
+        failed = !room;
 #pragma omp for schedule(dynamic)
         for (int64_t task = 0; task < job->rows * parts; task++) {
             if (failed) continue;
             int64_t head = task % parts * heads;
-            scratch->scores = room;
-            scratch->largest = room + queries * TILE;
-            scratch->total = scratch->largest + queries;
-            attend_heads(job, task / parts, head, job->heads - head < heads ? job->heads - head : heads, scratch);
+            attend_heads(job, task / parts, head, job->heads - head < heads ? job->heads - head : heads, room);
         }
-        free(scratch);
         free(room);
     }
     return failed;

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from hwprofiles.native_attention import find_attention
+from hwprofiles.packing import quantised_bytes
 from hwprofiles.probes.cpu_attention import Decode, attend_native, attend_plain
+from hwprofiles.probes.quantize import dequantise_reference, quantise_reference
 
 Attend = Callable[[torch.Tensor, torch.Tensor, Decode], torch.Tensor | None]
 needs_compiler = pytest.mark.skipif(find_attention() is None, reason="no C compiler")
@@ -42,6 +44,41 @@ def test_many_rows_and_long_contexts(dtype: torch.dtype, threads: int, attend: A
     expected = (scores.softmax(-1) @ value).view(query.shape)
     tolerance = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}[dtype]
     torch.testing.assert_close(result.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+def stored_as(dtype: torch.dtype, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Vectors as a cache holds them, packed where `dtype` is uint8, and what they then are in float64."""
+    if dtype != torch.uint8:
+        return values.to(dtype), values.to(dtype).double()
+    packed = torch.empty(*values.shape[:-1], quantised_bytes(values.shape[-1]), dtype=torch.uint8)
+    quantise_reference(values, packed)
+    back = torch.empty_like(values)
+    dequantise_reference(packed, values.shape[-1], back)
+    return packed, back.double()
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.uint8])
+@pytest.mark.parametrize("group", [1, 2, 3, 4, 5, 8])
+@pytest.mark.parametrize("head_dim", [17, 64, 80, 96, 128, 256])
+def test_any_shape(head_dim: int, group: int, dtype: torch.dtype) -> None:
+    """Blocks of tokens and vectors of values that are not full; what lies before and after is not read."""
+    torch.set_num_threads(1)
+    heads = 3
+    for num_tokens in (1, 7, 8, 9, 37, 130):
+        pads = torch.tensor([2, num_tokens + 1])
+        values = torch.randn(num_tokens + 12, 2, 2, heads * head_dim)
+        values[:2], values[num_tokens + 2 :] = torch.nan, torch.nan
+        tokens, kept = (x[: num_tokens + 2] for x in stored_as(dtype, values))
+        query = torch.randn(2, heads * group, 1, head_dim)
+        how = Decode(num_heads=heads, start=1, pads=pads, scale=head_dim**-0.5, softcap=None)
+        result = attend_native(query, tokens, how)
+        assert result is not None
+        key, value = kept[2:].unflatten(-1, (heads, head_dim)).permute(1, 2, 3, 0, 4)
+        scores = query.double().view(2, heads, group, head_dim) @ key.transpose(-1, -2) * how.scale
+        scores[1, ..., :-1] = -torch.inf
+        expected = (scores.softmax(-1) @ value).view(query.shape)
+        torch.testing.assert_close(result.double(), expected, rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("attend", ATTENDS)
