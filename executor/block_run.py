@@ -42,6 +42,14 @@ class BlockRun:
         self.unfinished = [True] * len(self.states)
 
     def play(self) -> None:
+        """The tasks of the block; its graphs end with it."""
+        try:
+            self._play()
+        finally:
+            for state in self.states:
+                state.graphs.clear()
+
+    def _play(self) -> None:
         """The loop: every task of the schedule into its lane; the compute tasks are done here."""
         measurements = self.measurements
         measurements.start_block(self.held.options.device, self.lanes.forget)

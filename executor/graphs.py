@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -18,21 +19,40 @@ class LayerGraphs:
 
     def __init__(self, device: torch.device, *, wanted: bool) -> None:
         self.are_used = wanted and usable(device, AMPERE)
-        self._pool = torch.cuda.graph_pool_handle() if self.are_used else None
+        if self.are_used:
+            self._pool = torch.cuda.graph_pool_handle()
+            self._keeper = self._keep_pool(device)
 
-    def capture(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
+    def _keep_pool(self, device: torch.device) -> torch.cuda.CUDAGraph:
+        """A graph that is never replayed: memory whose last graph is gone takes no other one."""
+        keeper, value = torch.cuda.CUDAGraph(), torch.zeros(1, device=device)
+        with torch.cuda.stream(torch.cuda.Stream(device)):
+            self._record(keeper, lambda: value.add_(1))
+        return keeper
+
+    def capture(self, work: Callable[[], object]) -> torch.cuda.CUDAGraph | None:
         """What `work` queues on the current stream, not yet run; None, and never again, where it cannot be captured."""
         graph = torch.cuda.CUDAGraph()
+        try:
+            self._record(graph, work)
+        except RuntimeError as error:
+            self.refuse(str(error).splitlines()[0])
+            return None
+        return graph
+
+    def _record(self, graph: torch.cuda.CUDAGraph, work: Callable[[], object]) -> None:
+        """Nothing is collected meanwhile: CUDA refuses to destroy graphs while one is captured."""
+        collects = gc.isenabled()
+        gc.disable()
         try:
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 work()
             finally:
                 graph.capture_end()
-        except RuntimeError as error:
-            self.refuse(str(error).splitlines()[0])
-            return None
-        return graph
+        finally:
+            if collects:
+                gc.enable()
 
     def refuse(self, reason: str) -> None:
         """Do without from here on."""
