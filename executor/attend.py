@@ -90,13 +90,17 @@ def attend_rows(
     how: Math,
     out: torch.Tensor,
 ) -> None:
-    """One new token's attention to `total` cached tokens of a view's rows from `row` on, into `out`.
+    """One new token's attention to the last of `total` tokens, as many as a view keeps, of its rows from `row` on.
 
     Queries and `out` are [rows, heads, 1, head_dim]; `pads` [rows] is on their device.
     """
+    tokens = view.tokens(0, total, row, query.shape[0])
+    assert tokens.shape[0] == min(total, how.window or total), (
+        "the cache keeps what the layer's window lets through"
+    )
     decode = Decode(
         num_heads=view.num_heads,
-        start=max(0, total - how.window) if how.window is not None else 0,
+        start=total - tokens.shape[0],
         pads=pads,
         scale=how.scale,
         softcap=how.softcap,
@@ -104,11 +108,11 @@ def attend_rows(
     if usable(query.device, AMPERE):
         from hwprofiles.probes.kernels import attention as kernels  # noqa: PLC0415 - needs Triton
 
-        kernels.attend(query, view.tokens(0, total, row, query.shape[0]), out, decode)
+        kernels.attend(query, tokens, out, decode)
         return
     result = None
     if query.device.type == "cpu":
-        result = attend_native(query, view.tokens(0, total, row, query.shape[0]), decode)
+        result = attend_native(query, tokens, decode)
     if result is None:
         attend_rows_reference(query, view, row, total, decode, out)
     else:
@@ -119,7 +123,7 @@ def attend_rows_reference(
     query: torch.Tensor, view: KvView, row: int, total: int, decode: Decode, out: torch.Tensor
 ) -> None:
     """`attend_rows` in plain torch, in chunks of rows where K and V have to be dequantised."""
-    per_row = 2 * total * view.num_heads * view.head_dim * view.dtype.itemsize
+    per_row = 2 * min(total, view.kept) * view.num_heads * view.head_dim * view.dtype.itemsize
     count = max(1, ATTENTION_CHUNK_BYTES // per_row) if view.quantised else query.shape[0]
     for first in range(0, query.shape[0], count):
         rows = slice(first, first + count)

@@ -117,7 +117,8 @@ class RowAttention:
             pads = None if step.host_pads is None else step.host_pads[rows]
             attend_rows(errand.query, part.view, row, total, pads, how, errand.result)
             errand.bring_back(result[rows])
-            step.attend_bytes += 2 * total * part.view.vector_bytes * errand.query.shape[0]
+            seen = min(total, part.view.kept)
+            step.attend_bytes += 2 * seen * part.view.vector_bytes * errand.query.shape[0]
         if sent:
             step.attend_start_s, step.attend_s = began, time.perf_counter() - began
         return result

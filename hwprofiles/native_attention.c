@@ -39,7 +39,7 @@ struct job {
     const float *query;                          /* [rows, heads * group, head_dim] */
     float *out;                                  /* the same */
     const int64_t *pads;                         /* [rows]: a row's first token; or null */
-    int64_t rows, start, stop, heads, group, head_dim;
+    int64_t rows, start, stop, heads, group, head_dim; /* tokens [start, stop); t in place t mod (stop - start) */
     int64_t groups; /* quantised groups of a vector */
     float scale, softcap; /* softcap 0: none */
     int32_t kind, threads;
@@ -274,12 +274,14 @@ static void attend_heads(const struct job *job, int64_t row, int64_t head, int64
     int64_t offset = (row * job->heads + head) * group * dim;
     const float *query = job->query + offset, *found[TOKENS];
     float *out = job->out + offset, *scores = scratch->scores, *tile = scratch->tile;
-    int64_t begin = job->pads && job->pads[row] > job->start ? job->pads[row] : job->start;
+    int64_t begin = job->pads && job->pads[row] > job->start ? job->pads[row] : job->start, count;
     memset(out, 0, sizeof(float) * queries * dim);
     for (int64_t i = 0; i < queries; i++) scratch->largest[i] = -INFINITY, scratch->total[i] = 0;
-    for (int64_t first = begin; first < job->stop; first += TILE) {
-        int64_t count = job->stop - first < TILE ? job->stop - first : TILE;
-        const char *key = job->data + row * job->row_bytes + first * job->token_bytes, *value = key + job->value_bytes;
+    for (int64_t first = begin; first < job->stop; first += count) {
+        int64_t places = job->stop - job->start, place = first % places;
+        count = job->stop - first < places - place ? job->stop - first : places - place;
+        count = count < TILE ? count : TILE;
+        const char *key = job->data + row * job->row_bytes + place * job->token_bytes, *value = key + job->value_bytes;
         for (int64_t t = 0; t < count; t += TOKENS, key += TOKENS * job->token_bytes)
             for (int64_t h = 0, i = 0; h < heads; h++) {
                 fetch(job, key, count - t, (head + h) * dim, tile, found);

@@ -64,7 +64,7 @@ def attend(
 ) -> None:
     """Write the attention of query [rows, heads, 1, head_dim] to the tokens of a cache to `out`.
 
-    `tokens` is [tokens, 2, rows, vector]: heads of values, or packed uint8.
+    `tokens` is [places, 2, rows, vector]: heads of values, or packed uint8.
     """
     num_rows, query_heads, _, head_dim = query.shape
     num_heads, start, pads = how.num_heads, how.start, how.pads
@@ -74,12 +74,12 @@ def attend(
     block_heads = min(_MAX_QUERY_HEADS, max(_MIN_TILE, triton.next_power_of_2(group)))
     head_blocks = triton.cdiv(group, block_heads)
     tuning = tuning or default_tuning(packed=packed, head_dim=head_dim, element_bytes=query.element_size())
-    stop = tokens.shape[0]
+    places = tokens.shape[0]
     programs = num_rows * num_heads * head_blocks
     if num_shares is None:
-        num_shares = shares_for(programs, stop - start, tuning.block_tokens, query.device)
-    share = triton.cdiv(triton.cdiv(stop - start, num_shares), tuning.block_tokens) * tuning.block_tokens
-    num_shares = triton.cdiv(stop - start, share)
+        num_shares = shares_for(programs, places, tuning.block_tokens, query.device)
+    share = triton.cdiv(triton.cdiv(places, num_shares), tuning.block_tokens) * tuning.block_tokens
+    num_shares = triton.cdiv(places, share)
     single = num_shares == 1
     partial = (
         out if single else query.new_empty((num_rows, query_heads, num_shares, head_dim), dtype=torch.float32)
@@ -93,7 +93,7 @@ def attend(
         weights,
         query if pads is None else pads,
         start,
-        stop,
+        places,
         share,
         how.scale,
         how.softcap or 0.0,
@@ -154,7 +154,7 @@ def _kind(packed: bool, head_dim: int) -> tl.constexpr:
     return _PACKED if head_dim % GROUP_SIZE == 0 else _GATHERED
 
 
-@triton.jit(do_not_specialize=["start", "stop", "share"])
+@triton.jit(do_not_specialize=["start", "places", "share"])
 def _attend(
     query: tl.tensor,
     data: tl.tensor,
@@ -163,7 +163,7 @@ def _attend(
     weights: tl.tensor,
     pads: tl.tensor,
     start: tl.tensor,
-    stop: tl.tensor,
+    places: tl.tensor,
     share: tl.tensor,
     scale: tl.tensor,
     softcap: tl.tensor,
@@ -197,8 +197,9 @@ def _attend(
         query + row * query_row + query_heads[:, None] * query_head + dim[None, :], mask=inside, other=0.0
     )
 
+    rounds = start - start % places  # token t lies in place t mod places
     first = start + part * share
-    last = tl.minimum(first + share, stop)
+    last = tl.minimum(first + share, start + places)
     if HAS_PADS:
         first = tl.maximum(first, tl.load(pads + row).to(tl.int32))
     largest = tl.full([BLOCK_HEADS], float("-inf"), tl.float32)
@@ -207,7 +208,9 @@ def _attend(
     for begin in range(first, last, BLOCK_TOKENS):
         token = begin + tl.arange(0, BLOCK_TOKENS)
         seen = token < last
-        at = row * data_row + token.to(tl.int64) * data_token
+        place = token - rounds
+        place = tl.where(place < places, place, place - places)
+        at = row * data_row + place.to(tl.int64) * data_token
         k = _load_tile(
             data, words, at, seen, head, num_heads, q.dtype, HEAD_DIM, BLOCK_DIM, BLOCK_TOKENS, KIND
         )
