@@ -91,14 +91,18 @@ def attend_rows(
     out: torch.Tensor,
     length: torch.Tensor | None = None,
 ) -> None:
-    """One new token's attention to `total` cached tokens of a view's rows from `row` on, into `out`.
+    """One new token's attention to the last of `total` tokens, as many as a view keeps, of its rows from `row` on.
 
     Queries and `out` are [rows, heads, 1, head_dim]; `pads` [rows] is on their device. With `length`, [1] int64 on a
     GPU, the tokens are as many as that and one more, when the kernel runs; there must be no window then.
     """
+    tokens = view.tokens(0, total if length is None else view.kept, row, query.shape[0])
+    assert length is not None or tokens.shape[0] == min(total, how.window or total), (
+        "the cache keeps what the layer's window lets through"
+    )
     decode = Decode(
         num_heads=view.num_heads,
-        start=max(0, total - how.window) if how.window is not None else 0,
+        start=total - tokens.shape[0] if length is None else 0,
         pads=pads,
         scale=how.scale,
         softcap=how.softcap,
@@ -106,12 +110,11 @@ def attend_rows(
     if usable(query.device, AMPERE):
         from hwprofiles.probes.kernels import attention as kernels  # noqa: PLC0415 - needs Triton
 
-        room = total if length is None else view.num_tokens
-        kernels.attend(query, view.tokens(0, room, row, query.shape[0]), out, decode, length=length)
+        kernels.attend(query, tokens, out, decode, length=length)
         return
     result = None
     if query.device.type == "cpu":
-        result = attend_native(query, view.tokens(0, total, row, query.shape[0]), decode)
+        result = attend_native(query, tokens, decode)
     if result is None:
         attend_rows_reference(query, view, row, total, decode, out)
     else:
@@ -122,7 +125,7 @@ def attend_rows_reference(
     query: torch.Tensor, view: KvView, row: int, total: int, decode: Decode, out: torch.Tensor
 ) -> None:
     """`attend_rows` in plain torch, in chunks of rows where K and V have to be dequantised."""
-    per_row = 2 * total * view.num_heads * view.head_dim * view.dtype.itemsize
+    per_row = 2 * min(total, view.kept) * view.num_heads * view.head_dim * view.dtype.itemsize
     count = max(1, ATTENTION_CHUNK_BYTES // per_row) if view.quantised else query.shape[0]
     for first in range(0, query.shape[0], count):
         rows = slice(first, first + count)

@@ -160,7 +160,7 @@ class Errand:
         """Leave the result in the message; the bytes of K and V that were read."""
         query = self.message.query
         attend_rows(query, self.view, self.row, self.total, self.pads, self.how, self.message.result)
-        return 2 * self.total * self.view.vector_bytes * query.shape[0]
+        return 2 * min(self.total, self.view.kept) * self.view.vector_bytes * query.shape[0]
 
 
 class Exchange:

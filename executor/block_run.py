@@ -137,17 +137,18 @@ class BlockRun:
         """(source, target) of each group a task moves; disk tasks do their I/O here and yield the bytes."""
         state, caches, tier = self.states[task.k], self.held.caches, self.sizes.compute_tier
         prefill, loading = task.i == 0, task.kind is TaskKind.LOAD_CACHE
-        past, num_tokens = state.past(task.i), self.sizes.workload.max_len
+        past, slot, rows = state.past(task.i), task.slots.cache, state.cache_rows
         start, stop = (0, past) if loading else (past, past + state.num_new(task.i))
-        length = state.batch.prompt_len if prefill else num_tokens
-        in_slot = caches.in_slot(task.slots.cache, state.cache_rows, length, prefill=prefill)
-        staged = caches.in_staging(task.slots.cache, state.cache_rows, num_tokens)
-        for group, count in state.cache_rows.counts():
+        length = state.batch.prompt_len if prefill else self.sizes.workload.max_len
+        in_slot = caches.in_slot(task.j, slot, rows, length, prefill=prefill)
+        staged = caches.in_staging(task.j, slot, rows)
+        for group, count in rows.counts():
             on_disk = group_tier(group) == "disk"
             if task.resource in ("disk_read", "disk_write"):
                 if count and on_disk:
                     view = staged[group] if staged else in_slot[group]
-                    offset = caches.disk_offset(task.j, task.k, group) + start * view.stride
+                    place = view.places(start, stop).start
+                    offset = caches.disk_offset(task.j, task.k, group) + place * view.stride
                     data = view.token_bytes(start, stop)
                     assert caches.file is not None
                     (caches.file.read if loading else caches.file.write)(offset, data)

@@ -1,4 +1,8 @@
-"""KV homes and slots: rows over tiers, laid out [token, K or V, row, vector]; the first t tokens are one copy."""
+"""KV homes and slots: rows over tiers, laid out [place, K or V, row, vector]; the first t tokens are one copy.
+
+A layer keeps so many tokens of a row, and token t lies in place t mod that many: a sliding window's new token takes
+the place of the oldest one.
+"""
 
 from __future__ import annotations
 
@@ -17,38 +21,51 @@ from planner.policy import Tier
 
 @dataclass(frozen=True, slots=True)
 class KvView:
-    """K and V of some rows, wherever they are; `data` is uint8 and starts at token 0."""
+    """K and V of some rows, wherever they are; `data` is uint8 and starts at place 0."""
 
     data: torch.Tensor
     rows: int
+    kept: int
+    """Tokens of a row that there are places for."""
     stride: int
-    """Bytes from one token to the next."""
+    """Bytes from one place to the next."""
     num_heads: int
     head_dim: int
     dtype: torch.dtype
     quantised: bool
     vector_bytes: int
 
-    def token_bytes(self, start: int, stop: int) -> torch.Tensor:
-        """The contiguous bytes of tokens [start, stop)."""
-        return self.data[start * self.stride : stop * self.stride]
+    def places(self, start: int, stop: int) -> slice:
+        """Where tokens [start, stop) are, which must lie side by side: those from 0 on, or a single one."""
+        first = start % self.kept
+        return slice(first, first + min(stop - start, self.kept))
 
-    @property
-    def num_tokens(self) -> int:
-        """For how many there is room."""
-        return self.data.numel() // self.stride
+    def token_bytes(self, start: int, stop: int) -> torch.Tensor:
+        """The contiguous bytes of tokens [start, stop), as far as they are kept."""
+        places = self.places(start, stop)
+        return self.data[places.start * self.stride : places.stop * self.stride]
 
     def write(self, start: int | torch.Tensor, row: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """Put [rows, heads, tokens, head_dim] K and V at token `start` of the rows from `row` on.
 
-        A `start` on the view's own device, [1] int64, is one token's.
+        A `start` on the view's own device, [1] int64, is one token's, of a view that keeps all.
         """
         if isinstance(start, torch.Tensor):
-            room = self.tokens(0, self.num_tokens, row, key.shape[0])
+            room = self.tokens(0, self.kept, row, key.shape[0])
             new = torch.empty_like(room[:1], memory_format=torch.contiguous_format)
             self._put(key, value, new)
             room.index_copy_(0, start, new)
             return
+        stop = start + key.shape[2]
+        token = max(start, stop - self.kept)  # of a prompt longer than a window only its end is kept
+        while token < stop:
+            until = min(stop, token + self.kept - token % self.kept)
+            new_tokens = slice(token - start, until - start)
+            self._write_run(token, row, key[:, :, new_tokens], value[:, :, new_tokens])
+            token = until
+
+    def _write_run(self, start: int, row: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Tokens that lie side by side."""
         target = self.tokens(start, start + key.shape[2], row, key.shape[0])
         if target.device == key.device:
             self._put(key, value, target)
@@ -67,13 +84,13 @@ class KvView:
         shaped[:, 1] = value.permute(2, 0, 1, 3)
 
     def read(self, start: int, stop: int, row: int, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """K and V [rows, heads, tokens, head_dim] of tokens [start, stop): views where unquantised."""
+        """K and V [rows, heads, places, head_dim] of tokens [start, stop): views where unquantised."""
         values = self.values(start, stop, row, num_rows)
         shaped = values.unflatten(-1, (self.num_heads, self.head_dim)).permute(1, 2, 3, 0, 4)
         return shaped[0], shaped[1]
 
     def values(self, start: int, stop: int, row: int, num_rows: int) -> torch.Tensor:
-        """[tokens, 2, rows, heads * head_dim] in the model's dtype: a view where unquantised."""
+        """[places, 2, rows, heads * head_dim] in the model's dtype: a view where unquantised."""
         tokens = self.tokens(start, stop, row, num_rows)
         if not self.quantised:
             return tokens
@@ -83,14 +100,14 @@ class KvView:
         return values
 
     def tokens(self, start: int, stop: int, row: int, num_rows: int) -> torch.Tensor:
-        """[tokens, 2, rows, vector] as it is kept: elements of the model's dtype, or packed bytes."""
+        """[places, 2, rows, vector] of tokens [start, stop) as they are kept: the model's dtype, or packed bytes."""
         data = self.token_bytes(start, stop)
         typed = data if self.quantised else data.view(self.dtype)
-        size = typed.element_size()
+        size, places = typed.element_size(), self.places(start, stop)
         vector = self.vector_bytes // size
         strides = (self.stride // size, self.rows * vector, vector, 1)
         return typed.as_strided(
-            (stop - start, 2, num_rows, vector), strides, typed.storage_offset() + row * vector
+            (places.stop - places.start, 2, num_rows, vector), strides, typed.storage_offset() + row * vector
         )
 
 
@@ -113,60 +130,61 @@ class CacheHomes:
         self._staging_arena = Arena(slots * sizes.cache_staging(), host, register=register)
         self.slots = [self._slot_arena.take(sizes.cache_slot()) for _ in range(slots)]
         self.staging = [self._staging_arena.take(sizes.cache_staging()) for _ in range(slots)]
-        self._bases = self._region_bases()
+        self._regions = self._all_regions()
 
-    def _region_bases(self) -> dict[tuple[int, CacheGroup], tuple[int, int]]:
-        """(k, group) -> (offset in its tier within a layer, bytes)."""
+    def _all_regions(self) -> dict[tuple[int, int, CacheGroup], tuple[int, int]]:
+        """(j, k, group) -> (offset in its tier, bytes)."""
         used: dict[Tier, int] = {"gpu": 0, "cpu": 0, "disk": 0}
-        bases = {}
-        for k, rows in enumerate(self.sizes.placement.cache_rows):
-            for group, count in rows.counts():
-                if count:
-                    nbytes = group_bytes(group, count, self.sizes.vector_bytes, self.sizes.workload.max_len)
-                    bases[k, group] = (used[group_tier(group)], nbytes)
-                    used[group_tier(group)] += nbytes
-        self._layer_bytes = used
-        return bases
+        regions = {}
+        for j, kept in enumerate(self.sizes.kept):
+            for k, rows in enumerate(self.sizes.placement.cache_rows):
+                for group, count in rows.counts():
+                    if count:
+                        nbytes = group_bytes(group, count, self.sizes.vector_bytes, kept)
+                        regions[j, k, group] = (used[group_tier(group)], nbytes)
+                        used[group_tier(group)] += nbytes
+        return regions
 
     def home(self, j: int, k: int, group: CacheGroup, rows: int) -> KvView:
         """A group's home on the gpu or cpu tier, for `rows` rows (no more than planned)."""
-        tier = group_tier(group)
-        offset, nbytes = self._bases[k, group]
-        start = j * self._layer_bytes[tier] + offset
-        return self._view(self._arenas[tier].tensor[start : start + nbytes], group, rows)
+        start, nbytes = self._regions[j, k, group]
+        data = self._arenas[group_tier(group)].tensor[start : start + nbytes]
+        return self._view(data, j, group, rows)
 
     def disk_offset(self, j: int, k: int, group: CacheGroup) -> int:
         """Where a disk group starts in the cache file."""
-        return j * self._layer_bytes["disk"] + self._bases[k, group][0]
+        return self._regions[j, k, group][0]
 
     def in_slot(
-        self, slot: int, rows: CacheRows, num_tokens: int, *, prefill: bool
+        self, j: int, slot: int, rows: CacheRows, num_tokens: int, *, prefill: bool
     ) -> dict[CacheGroup, KvView]:
-        """The groups a slot of the compute tier holds while it works on these rows."""
+        """The groups a slot of the compute tier holds while it works on these rows in layer j."""
+        num_places = min(num_tokens, self.sizes.kept[j])
         offsets = cache_slot_offsets(
-            rows, self.sizes.vector_bytes, num_tokens, self.sizes.compute_tier, prefill=prefill
+            rows, self.sizes.vector_bytes, num_places, self.sizes.compute_tier, prefill=prefill
         )
         counts = dict(rows.counts())
         return {
-            group: self._view(self.slots[slot][offset : offset + nbytes], group, counts[group])
+            group: self._view(self.slots[slot][offset : offset + nbytes], j, group, counts[group])
             for group, (offset, nbytes) in offsets.items()
         }
 
-    def in_staging(self, slot: int, rows: CacheRows, num_tokens: int) -> dict[CacheGroup, KvView]:
+    def in_staging(self, j: int, slot: int, rows: CacheRows) -> dict[CacheGroup, KvView]:
         """The disk groups of a slot in the host buffer they pass through."""
         views, used = {}, 0
         for group, count in rows.counts():
             if count and group_tier(group) == "disk" and self.sizes.compute_tier == "gpu":
-                nbytes = group_bytes(group, count, self.sizes.vector_bytes, num_tokens)
-                views[group] = self._view(self.staging[slot][used : used + nbytes], group, count)
+                nbytes = group_bytes(group, count, self.sizes.vector_bytes, self.sizes.kept[j])
+                views[group] = self._view(self.staging[slot][used : used + nbytes], j, group, count)
                 used += nbytes
         return views
 
-    def _view(self, data: torch.Tensor, group: CacheGroup, rows: int) -> KvView:
+    def _view(self, data: torch.Tensor, j: int, group: CacheGroup, rows: int) -> KvView:
         model, vector_bytes = self.sizes.model, self.sizes.vector_bytes
         return KvView(
             data=data,
             rows=rows,
+            kept=self.sizes.kept[j],
             stride=token_stride(group, rows, vector_bytes),
             num_heads=model.num_kv_heads,
             head_dim=model.head_dim,

@@ -255,7 +255,8 @@ class LayerCompute:
         num_tokens = state.batch.prompt_len if prefill else self.sizes.workload.max_len
         in_slot: dict[CacheGroup, KvView] = {}
         if task.slots.cache >= 0:
-            in_slot = self.caches.in_slot(task.slots.cache, state.cache_rows, num_tokens, prefill=prefill)
+            slot, rows = task.slots.cache, state.cache_rows
+            in_slot = self.caches.in_slot(task.j, slot, rows, num_tokens, prefill=prefill)
         parts, first = [], 0
         for group, count in state.cache_rows.counts():
             if not count:
@@ -274,4 +275,4 @@ class LayerCompute:
 
     def staged(self, task: Task, state: BatchState) -> dict[CacheGroup, KvView]:
         """The disk rows of this gpu batch in the host buffer of its cache slot."""
-        return self.caches.in_staging(task.slots.cache, state.cache_rows, self.sizes.workload.max_len)
+        return self.caches.in_staging(task.j, task.slots.cache, state.cache_rows)

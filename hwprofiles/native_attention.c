@@ -46,7 +46,7 @@ struct job {
     const float *query;                          /* [rows, heads * group, head_dim] */
     float *out;                                  /* the same */
     const int64_t *pads;                         /* [rows]: a row's first token; or null */
-    int64_t rows, start, stop, heads, group, head_dim;
+    int64_t rows, start, stop, heads, group, head_dim; /* tokens [start, stop); t in place t mod (stop - start) */
     int64_t groups; /* quantised groups of a vector */
     float scale, softcap; /* softcap 0: none */
     int32_t kind, threads;
@@ -284,7 +284,7 @@ inlined void attend_as(enum kind kind, int tiled, const struct job *job, int64_t
                        float *room) {
     float tile[TOKENS * STRIDE] __attribute__((aligned(LINE)));
     const enum kind read_as = tiled ? FLOAT32 : kind;
-    int64_t dim = job->head_dim, group = tiled ? job->group : 1, queries = heads * group, stop = job->stop;
+    int64_t dim = job->head_dim, group = tiled ? job->group : 1, queries = heads * group, stop = job->stop, places = stop - job->start;
     int64_t begin = job->pads && job->pads[row] > job->start ? job->pads[row] : job->start;
     int64_t offset = (row * job->heads + head) * group * dim, token_bytes = job->token_bytes;
     const char *keys = job->data + row * job->row_bytes, *data[2] = {keys, keys + job->value_bytes};
@@ -293,7 +293,10 @@ inlined void attend_as(enum kind kind, int tiled, const struct job *job, int64_t
     memset(out, 0, sizeof(float) * queries * dim);
     for (int64_t i = 0; i < queries; i++) largest[i] = -INFINITY, total[i] = 0;
     for (int64_t first = begin, end; first < stop; first = end) {
+        int64_t base = first - first % places; /* of the ring's round: token t lies in place t mod places */
         end = first + SPAN < stop ? first + SPAN : stop;
+        if (end > base + places) end = base + places;
+        int64_t following = end - base < places ? end - base : 0; /* the place of `end` */
         for (int is_value = 0; is_value < 2; is_value++) {
             for (int64_t i = 0; i < queries && is_value; i++)
                 softmax(job, room + i * SPAN, end - first, largest + i, total + i, out + i * dim);
@@ -302,10 +305,11 @@ inlined void attend_as(enum kind kind, int tiled, const struct job *job, int64_t
                     int64_t later = token + (h + AHEAD) / heads * TOKENS, later_head = head + (h + AHEAD) % heads;
                     int other = later >= end; /* K's end leads to V, V's to the next span */
                     if (other) later = is_value ? end : first;
-                    prefetch(kind, job, data[is_value ^ other] + later * token_bytes, stop - later, later_head * dim);
+                    int64_t place = other && is_value ? following : later - base;
+                    prefetch(kind, job, data[is_value ^ other] + place * token_bytes, stop - later, later_head * dim);
                     const void *found[TOKENS];
-                    const char *block = data[is_value] + token * token_bytes;
-                    find(kind, tiled, job, block, stop - token, (head + h) * dim, tile, found);
+                    const char *block = data[is_value] + (token - base) * token_bytes;
+                    find(kind, tiled, job, block, end - token, (head + h) * dim, tile, found);
                     for (int64_t i = h * group; i < (h + 1) * group; i++) {
                         float *scores = room + i * SPAN + token - first;
                         if (is_value)

@@ -88,7 +88,7 @@ class CostModel:
 
     def attended_bytes(self, held: Held[A], step: Step) -> A:
         """K and V, as they are cached, that the CPU attends to in one decode pass of one layer."""
-        return held.attended_token_bytes * step.context
+        return held.attended_token_bytes * step.attended(held.kept_tokens)
 
     def moves(self, held: Held[A], step: Step) -> list[Move[A]]:
         """Every copy of one pass of one layer."""
@@ -127,14 +127,15 @@ class CostModel:
             held.streamed_token_bytes if is_decode else held.streamed_token_bytes + held.attended_token_bytes
         )
         num_stored = counts.streamed_cache if is_decode else counts.stored_cache
-        written = held.disk_token_bytes * step.num_new
+        num_new, num_loaded = step.stored(held.kept_tokens), step.loaded(held.kept_tokens)
+        written = held.disk_token_bytes * num_new
         moves = [
-            Move(kind=store, resource="d2h", count=num_stored, num_bytes=stored * step.num_new),
+            Move(kind=store, resource="d2h", count=num_stored, num_bytes=stored * num_new),
             Move(kind=store, resource="disk_write", count=counts.disk_cache, num_bytes=written),
         ]
         if is_decode:
-            read = held.disk_token_bytes * step.num_cached
-            loaded = held.streamed_token_bytes * step.num_cached
+            read = held.disk_token_bytes * num_loaded
+            loaded = held.streamed_token_bytes * num_loaded
             moves += [
                 Move(kind=load, resource="disk_read", count=counts.disk_cache, num_bytes=read),
                 Move(kind=load, resource="h2d", count=counts.streamed_cache, num_bytes=loaded),

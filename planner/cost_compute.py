@@ -44,12 +44,12 @@ class ComputeCost:
 
     def layer(self, layer: LayerSpec, held: Held[A], step: Step) -> Compute[A]:
         """The compute tasks of one pass of one layer."""
-        linear, unpacking, row = self._linear(layer, step), self._dequantise(layer), self._attention(step)
+        linear, unpacking = self._linear(layer, step), self._dequantise(layer)
+        row, far = self._attention(step, held.kept_tokens), self._cpu_attention(step, held.kept_tokens)
         is_decode = step.phase == "decode"
         attended = held.attended_rows * float(is_decode)
         near = held.near_rows + held.attended_rows * float(not is_decode)
         num_attends = held.counts.attended_cache * float(is_decode)
-        far = self._cpu_attention(step)
         issue_s = held.batches * linear.issue_s + held.passes * unpacking.issue_s
         if self.rates.graph_s is not None and is_decode:
             issue_s = issue_s + held.graphed * (self.rates.graph_s + self._task_s - linear.issue_s)
@@ -158,15 +158,16 @@ class ComputeCost:
         found = [tensor.numel for tensor in layer.tensors if tensor.quantizable]
         return unpacked(sum(found), len(found), *self._conversion)
 
-    def _attention(self, step: Step) -> Piece:
+    def _attention(self, step: Step, kept: int) -> Piece:
         """One sequence's attention on the compute device; half of the pairs where the mask is causal."""
         model, rates = self.model, self.rates
-        pairs = step.num_pairs * (0.5 if step.phase == "prefill" else 1.0)
+        context = step.context if step.phase == "prefill" else step.attended(kept)
+        pairs = 0.5 * step.num_pairs if step.phase == "prefill" else context
         flops = 4.0 * pairs * model.num_heads * model.head_dim
-        read = self._kv_bytes(step.context)
+        read = self._kv_bytes(context)
         flops_per_s = rates.prompt_attention_flops_per_s if step.phase == "prefill" else rates.gemm.best
         scores = 0.0 if model.cpu_attention else EAGER_PASSES * model.num_heads * self._element_bytes * pairs
-        values, shared_by = 2.0 * step.context * model.kv_dim, self._shared_by if rates.on_cpu else 1.0
+        values, shared_by = 2.0 * context * model.kv_dim, self._shared_by if rates.on_cpu else 1.0
         reads_packed = rates.packed.attend if rates.packed and step.phase == "decode" and not scores else None
         if self.choice.kv_bits == 4 and reads_packed:
             attention = Piece(
@@ -174,25 +175,24 @@ class ComputeCost:
                 flops,
                 values * PACKED_BYTES,
             )
-            return total([attention, self._packed_cache(step)])
+            return total([attention, self._packed_cache(step, kept)])
         read_s = read / rates.attention_bytes_per_s * shared_by
         attention = Piece(max(flops / flops_per_s, read_s), flops, read)
-        return total(
-            [attention, self._in_memory(scores), self._packed_cache(step), self._unpacked_cache(step)]
-        )
+        conversions = self._packed_cache(step, kept), self._unpacked_cache(step, kept)
+        return total([attention, self._in_memory(scores), *conversions])
 
-    def _cpu_attention(self, step: Step) -> Piece:
+    def _cpu_attention(self, step: Step, kept: int) -> Piece:
         """One sequence's decode attention on the CPU."""
         read, plain = (
-            self._kv_bytes(step.context),
+            self._kv_bytes(step.attended(kept)),
             (None, self._element_bytes, self.rates.cpu_memory_bytes_per_s),
         )
         attention = Piece(read / self.rates.cpu_attention_bytes_per_s * self._shared_by, 0.0, read)
         if self.choice.kv_bits == 16:
             return attention
         values = 2.0 * self.model.kv_dim
-        conversions = packed(values * step.num_new, *plain), unpacked(values * step.num_cached, 1, *plain)
-        return total([attention, *conversions])
+        new, old = values * step.stored(kept), values * step.loaded(kept)
+        return total([attention, packed(new, *plain), unpacked(old, 1, *plain)])
 
     @property
     def _shared_by(self) -> float:
@@ -203,17 +203,17 @@ class ComputeCost:
         """K and V of one sequence in the model's dtype."""
         return 2.0 * num_tokens * self.model.kv_dim * self._element_bytes
 
-    def _packed_cache(self, step: Step) -> Piece:
+    def _packed_cache(self, step: Step, kept: int) -> Piece:
         """Into 4 bits, of one sequence: what the step adds to the cache."""
         if self.choice.kv_bits == 16:
             return NOTHING
-        return packed(2.0 * self.model.kv_dim * step.num_new, *self._conversion)
+        return packed(2.0 * self.model.kv_dim * step.stored(kept), *self._conversion)
 
-    def _unpacked_cache(self, step: Step) -> Piece:
+    def _unpacked_cache(self, step: Step, kept: int) -> Piece:
         """Out of 4 bits, of one sequence: what is cached already."""
         if self.choice.kv_bits == 16:
             return NOTHING
-        return unpacked(2.0 * self.model.kv_dim * step.num_cached, 1, *self._conversion)
+        return unpacked(2.0 * self.model.kv_dim * step.loaded(kept), 1, *self._conversion)
 
     @property
     def _conversion(self) -> tuple[PackedRates | None, int, float]:

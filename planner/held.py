@@ -58,6 +58,7 @@ def held_by_batches(sizes: Sizes, j: int, ks: Collection[int]) -> Held[float]:
         streamed_token_bytes=streamed.token_bytes,
         attended_token_bytes=attended.token_bytes,
         disk_token_bytes=on_disk.token_bytes,
+        kept_tokens=sizes.kept[j],
         moved_rows=float(sum(batch.total - dict(batch.counts())[tier] for batch in moved)),
         disk_rows=float(sum(batch.disk for batch in moved)),
         counts=Counts(
@@ -77,7 +78,7 @@ def of_share(held: Held[float], share: float) -> Held[float]:
     """The same for a share of the gpu batches, taken as alike; the weights are loaded for them as for all."""
     if share == 1.0:
         return held
-    whole = {"counts", "passes", "cpu_weight_bytes", "disk_weight_bytes"}
+    whole = {"counts", "passes", "cpu_weight_bytes", "disk_weight_bytes", "kept_tokens"}
     scaled = {f.name: getattr(held, f.name) * share for f in fields(held) if f.name not in whole}
     loads = {"link_weights", "disk_weights"}
     counts = {f.name: getattr(held.counts, f.name) * share for f in fields(Counts) if f.name not in loads}

@@ -7,6 +7,7 @@ The planner's memory limits and the executor's allocations both come from here a
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -186,6 +187,8 @@ class Sizes:
             for key, layer in kinds.items()
         }
         self.slabs = [slabs[key] for key in keys]
+        self.kept = [layer.kept_tokens(workload.max_len) for layer in model.layers]
+        """Tokens of a sequence whose K and V each layer keeps."""
 
     def of_rows(self, batch_rows: Sequence[int]) -> Sizes:
         """Of a smaller block, whose gpu batches have so many rows."""
@@ -234,18 +237,20 @@ class Sizes:
 
     def cache(self, tier: Tier) -> int:
         """Homes of all layers and gpu batches on a tier."""
-        per_layer = sum(
-            group_bytes(group, count, self.vector_bytes, self.workload.max_len)
+        return sum(
+            num_layers * group_bytes(group, count, self.vector_bytes, kept)
+            for kept, num_layers in Counter(self.kept).items()
             for rows in self.placement.cache_rows
             for group, count in rows.counts()
             if count and group_tier(group) == tier
         )
-        return per_layer * len(self.slabs)
 
     def cache_slot(self) -> int:
-        """One cache slot of the compute tier."""
+        """One cache slot of the compute tier, for any layer."""
+        most = max(self.kept)
+        stored = min(most, self.workload.prompt_len)
         return max(
-            max(self._slot(k, self.workload.prompt_len, True), self._slot(k, self.workload.max_len, False))
+            max(self._slot(k, stored, True), self._slot(k, most, False))
             for k in range(len(self.placement.cache_rows))
         )
 
@@ -261,7 +266,7 @@ class Sizes:
             return 0
         return max(
             sum(
-                group_bytes(group, count, self.vector_bytes, self.workload.max_len)
+                group_bytes(group, count, self.vector_bytes, max(self.kept))
                 for group, count in rows.counts()
                 if count and group_tier(group) == "disk"
             )
@@ -272,7 +277,7 @@ class Sizes:
         """K and V of one attention call in the model's dtype: on the compute device, or for rows the CPU attends."""
         if self.policy.kv_bits == 16:
             return 0
-        values = 2 * self.workload.max_len * self.model.kv_dim
+        values = 2 * max(self.kept) * self.model.kv_dim
         row = values * self.element_bytes
         counts = [
             count

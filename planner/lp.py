@@ -124,12 +124,12 @@ def shortage(relaxed: Relaxed, limits: Limits, growing: Sequence[Tier]) -> dict[
 class Program:
     """The LP of one relaxed problem, to be solved under one set of tier limits and in one way after another.
 
-    Its variables are the shares, the times of each step and kind of layer, and what `growing` tiers get more.
+    Its variables are the shares, the times of each step, and what `growing` tiers get more.
     """
 
     def __init__(self, relaxed: Relaxed, limits: Limits, growing: Sequence[Tier] = ()) -> None:
         self._relaxed, self._limits = relaxed, limits
-        self._times = slice(_FIRST_TIME, _FIRST_TIME + len(relaxed.steps) * len(relaxed.kinds))
+        self._times = slice(_FIRST_TIME, _FIRST_TIME + len(relaxed.steps))
         self._common = _Rows(size=self._times.stop + len(growing))
         self._blocked: list[Vector] = []
         self._memory: list[tuple[Tier, Vector, Vector, Vector]] = []

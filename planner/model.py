@@ -105,8 +105,9 @@ class ModelSpec:
         return round(self.num_parameters * bytes_per_element)
 
     def kv_bytes(self, num_sequences: int, seq_len: int, bytes_per_element: float) -> int:
-        """Bytes of keys and values of all layers; every position is kept, also outside a sliding window."""
-        return round(2 * self.num_layers * num_sequences * seq_len * self.kv_dim * bytes_per_element)
+        """Bytes of keys and values of all layers; of a sliding window only what is inside it is kept."""
+        kept = sum(layer.kept_tokens(seq_len) for layer in self.layers)
+        return round(2 * kept * num_sequences * self.kv_dim * bytes_per_element)
 
     def hidden_bytes(self, num_sequences: int, seq_len: int, bytes_per_element: float) -> int:
         """Bytes of the hidden states between two layers."""

@@ -9,7 +9,7 @@ number of gpu batches is fixed.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -21,7 +21,7 @@ from planner.plan import PHASES, Phase
 from planner.policy import TIERS, Policy, Split, Tier
 from planner.problem import Problem
 from planner.schedule import TaskKind
-from planner.shares import LayerKind, LayerTime, MemoryUse, Shares, Way, layer_kinds
+from planner.shares import Lanes, LayerKind, MemoryUse, Shares, StepTime, Way, layer_kinds
 from planner.work import A, Choice, Counts, Held, Step, steps_of
 
 _HOMES = ("weights", "cache", "activations")
@@ -61,7 +61,7 @@ class Relaxed:
     @cached_property
     def kinds(self) -> tuple[LayerKind, ...]:
         """The model's layers by what they cost."""
-        return layer_kinds(self.problem.model, self.choice.weight_bits)
+        return layer_kinds(self.problem.model, self.choice.weight_bits, self.problem.workload.max_len)
 
     @cached_property
     def unit_bytes(self) -> float:
@@ -104,7 +104,17 @@ class Relaxed:
 
     @cached_property
     def _cache_bytes(self) -> int:
-        return self.cost.token_bytes * self.problem.workload.max_len * self.problem.model.num_layers
+        return self.cost.token_bytes * sum(kind.kept_tokens * kind.count for kind in self.kinds)
+
+    @cached_property
+    def _most_kept(self) -> int:
+        """Tokens of a sequence that the layer with the most of them keeps."""
+        return max(kind.kept_tokens for kind in self.kinds)
+
+    @cached_property
+    def _largest_cache_share(self) -> float:
+        """That layer's share of all layers' cache."""
+        return self.cost.token_bytes * self._most_kept / self._cache_bytes
 
     @cached_property
     def largest_share(self) -> float:
@@ -130,25 +140,27 @@ class Relaxed:
         workload, model = self.problem.workload, self.problem.model
         return workload.prompt_len * model.hidden_size * self.cost.element_bytes / self.unit_bytes
 
-    def times(self, shares: Shares[A]) -> Iterator[LayerTime[A]]:
-        """Each step's lanes, summed over the layers of a kind; the largest lane is the time."""
+    def times(self, shares: Shares[A]) -> Iterator[StepTime[A]]:
+        """Each step's lanes, summed over the layers; the largest lane is the time."""
         all_held = [self._held(shares, kind) for kind in self.kinds]
         for step in self.steps:
-            for kind, held in zip(self.kinds, all_held, strict=True):
-                moves, compute = self.cost.moves(held, step), self.cost.compute(kind.layer, held, step)
-                speeds = self._speeds(kind, step)
-                lanes = self.cost.lanes(moves, compute, speeds)
-                lanes += self.cost.rounds(moves, compute, speeds)
-                if self.num_gpu_batches is not None:
-                    chain = self.cost.chain(moves, compute, speeds, self.num_gpu_batches)
-                    lanes.append((self.compute_tier, chain))
-                times = kind.count * step.num_steps
-                blocked = self.cost.blocked(moves, compute, speeds, self.num_gpu_batches)
-                yield LayerTime(
-                    step=step,
-                    lanes=tuple((resource, seconds * times) for resource, seconds in lanes),
-                    blocked=tuple((resource, seconds * times) for resource, seconds in blocked),
-                )
+            kinds = zip(self.kinds, all_held, strict=True)
+            lanes, blocked = zip(*(self._lanes(kind, held, step) for kind, held in kinds), strict=True)
+            yield StepTime(step=step, lanes=_summed(lanes), blocked=_summed(blocked))
+
+    def _lanes(self, kind: LayerKind, held: Held[A], step: Step) -> tuple[Lanes[A], Lanes[A]]:
+        """The lanes of all layers of a kind in one step, and those that count where computing keeps the caller."""
+        moves, compute = self.cost.moves(held, step), self.cost.compute(kind.layer, held, step)
+        speeds = self._speeds(kind, step)
+        lanes = self.cost.lanes(moves, compute, speeds)
+        lanes += self.cost.rounds(moves, compute, speeds)
+        if self.num_gpu_batches is not None:
+            chain = self.cost.chain(moves, compute, speeds, self.num_gpu_batches)
+            lanes.append((self.compute_tier, chain))
+        blocked = self.cost.blocked(moves, compute, speeds, self.num_gpu_batches)
+        times = kind.count * step.num_steps
+        first, second = ([(name, seconds * times) for name, seconds in of] for of in (lanes, blocked))
+        return first, second
 
     def fixed_seconds(self, shares: Shares[A]) -> A:
         """What overlaps with nothing, per sequence: the ends of each pass, and the first load of weights."""
@@ -162,12 +174,12 @@ class Relaxed:
         return total
 
     @cached_property
-    def _known_speeds(self) -> dict[tuple[int, Step], dict[tuple[str, str], float]]:
+    def _known_speeds(self) -> dict[tuple[int, int, Step], dict[tuple[str, str], float]]:
         return {}
 
     def _speeds(self, kind: LayerKind, step: Step) -> dict[tuple[str, str], float]:
         """Speeds at the size of whole layers and gpu batches."""
-        key = kind.nbytes, step
+        key = kind.nbytes, kind.kept_tokens, step
         if key not in self._known_speeds:
             moves = self.cost.moves(self._held(_EVEN, kind), step)
             self._known_speeds[key] = self.cost.speeds(moves)
@@ -194,6 +206,7 @@ class Relaxed:
             streamed_token_bytes=streamed * token,
             attended_token_bytes=attended * token,
             disk_token_bytes=cache["disk"] * token,
+            kept_tokens=kind.kept_tokens,
             moved_rows=moved,
             disk_rows=hidden["disk"],
             counts=Counts(
@@ -216,14 +229,13 @@ class Relaxed:
 
     def slots(self, shares: Shares[A]) -> Iterator[A]:
         """What a cache slot must hold, per sequence: rows to store (prefill) or to load (decode)."""
-        workload = self.problem.workload
         if self.num_gpu_batches is None:  # as if every row were off the compute tier
-            yield shares.inverse_batches * (self.cache_units / self.problem.model.num_layers)
+            yield shares.inverse_batches * (self.cache_units * self._largest_cache_share)
             return
-        per_layer = 1 / (self.problem.model.num_layers * self.num_gpu_batches)
-        stored = self._far(shares.cache) * per_layer
-        yield stored * (workload.prompt_len / workload.max_len)
-        yield stored + shares.attended * -per_layer
+        largest = self._largest_cache_share / self.num_gpu_batches
+        stored = self._far(shares.cache) * largest
+        yield stored * (min(self.problem.workload.prompt_len, self._most_kept) / self._most_kept)
+        yield stored + shares.attended * -largest
 
     def memory(self, shares: Shares[A]) -> Iterator[MemoryUse[A]]:
         """What each tier holds in each phase."""
@@ -255,8 +267,8 @@ class Relaxed:
         if self.num_gpu_batches is not None:
             used = used + shares.activations["disk"] * (ACTIVATION_SLOTS / self.num_gpu_batches)
             if self.compute_tier == "gpu":
-                slots = self.choice.cache_slots / (self.problem.model.num_layers * self.num_gpu_batches)
-                used = used + shares.cache["disk"] * slots
+                slots = self.choice.cache_slots / self.num_gpu_batches
+                used = used + shares.cache["disk"] * (slots * self._largest_cache_share)
         return used
 
     @cached_property
@@ -321,3 +333,11 @@ class Relaxed:
         if self.problem.model.has_embedding:
             return None
         return self.compute_tier if self.problem.pipe.comm_device == "cuda" else "cpu"
+
+
+def _summed(kinds: Sequence[Lanes[A]]) -> tuple[tuple[str, A], ...]:
+    """Lanes of different layers, added up one by one: prefetching evens out how layers differ."""
+    total = kinds[0]
+    for lanes in kinds[1:]:
+        total = [(name, a + b) for (name, a), (_, b) in zip(total, lanes, strict=True)]
+    return tuple(total)

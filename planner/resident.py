@@ -19,7 +19,8 @@ def resident_sizes(problem: Problem, weight_bits: Bits, kv_bits: Bits) -> Iterat
     Smaller chunks of prefill leave more room.
     """
     tier = problem.target.compute_tier
-    weights = sum(kind.nbytes * kind.count for kind in layer_kinds(problem.model, weight_bits))
+    kinds = layer_kinds(problem.model, weight_bits, problem.workload.max_len)
+    weights = sum(kind.nbytes * kind.count for kind in kinds)
     if weights > problem.target.limit_bytes(tier):
         return
     near, count = Split.on(tier), problem.pipe.num_waves

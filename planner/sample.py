@@ -154,14 +154,17 @@ def _prefetched(sizes: Sizes) -> int:
 
 
 def _features(sizes: Sizes) -> Features:
-    """[layers, 4]: what makes layers take different times, as shares of the largest: bytes by tier, and arithmetic."""
+    """[layers, 5]: what makes layers take different times: bytes by tier, arithmetic, cached tokens.
+
+    As shares of the largest.
+    """
     rows = [
-        [*(float(slabs[tier].nbytes) for tier in TIERS), float(layer.linear_flops_per_token)]
-        for slabs, layer in zip(sizes.slabs, sizes.model.layers, strict=True)
+        [*(float(slabs[tier].nbytes) for tier in TIERS), float(layer.linear_flops_per_token), float(kept)]
+        for slabs, layer, kept in zip(sizes.slabs, sizes.model.layers, sizes.kept, strict=True)
     ]
-    features = np.array(rows)
-    features[:, :-1] /= features[:, :-1].sum(axis=1).max()
-    features[:, -1] /= features[:, -1].max()
+    features, num_tiers = np.array(rows), len(TIERS)
+    features[:, :num_tiers] /= features[:, :num_tiers].sum(axis=1).max()
+    features[:, num_tiers:] /= features[:, num_tiers:].max(axis=0)
     return features
 
 

@@ -66,9 +66,13 @@ class WholeRows:
     """Off the compute tier, attended by the CPU."""
 
 
+Lanes = list[tuple[str, A]]
+"""By name, in seconds."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LayerTime(Generic[A]):
-    """The lanes of all layers of one kind in one step, in seconds per sequence."""
+class StepTime(Generic[A]):
+    """The lanes of all layers in one step, in seconds per sequence."""
 
     step: Step
     lanes: tuple[tuple[str, A], ...]
@@ -95,16 +99,19 @@ class LayerKind:
     layer: LayerSpec
     nbytes: int
     """A whole layer's slab."""
+    kept_tokens: int
+    """Of a sequence, those whose K and V it keeps."""
     count: int
 
 
-def layer_kinds(model: ModelSpec, bits: Bits) -> tuple[LayerKind, ...]:
-    """The kinds of a model's layers, in order of appearance; a sliding window makes no difference."""
+def layer_kinds(model: ModelSpec, bits: Bits, max_len: int) -> tuple[LayerKind, ...]:
+    """The kinds of a model's layers for sequences of so many tokens, in order of appearance."""
     objects = Counter(id(layer) for layer in model.layers)
     alike: dict[tuple[int, ...], LayerKind] = {}
     for layer in {id(layer): layer for layer in model.layers}.values():
         nbytes = layer_slabs(layer, "g" * len(layer.tensors), bits, DTYPE_BYTES[model.dtype])["gpu"].nbytes
-        key = (nbytes, layer.linear_flops_per_token, layer.expert_numel, layer.experts_per_token)
+        kept = layer.kept_tokens(max_len)
+        key = (nbytes, kept, layer.linear_flops_per_token, layer.expert_numel, layer.experts_per_token)
         count = objects[id(layer)] + (alike[key].count if key in alike else 0)
-        alike[key] = LayerKind(layer=layer, nbytes=nbytes, count=count)
+        alike[key] = LayerKind(layer=layer, nbytes=nbytes, kept_tokens=kept, count=count)
     return tuple(alike.values())

@@ -64,10 +64,17 @@ class Step:
     share: float = 1.0
     """Of the gpu batches, those it is made for: the others have ended."""
 
-    @property
-    def num_cached(self) -> float:
-        """Tokens whose K and V are loaded."""
-        return self.context - self.num_new
+    def loaded(self, kept: int) -> float:
+        """Tokens whose K and V were there before, in a layer that keeps so many."""
+        return min(self.context - self.num_new, kept)
+
+    def stored(self, kept: int) -> float:
+        """New tokens whose K and V stay in such a layer."""
+        return min(self.num_new, kept)
+
+    def attended(self, kept: int) -> float:
+        """Tokens whose K and V a new one attends to in such a layer, by way of the cache."""
+        return min(self.context, kept)
 
     @property
     def num_pairs(self) -> float:
@@ -110,6 +117,8 @@ class Held(Generic[A]):
     attended_token_bytes: A
     disk_token_bytes: A
     """Of streamed and attended rows that live on disk."""
+    kept_tokens: int
+    """Of a row: the layer keeps no more."""
     moved_rows: A
     """Activations off the compute tier."""
     disk_rows: A

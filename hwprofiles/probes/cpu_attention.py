@@ -28,9 +28,9 @@ class Decode:
     num_heads: int
     """Of K and V."""
     start: int
-    """The first token that any row sees."""
+    """The oldest token there is; of a cache with P places token t lies in place t mod P, and P tokens are there."""
     pads: torch.Tensor | None
-    """[rows] of int64: the first token of each row; None where nothing is padded."""
+    """[rows] of int64: the first token of each row, counted as `start` is; None where nothing is padded."""
     scale: float
     softcap: float | None
 
@@ -38,7 +38,7 @@ class Decode:
 def attend_native(query: torch.Tensor, tokens: torch.Tensor, how: Decode) -> torch.Tensor | None:
     """Attention of query [rows, heads, 1, head_dim] to all tokens of a cache; None without a compiler.
 
-    `tokens` is [tokens, 2, rows, vector]: heads of values, or packed uint8. It takes as many threads as torch does.
+    `tokens` is [places, 2, rows, vector]: heads of values, or packed uint8. It takes as many threads as torch does.
     """
     num_rows, query_heads, _, head_dim = query.shape
     attend = find_attention()
@@ -60,7 +60,7 @@ def attend_native(query: torch.Tensor, tokens: torch.Tensor, how: Decode) -> tor
             pads=None if pads is None else pads.data_ptr(),
             rows=num_rows,
             start=how.start,
-            stop=tokens.shape[0],
+            stop=how.start + tokens.shape[0],
             heads=how.num_heads,
             group=query_heads // how.num_heads,
             head_dim=head_dim,
@@ -81,13 +81,14 @@ def attend_plain(query: torch.Tensor, tokens: torch.Tensor, how: Decode) -> torc
     The query heads that share a K and V head are treated as queries of one head, so nothing is repeated.
     """
     num_rows, _, _, head_dim = query.shape
-    cached = tokens[how.start :].unflatten(-1, (how.num_heads, head_dim)).permute(1, 2, 3, 0, 4)
+    cached = tokens.unflatten(-1, (how.num_heads, head_dim)).permute(1, 2, 3, 0, 4)
     grouped = query.reshape(num_rows, how.num_heads, -1, head_dim)
     out = torch.empty_like(grouped)
     mask = None
     if how.pads is not None:
-        position = torch.arange(how.start, tokens.shape[0], device=query.device)
-        mask = (position >= how.pads[:, None])[:, None, None, :]
+        place = torch.arange(tokens.shape[0], device=query.device)
+        token = how.start + (place - how.start) % tokens.shape[0]
+        mask = (token >= how.pads[:, None])[:, None, None, :]
     converts = query.device.type == "cpu" and tokens.dtype != torch.float32
     dtype = torch.float32 if converts else tokens.dtype
     for rows, heads in _blocks(cached, limited=converts):

@@ -48,6 +48,13 @@ class LayerSpec:
         """Number of elements of all its tensors."""
         return sum(tensor.numel for tensor in self.tensors)
 
+    def kept_tokens(self, num_tokens: int) -> int:
+        """Of a sequence's tokens, those whose K and V it keeps: as many as its window lets a token attend to.
+
+        Token t lies in place t mod this many, so that a new one takes the place of the oldest.
+        """
+        return num_tokens if self.sliding_window is None else min(self.sliding_window, num_tokens)
+
 
 Tensors = tuple[TensorSpec, ...]
 

@@ -74,32 +74,41 @@ def test_prompts(
 @pytest.mark.parametrize("quantised", [False, True], ids=["16 bit", "4 bit"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("head_dim", "group"), [(64, 1), (80, 2), (20, 3), (128, 8)])
-@pytest.mark.parametrize(("window", "softcap"), [(None, None), (7, 3.0)])
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (7, 3.0), (33, None), (100, None)])
 def test_one_new_token(
     window: int | None, softcap: float | None, head_dim: int, group: int, dtype: torch.dtype, quantised: bool
 ) -> None:
-    """Compiled and in plain torch, the CPU gives the attention of what the cache holds."""
+    """Compiled and in plain torch, the CPU gives the attention of what the cache holds, which is what is in a window.
+
+    A prompt is written at once and what follows token by token; a cache that keeps all tells what was written.
+    """
     heads, rows, tokens = 2, 3, 37
     vector_bytes = quantised_bytes(heads * head_dim) if quantised else heads * head_dim * dtype.itemsize
     stride = 2 * rows * vector_bytes + 128
-    view = KvView(
-        data=torch.zeros(tokens * stride, dtype=torch.uint8),
-        rows=rows,
-        stride=stride,
-        num_heads=heads,
-        head_dim=head_dim,
-        dtype=dtype,
-        quantised=quantised,
-        vector_bytes=vector_bytes,
+    whole, view = (
+        KvView(
+            data=torch.zeros(kept * stride, dtype=torch.uint8),
+            rows=rows,
+            kept=kept,
+            stride=stride,
+            num_heads=heads,
+            head_dim=head_dim,
+            dtype=dtype,
+            quantised=quantised,
+            vector_bytes=vector_bytes,
+        )
+        for kept in (tokens, min(tokens, window or tokens))
     )
     key, value = (torch.randn(rows, heads, tokens, head_dim).to(dtype) for _ in range(2))
-    view.write(0, 0, key, value)
-    key, value = view.read(0, tokens, 1, 2)
+    whole.write(0, 0, key, value)
+    for start, stop in ((0, 30), *((token, token + 1) for token in range(30, tokens))):
+        view.write(start, 0, key[:, :, start:stop], value[:, :, start:stop])
+    key, value = whole.read(0, tokens, 1, 2)
     query, pads = torch.randn(2, heads * group, 1, head_dim).to(dtype), torch.tensor([0, 33])
     how = Math(scale=head_dim**-0.5, window=window, softcap=softcap)
     out, plain = torch.full_like(query, torch.nan), torch.full_like(query, torch.nan)
     attend_rows(query, view, 1, tokens, pads, how, out)
-    start = 0 if window is None else tokens - window
+    start = 0 if window is None else max(0, tokens - window)
     decode = Decode(num_heads=heads, start=start, pads=pads, scale=how.scale, softcap=softcap)
     attend_rows_reference(query, view, 1, tokens, decode, plain)
     expected = written_out(query, key, value, tokens - 1, pads, how)

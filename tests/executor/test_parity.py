@@ -112,7 +112,7 @@ def test_uneven_jobs(changes: dict[str, object], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("family", ["opt", "qwen3"])
+@pytest.mark.parametrize("family", ["opt", "qwen3", "gemma2"])
 @pytest.mark.parametrize("placement", ["three tiers, cpu attention", "three tiers", "no gpu, cpu and disk"])
 def test_random_delays_change_nothing(family: str, placement: str, seed: int, tmp_path: Path) -> None:
     """Every task is held back at random: a missing dependency would show as other tokens."""
@@ -210,10 +210,13 @@ def _through_4_bits(states: torch.Tensor) -> torch.Tensor:
     return values.view(states.transpose(1, 2).shape).transpose(1, 2)
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
 @pytest.mark.parametrize("placement", ["all gpu", "three tiers", "three tiers, cpu attention", "all disk"])
-def test_four_bit_cache_equals_a_quantised_transformers_cache(placement: str, tmp_path: Path) -> None:
+def test_four_bit_cache_equals_a_quantised_transformers_cache(
+    placement: str, family: str, tmp_path: Path
+) -> None:
     """Wherever the packed cache is: the tokens of transformers with a cache that goes through the same 4 bits."""
-    model = random_model("llama")
+    model = random_model(family)
     spec = save(model, tmp_path / "model")
     requests = random_prompts(LENGTHS, 6)
     plan = make_plan(spec, kv_bits=4, **PLACEMENTS[placement])  # type: ignore[arg-type]

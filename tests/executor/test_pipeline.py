@@ -54,6 +54,7 @@ CASES: dict[str, tuple[str, int, list[dict[str, object]], dict[str, object]]] = 
         [{"num_layers": 2}, {"num_layers": 2}],
         {"comm_device": "cuda", **THREE_TIERS},
     ),
+    "windows": ("gemma2", 2, [{"num_layers": 1}, {"num_layers": 3}], THREE_TIERS),
     "tied ends": ("opt", 3, [{"num_layers": 1}, {"num_layers": 2}, {"num_layers": 1}], {"weights": "c"}),
 }
 FOUR_LAYERS = {"gpt2": {"n_layer": 4}, "bloom": {"n_layer": 4}}

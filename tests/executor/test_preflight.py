@@ -17,7 +17,7 @@ from executor.memory import resident_bytes
 from hwprofiles.errors import UserError
 from hwprofiles.units import GIB, MIB
 from planner.ledger import Entry, Ledger, make_ledger
-from planner.model import ModelSpec, load_model
+from planner.model import ModelSpec, load_model, spec_from_config
 from planner.plan import Plan
 from tests.executor.tiny import make_plan
 
@@ -54,6 +54,18 @@ def with_process(plan: Plan, process_bytes: int) -> Plan:
     hardware = replace(plan.hardware, process_bytes=process_bytes)
     ledger = make_ledger(plan.model.spec(), plan.workload, plan.policy, plan.placement, hardware)
     return replace(plan, hardware=hardware, ledger=ledger)
+
+
+def test_a_plan_from_before_windows_had_caches_of_their_own(tmp_path: Path) -> None:
+    """Its ledger counts every token: it is refused with both sums, and told to be searched for again."""
+    config = {"model_type": "mistral", "hidden_size": 256, "num_hidden_layers": 2}
+    old, new = (spec_from_config("m", {**config, "sliding_window": window}) for window in (None, 7))
+    rows = (0, 4, 0, 0, 0)
+    plan = replace(make_plan(new, cache=rows), ledger=make_plan(old, cache=rows).ledger)
+    with pytest.raises(
+        UserError, match=r"its ledger says .*, its placement takes .*: run planner search again"
+    ):
+        preflight.check(plan, offload_dir=tmp_path, device=CPU)
 
 
 def test_a_plan_that_fits(spec: ModelSpec, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,9 +38,9 @@ def test_many_rows_and_long_contexts(dtype: torch.dtype, threads: int, attend: A
     tokens = torch.randn(301, 2, 5, 40 * 64).to(dtype)
     query = torch.randn(5, 80, 1, 64).to(dtype)
     torch.set_num_threads(threads)
-    result = attend(query, tokens, Decode(num_heads=40, start=1, pads=None, scale=0.125, softcap=None))
+    result = attend(query, tokens, Decode(num_heads=40, start=0, pads=None, scale=0.125, softcap=None))
     assert result is not None
-    key, value = tokens[1:].double().unflatten(-1, (40, 64)).permute(1, 2, 3, 0, 4)
+    key, value = tokens.double().unflatten(-1, (40, 64)).permute(1, 2, 3, 0, 4)
     scores = query.double().view(5, 40, 2, 64) @ key.transpose(-1, -2) * 0.125
     expected = (scores.softmax(-1) @ value).view(query.shape)
     tolerance = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}[dtype]
@@ -71,7 +72,7 @@ def test_any_shape(head_dim: int, group: int, dtype: torch.dtype) -> None:
         values[:2], values[num_tokens + 2 :] = torch.nan, torch.nan
         tokens, kept = (x[: num_tokens + 2] for x in stored_as(dtype, values))
         query = torch.randn(2, heads * group, 1, head_dim)
-        how = Decode(num_heads=heads, start=1, pads=pads, scale=head_dim**-0.5, softcap=None)
+        how = Decode(num_heads=heads, start=0, pads=pads, scale=head_dim**-0.5, softcap=None)
         result = attend_native(query, tokens, how)
         assert result is not None
         key, value = kept[2:].unflatten(-1, (heads, head_dim)).permute(1, 2, 3, 0, 4)
@@ -79,6 +80,22 @@ def test_any_shape(head_dim: int, group: int, dtype: torch.dtype) -> None:
         scores[1, ..., :-1] = -torch.inf
         expected = (scores.softmax(-1) @ value).view(query.shape)
         torch.testing.assert_close(result.double(), expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("attend", ATTENDS)
+@pytest.mark.parametrize("softcap", [None, 4.0])
+@pytest.mark.parametrize("start", [0, 1, 150, 300, 301, 1000])
+def test_a_cache_that_has_gone_round(start: int, softcap: float | None, attend: Attend) -> None:
+    """Token t in place t mod 301: the same as with the tokens in order, each row from its own first token on."""
+    tokens, pads = torch.randn(301, 2, 4, 3 * 32), torch.tensor([0, 1, 250, 300])
+    query = torch.randn(4, 6, 1, 32)
+    how = Decode(num_heads=3, start=0, pads=pads, scale=0.2, softcap=softcap)
+    expected = attend(query, tokens, how)
+    around = torch.empty_like(tokens)
+    around[(start + torch.arange(301)) % 301] = tokens
+    result = attend(query, around, replace(how, start=start, pads=pads + start))
+    assert result is not None
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("attend", ATTENDS)

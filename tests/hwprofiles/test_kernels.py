@@ -170,6 +170,8 @@ def attended(query: torch.Tensor, values: torch.Tensor, how: Decode) -> torch.Te
         (1, 1, 71, 16, 33, 3, False, None, 2),
         (2, 2, 1, 192, 33, 0, True, None, None),
         (2, 4, 8, 128, 130, 100, True, None, None),
+        (4, 2, 2, 64, 90, 131, True, None, 3),
+        (4, 2, 2, 64, 40, 79, True, 9.0, 1),
     ],
 )
 def test_decode_attention(
@@ -186,7 +188,10 @@ def test_decode_attention(
     packed: bool,
     device: str,
 ) -> None:
-    """Within its dtype's tolerance of dequantised K and V and a float32 softmax: strides, padding, windows, caps."""
+    """Within its dtype's tolerance of dequantised K and V and a float32 softmax: strides, padding, caps.
+
+    The tokens lie where a cache that has gone round has them; the reference has them in order.
+    """
     from hwprofiles.probes.kernels import attention as kernels  # noqa: PLC0415
 
     if dtype == torch.bfloat16 and device == "cpu":
@@ -197,19 +202,20 @@ def test_decode_attention(
     if packed:
         cache = packed_of(values)
         dequantise_reference(cache, n, values)
-    flat = cache.flatten(1)
+    around = (torch.arange(tokens) - start) % tokens
+    flat = cache[around].flatten(1)
     apart = torch.cat((flat, flat.new_zeros(tokens, 64)), dim=1).to(
         device
     )  # tokens lie apart, as on disk pages
     cache = apart[:, : flat.shape[1]].unflatten(1, cache.shape[1:])[:, :, 1 : 1 + rows]
     pads = torch.randint(0, tokens, (rows,)) if padded else None
     query = torch.randn(rows, 1, heads * group, head_dim).to(dtype).transpose(1, 2)
-    how = Decode(num_heads=heads, start=start, pads=pads, scale=head_dim**-0.5, softcap=softcap)
+    how = Decode(num_heads=heads, start=0, pads=pads, scale=head_dim**-0.5, softcap=softcap)
     out = torch.full(query.shape, torch.nan, dtype=dtype, device=device)
     there = Decode(
         num_heads=heads,
         start=start,
-        pads=None if pads is None else pads.to(device),
+        pads=None if pads is None else (pads + start).to(device),
         scale=how.scale,
         softcap=softcap,
     )
@@ -254,11 +260,12 @@ def test_a_cache_on_cuda_gives_the_references_attention(
     head_dim: int, dtype: torch.dtype, quantised: bool
 ) -> None:
     """Through the cache's own views: written prompt and token by token, attended with padding and a window."""
-    heads, rows, tokens, size = 4, 6, 41, dtype.itemsize
+    heads, rows, tokens, size, window = 4, 6, 41, dtype.itemsize, 25
     vector_bytes = quantised_bytes(heads * head_dim) if quantised else heads * head_dim * size
     view = KvView(
-        data=torch.zeros(tokens * 2 * rows * vector_bytes, dtype=torch.uint8, device="cuda"),
+        data=torch.zeros(window * 2 * rows * vector_bytes, dtype=torch.uint8, device="cuda"),
         rows=rows,
+        kept=window,
         stride=2 * rows * vector_bytes,
         num_heads=heads,
         head_dim=head_dim,
@@ -273,10 +280,10 @@ def test_a_cache_on_cuda_gives_the_references_attention(
         view.write(token, 0, key[:, :, token : token + 1], value[:, :, token : token + 1])
     pads = torch.tensor([0, 7, 20, 0, 3], device="cuda")
     query = torch.randn(5, heads * 2, 1, head_dim, device="cuda").to(dtype)
-    how = Math(scale=head_dim**-0.5, window=25, softcap=None)
+    how = Math(scale=head_dim**-0.5, window=window, softcap=None)
     out, expected = torch.full_like(query, torch.nan), torch.full_like(query, torch.nan)
     attend_rows(query, view, 1, tokens, pads, how, out)
-    decode = Decode(num_heads=heads, start=tokens - 25, pads=pads, scale=how.scale, softcap=None)
+    decode = Decode(num_heads=heads, start=tokens - window, pads=pads, scale=how.scale, softcap=None)
     attend_rows_reference(query, view, 1, tokens, decode, expected)
     torch.testing.assert_close(out, expected, rtol=2e-2, atol=2e-2)
 

@@ -53,6 +53,24 @@ def small_mixtral() -> ModelSpec:
     return spec_from_config("small-mixtral", config)
 
 
+def small_gemma2(window: int = 40, num_layers: int = 5, **changes: object) -> ModelSpec:
+    """Every other layer has a sliding window, the first one too."""
+    config: Mapping[str, object] = {
+        "model_type": "gemma2",
+        "dtype": "float16",
+        "vocab_size": 8000,
+        "hidden_size": 512,
+        "intermediate_size": 1024,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+        "sliding_window": window,
+        **changes,
+    }
+    return spec_from_config("small-gemma2", config)
+
+
 def small_t4() -> HardwareProfile:
     """The T4 host with process, context and margins made small beside a small model."""
     profile = load_profile("t4-host")

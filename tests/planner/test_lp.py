@@ -19,7 +19,7 @@ from planner.relaxed import Relaxed
 from planner.request import Request
 from planner.shares import Shares, Way
 from planner.work import Choice
-from tests.planner.problems import GB, MB, emulated, problem_of, small_opt
+from tests.planner.problems import GB, MB, emulated, problem_of, small_gemma2, small_opt
 
 Grid = NDArray[np.float64]
 
@@ -138,6 +138,15 @@ CASES = {
 def test_the_optimum_is_that_of_brute_force(name: str) -> None:
     """Within half a percent, and never worse than the best grid point by more than the tie-breaking term."""
     problem = problem_of(small_opt(), **CASES[name])
+    relaxed = relaxed_of(problem)
+    allowed = limits(problem, relaxed)
+    assert optimum(relaxed, allowed) == pytest.approx(brute_force(relaxed, allowed), rel=0.005)
+
+
+@pytest.mark.parametrize("caps", [{"gpu": 48 * MB, "cpu": 85 * MB}, {"gpu": 60 * MB}], ids=["tight", "cpu"])
+def test_the_optimum_with_windows_is_that_of_brute_force(caps: dict[str, int]) -> None:
+    """Layers that keep fewer tokens than others: their cache is smaller, and a pass is all layers' lanes together."""
+    problem = problem_of(small_gemma2(), **caps)
     relaxed = relaxed_of(problem)
     allowed = limits(problem, relaxed)
     assert optimum(relaxed, allowed) == pytest.approx(brute_force(relaxed, allowed), rel=0.005)

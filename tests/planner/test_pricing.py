@@ -15,8 +15,9 @@ from planner.plan import Plan
 from planner.policy import Policy, Split
 from planner.pricing import NOT_RUN
 from planner.problem import Problem
-from planner.schedule import tasks
+from planner.schedule import Task, TaskKind, tasks
 from planner.shape import shape_of
+from planner.task_costs import TaskCosts
 from planner.work import steps_of
 from planner.workload import Workload
 from tests.planner.problems import (
@@ -26,6 +27,7 @@ from tests.planner.problems import (
     emulated,
     policy_of,
     problem_of,
+    small_gemma2,
     small_mixtral,
     small_opt,
 )
@@ -97,6 +99,30 @@ def test_bytes_are_the_layouts() -> None:
     moved = sum(rows.total - rows.gpu for rows in plan.placement.activation_rows)
     hidden = layers * moved * 20 * problem.model.hidden_size * 2
     assert predicted(plan, "prefill", "store_activation", "d2h")[1] == pytest.approx(hidden)
+
+
+def test_what_a_window_streams_stops_growing() -> None:
+    """A layer with a window of 40 loads what is cached, up to 40 tokens; one without goes on growing."""
+    problem = problem_of(small_gemma2(window=40), prompt_len=30, gen_len=30)
+    sizes = sizes_of(problem, problem.plan(policy_of(size=4, batches=1)))
+    loads = [task for task in tasks(shape_of(sizes), 30) if task.kind is TaskKind.LOAD_CACHE]
+    costs, token = TaskCosts(sizes, problem.rates), 4 * 2 * sizes.vector_bytes
+
+    def loaded(task: Task) -> float:
+        return costs.load(task, task.i, ((task.j, 1.0),)).num_bytes / token
+
+    for j, most in ((0, 40), (1, 60), (2, 40)):
+        assert [loaded(task) for task in loads if task.j == j] == [min(most, 29 + i) for i in range(1, 30)]
+
+
+def test_a_window_that_fills_amid_decode_is_priced_within_a_hundredth() -> None:
+    """Passes are priced in groups at their mean; the one in which the window fills is a little off."""
+    for window in (40, 101, 150, 285):
+        problem = problem_of(small_gemma2(window), prompt_len=100, gen_len=200)
+        plan = problem.plan(policy_of(size=4, batches=1))
+        token = 4 * 2 * sizes_of(problem, plan).vector_bytes
+        exact = sum(3 * min(window, 99 + i) + 2 * (99 + i) for i in range(1, 200)) * token
+        assert predicted(plan, "decode", "load_cache", "h2d")[1] == pytest.approx(exact, rel=0.01)
 
 
 def test_decode_is_integrated_not_sampled_in_the_middle() -> None:

@@ -26,6 +26,7 @@ from tests.planner.problems import (
     emulated,
     policy_of,
     problem_of,
+    small_gemma2,
     small_mixtral,
     small_opt,
     small_t4,
@@ -35,8 +36,13 @@ from tests.planner.test_simulate import cases, splits
 
 GROUPS = 3
 """Of decode passes, as in `relaxed_of`."""
-MODELS = {"opt": small_opt(), "mixtral": small_mixtral(), "wide": small_opt(3, 2048)}
-GPU_MODELS = {name: MODELS[name] for name in ("opt", "mixtral")}
+MODELS = {
+    "opt": small_opt(),
+    "mixtral": small_mixtral(),
+    "windows": small_gemma2(),
+    "wide": small_opt(3, 2048),
+}
+GPU_MODELS = {name: MODELS[name] for name in ("opt", "mixtral", "windows")}
 TIERS: tuple[Tier, ...] = ("gpu", "cpu", "disk")
 
 

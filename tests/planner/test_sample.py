@@ -16,7 +16,7 @@ from planner.policy import Policy, Split
 from planner.rates import Rates
 from planner.sample import Sample, representative, thinned
 from planner.simulate import phase_seconds, simulate
-from tests.planner.problems import ON_CPU, ON_GPU, policy_of, problem_of, small_opt
+from tests.planner.problems import ON_CPU, ON_GPU, policy_of, problem_of, small_gemma2, small_opt
 
 NUM_LAYERS = 40
 
@@ -63,6 +63,19 @@ def test_a_few_layers_and_tokens_take_as_long_as_all() -> None:
     assert short[len(short) * 9 // 10] < 0.01
     assert short[-1] < 0.1
     assert max(long) < 0.001
+
+
+def test_layers_with_windows_and_without_are_both_in_the_sample() -> None:
+    """Two layers in three load a tenth of what the third does: few layers give the time of all."""
+    types = ["full_attention", "sliding_attention", "sliding_attention"] * 14
+    model = small_gemma2(64, NUM_LAYERS, layer_types=types[:NUM_LAYERS])
+    problem = problem_of(model, load_profile("t4-host"), prompt_len=600, gen_len=12)
+    policy = policy_of(ON_GPU, ON_CPU, ON_GPU, size=8, batches=4)
+    sizes = Sizes(problem.model, problem.workload, policy, problem.place(policy)[0], "gpu")
+    sample = thinned(sizes, 300)
+    assert len(sample.layers) < NUM_LAYERS
+    whole = phase_seconds(sizes, problem.rates, everything(sizes))
+    assert phase_seconds(sizes, problem.rates, sample) == pytest.approx(whole, rel=0.01)
 
 
 def test_alike_layers_are_extrapolated_exactly() -> None:

@@ -27,6 +27,7 @@ from tests.planner.problems import (
     emulated,
     policy_of,
     problem_of,
+    small_gemma2,
     small_mixtral,
     small_opt,
     small_t4,
@@ -59,7 +60,7 @@ def cases(draw: st.DrawFn) -> tuple[Problem, Policy]:
     """A small model on some machine, and any policy of it."""
     profile: HardwareProfile = PROFILES[draw(st.sampled_from(sorted(PROFILES)))]
     has_gpu = bool(profile.gpus)
-    model = draw(st.sampled_from((small_opt(3), small_mixtral())))
+    model = draw(st.sampled_from((small_opt(3), small_mixtral(), small_gemma2(5))))
     problem = problem_of(
         model, profile, prompt_len=draw(st.sampled_from((3, 64))), gen_len=draw(st.integers(1, 4))
     )

@@ -65,8 +65,8 @@ def attend(
 ) -> None:
     """Write the attention of query [rows, heads, 1, head_dim] to the tokens of a cache to `out`.
 
-    `tokens` is [tokens, 2, rows, vector]: heads of values, or packed uint8. With `length`, [1] int64 on the device,
-    only the first `length` + 1 of them count, as it is when the kernel runs.
+    `tokens` is [places, 2, rows, vector]: heads of values, or packed uint8. With `length`, [1] int64 on the device,
+    only the first `length` + 1 of them count, as it is when the kernel runs; `start` must be 0 then.
     """
     num_rows, query_heads, _, head_dim = query.shape
     num_heads, start, pads = how.num_heads, how.start, how.pads
@@ -76,12 +76,12 @@ def attend(
     block_heads = min(_MAX_QUERY_HEADS, max(_MIN_TILE, triton.next_power_of_2(group)))
     head_blocks = triton.cdiv(group, block_heads)
     tuning = tuning or default_tuning(packed=packed, head_dim=head_dim, element_bytes=query.element_size())
-    stop = tokens.shape[0]
+    places = tokens.shape[0]
     programs = num_rows * num_heads * head_blocks
     if num_shares is None:
-        num_shares = shares_for(programs, stop - start, tuning.block_tokens, query.device)
-    share = triton.cdiv(triton.cdiv(stop - start, num_shares), tuning.block_tokens) * tuning.block_tokens
-    num_shares = triton.cdiv(stop - start, share)
+        num_shares = shares_for(programs, places, tuning.block_tokens, query.device)
+    share = triton.cdiv(triton.cdiv(places, num_shares), tuning.block_tokens) * tuning.block_tokens
+    num_shares = triton.cdiv(places, share)
     single = num_shares == 1
     partial = (
         out if single else query.new_empty((num_rows, query_heads, num_shares, head_dim), dtype=torch.float32)
@@ -96,7 +96,7 @@ def attend(
         query if pads is None else pads,
         query if length is None else length,
         start,
-        stop,
+        places,
         share,
         how.scale,
         how.softcap or 0.0,
@@ -158,7 +158,7 @@ def _kind(packed: bool, head_dim: int) -> tl.constexpr:
     return _PACKED if head_dim % GROUP_SIZE == 0 else _GATHERED
 
 
-@triton.jit(do_not_specialize=["start", "stop", "share"])
+@triton.jit(do_not_specialize=["start", "places", "share"])
 def _attend(
     query: tl.tensor,
     data: tl.tensor,
@@ -168,7 +168,7 @@ def _attend(
     pads: tl.tensor,
     length: tl.tensor,
     start: tl.tensor,
-    stop: tl.tensor,
+    places: tl.tensor,
     share: tl.tensor,
     scale: tl.tensor,
     softcap: tl.tensor,
@@ -203,10 +203,11 @@ def _attend(
         query + row * query_row + query_heads[:, None] * query_head + dim[None, :], mask=inside, other=0.0
     )
 
+    rounds = start - start % places  # token t lies in place t mod places
+    stop = start + places
     if HAS_LENGTH:
         stop = tl.load(length).to(tl.int32) + 1
-        tiles = tl.cdiv(tl.cdiv(stop - start, tl.num_programs(2)), BLOCK_TOKENS)
-        share = tiles * BLOCK_TOKENS
+        share = tl.cdiv(tl.cdiv(stop, tl.num_programs(2)), BLOCK_TOKENS) * BLOCK_TOKENS
     first = start + part * share
     last = tl.minimum(first + share, stop)
     if HAS_PADS:
@@ -217,7 +218,9 @@ def _attend(
     for begin in range(first, last, BLOCK_TOKENS):
         token = begin + tl.arange(0, BLOCK_TOKENS)
         seen = token < last
-        at = row * data_row + token.to(tl.int64) * data_token
+        place = token - rounds
+        place = tl.where(place < places, place, place - places)
+        at = row * data_row + place.to(tl.int64) * data_token
         k = _load_tile(
             data, words, at, seen, head, num_heads, q.dtype, HEAD_DIM, BLOCK_DIM, BLOCK_TOKENS, KIND
         )
