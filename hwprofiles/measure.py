@@ -28,7 +28,7 @@ from hwprofiles.probes.links import BOTH_BYTES, measure_link
 from hwprofiles.probes.memory import memory_rate
 from hwprofiles.probes.packed import PACKED_POINTS, measure_packed
 from hwprofiles.probes.process import ProcessCost, process_cost
-from hwprofiles.probes.registering import kernel_share
+from hwprofiles.probes.registering import registered_shares
 from hwprofiles.probes.several_gpus import gpu_to_gpu, links_at_once, num_points
 from hwprofiles.probes.threads import task_overhead
 from hwprofiles.profile import (
@@ -230,6 +230,7 @@ def _measure_gpu(request: Request, device: torch.device, host: Host, cost: Proce
     buffer_bytes = min(memory_bytes, _free_bytes(device)) // _GPU_BUFFER_SHARE // MIB * MIB
     emulated = device.type == "cpu"
     working_set = min(buffer_bytes, max(request.budget.working_set_bytes, _GPU_WORKING_SET_BYTES))
+    kernel_share, mapped_share = (None, None) if emulated else registered_shares(device, pace)
     return Gpu(
         name="emulated" if emulated else torch.cuda.get_device_name(device),
         emulated=emulated,
@@ -247,7 +248,8 @@ def _measure_gpu(request: Request, device: torch.device, host: Host, cost: Proce
         numa_node=None if emulated else _numa_node(device),
         packed=None if emulated else measure_packed(device, pace),
         graph=None if emulated else measure_graph(device, pace.next(f"{device} graphs")),
-        kernel_share=None if emulated else kernel_share(device, pace),
+        kernel_share=kernel_share,
+        mapped_share=mapped_share,
     )
 
 

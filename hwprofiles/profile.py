@@ -52,6 +52,8 @@ class Gpu:
     """The NUMA node it hangs on; None where the system does not say."""
     kernel_share: float | None = None
     """Of host memory registered with it, what the kernel and its driver keep beside it; None: not measured."""
+    mapped_share: float | None = None
+    """Likewise what is kept on the GPU; None: not measured."""
     packed: Packed | None = None
     """None in older profiles."""
     graph: Graph | None = None

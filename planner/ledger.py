@@ -76,6 +76,8 @@ class Target:
     """Host memory left to the kernel and other processes; no longer in `cpu_bytes`."""
     kernel_share: float = 0.0
     """Of host memory registered with the GPU, what the kernel keeps beside it; not in the ledger."""
+    mapped_share: float = 0.0
+    """Of the same, what is kept on the GPU; that is in the ledger."""
     graph_operation_bytes: int = 0
     """For each operation of a CUDA graph, what the driver keeps on the GPU; 0: runs use no graphs."""
 
@@ -164,6 +166,8 @@ def make_ledger(
         *_process(sizes, target),
         *_margins(target),
     ]
+    registered = sum(entry.peak_bytes for entry in entries if entry.arena and entry.tier == "cpu")
+    entries.append(_both("gpu", "mapped host memory", round(target.mapped_share * registered)))
     return Ledger(entries=tuple(e for e in entries if e.peak_bytes))
 
 

@@ -245,6 +245,9 @@ class Relaxed:
             homes = shares.weights[tier] + shares.cache[tier] + shares.activations[tier]
             if tier == self.compute_tier:
                 homes = homes + self._slots_used(shares)
+            if tier == "gpu" and self.problem.target.mapped_share:
+                registered = shares.weights["cpu"] + shares.cache["cpu"] + shares.activations["cpu"]
+                homes = homes + (registered + self._staging(shares)) * self.problem.target.mapped_share
             if tier == "cpu":
                 homes = homes + self._staging(shares)
             for phase in PHASES:

@@ -103,7 +103,8 @@ def weigh(num_gpus: int) -> Weighed:
         margins = Margins(context_bytes=context, allocator_bytes=allocator, fragmentation_bytes=fragmentation)
     else:
         use_cpu()
-    weighed = Weighed(resident_bytes=max(peak_bytes, resident_bytes()), margins=margins)
+        peak_bytes = max(peak_bytes, resident_bytes())
+    weighed = Weighed(resident_bytes=peak_bytes, margins=margins)
     for index in range(1, num_gpus):
         use_gpu(index)
         library_bytes(torch.device("cuda", index))

@@ -206,3 +206,16 @@ def test_the_flag(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         assert load_plan(path).hardware.cpu_bytes == 45 * GB
     assert main(["search", *model, "--headroom", "-3GB"]) == 2
     assert "must not be negative" in capsys.readouterr().err
+
+
+def test_registered_memory_takes_some_on_the_gpu() -> None:
+    """The tables of its pages are in the ledger, and a search leaves room for them; an emulated GPU has none."""
+    profile = load_profile("t4-host")
+    problem = problem_of("opt-30b", replace(profile, gpus=(replace(profile.gpus[0], mapped_share=0.01),)))
+    plan = search(problem, Request())
+    assert plan is not None
+    registered = sum(entry.peak_bytes for entry in plan.ledger.entries if entry.arena and entry.tier == "cpu")
+    assert registered > 10**11
+    assert plan.ledger.bytes_of("gpu", "mapped host memory") == round(0.01 * registered)
+    assert plan.ledger.peak_bytes("gpu") <= plan.hardware.gpu_bytes
+    assert make_target(emulated(), Caps()).mapped_share == 0.0
