@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.backends.cuda import SDPAParams, can_use_flash_attention
 from torch.nn import functional
 
 from executor.cache import KvView
-from hwprofiles.probes.cpu_attention import Decode, attend_native, attend_plain
+from hwprofiles.probes.cpu_attention import Decode, attend_native, attend_plain, native_call
 from hwprofiles.probes.kernels import AMPERE, usable
 from planner.layout import ATTENTION_CHUNK_BYTES
 
@@ -96,17 +97,10 @@ def attend_rows(
     Queries and `out` are [rows, heads, 1, head_dim]; `pads` [rows] is on their device. With `length`, [1] int64 on a
     GPU, the tokens are as many as that and one more, when the kernel runs; there must be no window then.
     """
-    tokens = view.tokens(0, total if length is None else view.kept, row, query.shape[0])
-    assert length is not None or tokens.shape[0] == min(total, how.window or total), (
-        "the cache keeps what the layer's window lets through"
-    )
-    decode = Decode(
-        num_heads=view.num_heads,
-        start=total - tokens.shape[0] if length is None else 0,
-        pads=pads,
-        scale=how.scale,
-        softcap=how.softcap,
-    )
+    if length is None:
+        tokens, decode = _seen(view, row, query.shape[0], total, pads, how)
+    else:
+        tokens, decode = _seen(view, row, query.shape[0], view.kept, pads, how)
     if usable(query.device, AMPERE):
         from hwprofiles.probes.kernels import attention as kernels  # noqa: PLC0415 - needs Triton
 
@@ -119,6 +113,47 @@ def attend_rows(
         attend_rows_reference(query, view, row, total, decode, out)
     else:
         out.copy_(result)
+
+
+def rows_errand(
+    query: torch.Tensor,
+    view: KvView,
+    row: int,
+    total: int,
+    pads: torch.Tensor | None,
+    how: Math,
+    out: torch.Tensor,
+    threads: int,
+) -> Callable[[], None]:
+    """`attend_rows` on the CPU for a query that is yet to come: what another thread calls once it is there.
+
+    Every operation of torch would make that thread wait for Python's lock, which the caller's thread holds by then: the
+    compiled attention is prepared here, and reads and writes float32.
+    """
+    if query.dtype == torch.float32 and query.is_contiguous() and out.is_contiguous():
+        tokens, decode = _seen(view, row, query.shape[0], total, pads, how)
+        call = native_call(query, tokens, decode, out, threads)
+        if call is not None:
+            return call.run
+    return partial(attend_rows, query, view, row, total, pads, how, out)
+
+
+def _seen(
+    view: KvView, row: int, num_rows: int, total: int, pads: torch.Tensor | None, how: Math
+) -> tuple[torch.Tensor, Decode]:
+    """The cached tokens that are attended to, and how."""
+    tokens = view.tokens(0, total, row, num_rows)
+    assert tokens.shape[0] == min(total, how.window or total), (
+        "the cache keeps what the layer's window lets through"
+    )
+    decode = Decode(
+        num_heads=view.num_heads,
+        start=total - tokens.shape[0],
+        pads=pads,
+        scale=how.scale,
+        softcap=how.softcap,
+    )
+    return tokens, decode
 
 
 def attend_rows_reference(

@@ -11,7 +11,7 @@ from transformers import AttentionInterface
 from transformers.cache_utils import Cache, DynamicLayer
 
 from executor.arena import Arena
-from executor.attend import Math, attend_prompt, attend_rows
+from executor.attend import Math, attend_prompt, attend_rows, rows_errand
 from executor.cache import KvView
 from hwprofiles.errors import UserError
 
@@ -64,8 +64,8 @@ class RowAttention:
     One engine at a time may be registered in a process: layers find the function by name.
     """
 
-    def __init__(self, exchange: Exchange) -> None:
-        self.exchange = exchange
+    def __init__(self, exchange: Exchange, num_threads: Callable[[], int] = torch.get_num_threads) -> None:
+        self.exchange, self.num_threads = exchange, num_threads
         self.step: Step | None = None
         AttentionInterface.register(ATTENTION_NAME, self)
 
@@ -119,7 +119,9 @@ class RowAttention:
             return result
         for (part, rows, row), message in zip(far, sent, strict=True):
             pads = None if step.host_pads is None else step.host_pads[rows]
-            step.errands.append(Errand(message, part.view, row, total, pads, how))
+            there = message.query, part.view, row, total, pads, how, message.result
+            nbytes = 2 * min(total, part.view.kept) * part.view.vector_bytes * message.query.shape[0]
+            step.errands.append(Errand(rows_errand(*there, self.num_threads()), nbytes))
         step.pause()
         for (_, rows, _), message in zip(far, sent, strict=True):
             message.bring_back(result[rows])
@@ -147,20 +149,10 @@ class Message:
 class Errand:
     """Attention of some rows that is the CPU's to compute, once their queries have arrived."""
 
-    message: Message
-    view: KvView
-    row: int
-    """The first of the view's rows."""
-    total: int
-    """Tokens attended to."""
-    pads: torch.Tensor | None
-    how: Math
-
-    def run(self) -> int:
-        """Leave the result in the message; the bytes of K and V that were read."""
-        query = self.message.query
-        attend_rows(query, self.view, self.row, self.total, self.pads, self.how, self.message.result)
-        return 2 * min(self.total, self.view.kept) * self.view.vector_bytes * query.shape[0]
+    run: Callable[[], None]
+    """Leaves the result where it goes back from."""
+    num_bytes: int
+    """Of K and V that are read."""
 
 
 class Exchange:
@@ -168,7 +160,8 @@ class Exchange:
 
     `nbytes` holds the queries and results of all rows that the CPU attends in two gpu batches, which take turns
     (Sizes.attention_staging): one that it attends for, and one that brings back its results or sends its queries.
-    Kernels carry them, not copies: a copy would wait for the bulk transfers of other streams.
+    Kernels carry them, not copies: a copy would wait for the bulk transfers of other streams. They lie here in float32,
+    in which the CPU attends.
     """
 
     def __init__(self, nbytes: int, device: torch.device) -> None:
@@ -182,18 +175,19 @@ class Exchange:
             return [Message(query, torch.empty_like(query), None) for query in queries]
         sent, used = [], next(self._starts) if queries else 0
         for query in queries:
-            there, query_here = self._piece(used, query)
-            back, result_here = self._piece(used + query.nbytes, query)
+            nbytes = query.numel() * torch.float32.itemsize
+            there, query_here = self._piece(used, nbytes, query.shape)
+            back, result_here = self._piece(used + nbytes, nbytes, query.shape)
             torch.mul(query, 1, out=there)
             sent.append(Message(query_here, result_here, back))
-            used += 2 * query.nbytes
+            used += 2 * nbytes
         return sent
 
-    def _piece(self, start: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _piece(self, start: int, nbytes: int, shape: torch.Size) -> tuple[torch.Tensor, torch.Tensor]:
         """Room for one tensor, as the device and as the host address it."""
         assert self._on_device is not None
         both = self._on_device, self._arena.tensor
-        device, host = (t[start : start + like.nbytes].view(like.dtype).view(like.shape) for t in both)
+        device, host = (t[start : start + nbytes].view(torch.float32).view(shape) for t in both)
         return device, host
 
     def close(self) -> None:

@@ -299,7 +299,9 @@ class Sizes:
         if self.compute_tier != "gpu":
             return 0
         rows = max(r.cpu_attend + r.disk_attend for r in self.placement.cache_rows)
-        return ATTENDED_AT_ONCE * 2 * rows * self.model.num_heads * self.model.head_dim * self.element_bytes
+        return (
+            ATTENDED_AT_ONCE * 2 * rows * self.model.num_heads * self.model.head_dim * DTYPE_BYTES["float32"]
+        )
 
     def activations(self, tier: Tier) -> int:
         """Homes of the hidden states of a block on a tier."""

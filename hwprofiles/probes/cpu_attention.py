@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import scaled_dot_product_attention, softmax
 
-from hwprofiles.native_attention import MAX_HEAD_DIM, Job, Stored, find_attention
+from hwprofiles.native_attention import MAX_HEAD_DIM, Attend, Job, Stored, find_attention
 from hwprofiles.packing import GROUP_SIZE
 
 _STORED = {
@@ -35,42 +35,66 @@ class Decode:
     softcap: float | None
 
 
-def attend_native(query: torch.Tensor, tokens: torch.Tensor, how: Decode) -> torch.Tensor | None:
-    """Attention of query [rows, heads, 1, head_dim] to all tokens of a cache; None without a compiler.
+@dataclass(frozen=True, slots=True)
+class NativeCall:
+    """A call of the compiled attention with all that it is given; to make it takes one step out of Python."""
 
-    `tokens` is [places, 2, rows, vector]: heads of values, or packed uint8. It takes as many threads as torch does.
+    attend: Attend
+    job: Job
+    tensors: tuple[torch.Tensor | None, ...]
+    """Whose memory the job points to."""
+
+    def run(self) -> None:
+        """Attend; the result is where it was asked for."""
+        self.attend(self.job)
+
+
+def native_call(
+    query: torch.Tensor, tokens: torch.Tensor, how: Decode, out: torch.Tensor, threads: int
+) -> NativeCall | None:
+    """Attention of query [rows, heads, 1, head_dim] to all tokens of a cache, into `out`; None without a compiler.
+
+    `query` and `out` are contiguous float32; `tokens` is [places, 2, rows, vector]: heads of values, or packed uint8.
     """
     num_rows, query_heads, _, head_dim = query.shape
     attend = find_attention()
     if attend is None or head_dim > MAX_HEAD_DIM:
         return None
     assert tokens.stride(3) == 1, tokens.stride()
-    values = query.to(torch.float32).contiguous()
-    out = torch.empty_like(values)
+    assert all(x.dtype == torch.float32 and x.is_contiguous() for x in (query, out))
     pads = None if how.pads is None else how.pads.contiguous()
     token_bytes, value_bytes, row_bytes = (tokens.element_size() * stride for stride in tokens.stride()[:3])
-    attend(
-        Job(
-            data=tokens.data_ptr(),
-            token_bytes=token_bytes,
-            value_bytes=value_bytes,
-            row_bytes=row_bytes,
-            query=values.data_ptr(),
-            out=out.data_ptr(),
-            pads=None if pads is None else pads.data_ptr(),
-            rows=num_rows,
-            start=how.start,
-            stop=how.start + tokens.shape[0],
-            heads=how.num_heads,
-            group=query_heads // how.num_heads,
-            head_dim=head_dim,
-            groups=-(-how.num_heads * head_dim // GROUP_SIZE),
-            scale=how.scale,
-            softcap=how.softcap or 0.0,
-            kind=_STORED[tokens.dtype],
-            threads=torch.get_num_threads(),
-        )
+    job = Job(
+        data=tokens.data_ptr(),
+        token_bytes=token_bytes,
+        value_bytes=value_bytes,
+        row_bytes=row_bytes,
+        query=query.data_ptr(),
+        out=out.data_ptr(),
+        pads=None if pads is None else pads.data_ptr(),
+        rows=num_rows,
+        start=how.start,
+        stop=how.start + tokens.shape[0],
+        heads=how.num_heads,
+        group=query_heads // how.num_heads,
+        head_dim=head_dim,
+        groups=-(-how.num_heads * head_dim // GROUP_SIZE),
+        scale=how.scale,
+        softcap=how.softcap or 0.0,
+        kind=_STORED[tokens.dtype],
+        threads=threads,
     )
+    return NativeCall(attend, job, (query, tokens, pads, out))
+
+
+def attend_native(query: torch.Tensor, tokens: torch.Tensor, how: Decode) -> torch.Tensor | None:
+    """The same with a query of any dtype, and a result like it; it takes as many threads as torch does."""
+    values = query.to(torch.float32).contiguous()
+    out = torch.empty_like(values)
+    call = native_call(values, tokens, how, out, torch.get_num_threads())
+    if call is None:
+        return None
+    call.run()
     return out.to(query.dtype)
 
 
