@@ -11,7 +11,7 @@ CUDA_ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 """Environment of a run: what layers allocate and free does not fragment the GPU's memory beside the arenas."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Of mallopt(3)."""
-_LARGE_BYTES, _KEPT_BYTES = 4 * MIB, 64 * MIB
+LARGE_BYTES, _KEPT_BYTES = 4 * MIB, 64 * MIB
 """From where on an allocation is a mapping; and what may stay free at the top of the heap."""
 
 
@@ -23,7 +23,7 @@ def give_back_large_tensors() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+        libc.mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)
         libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 

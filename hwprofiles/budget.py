@@ -22,11 +22,12 @@ class Budget:
     process_runs: int
     """Fresh processes that are weighed."""
     working_set_bytes: int
-    """Of memory, GEMM and attention probes; enlarged to twice the last-level cache."""
+    """Of memory, attention and a GPU's GEMM probes; enlarged to twice the last-level cache."""
+    gemm_pool_bytes: int
+    """Weights of the host's GEMM probe, as far as its working set is not more: a layer's, in float32."""
     gemm_rows: tuple[int, ...]
-    gemm_columns: int
     gpu_gemm_columns: int
-    """More than on the host: a small product would measure the launch."""
+    """Of a square matrix, so many that a product does not measure the launch."""
     every_thread_count: bool
     link_sizes_bytes: tuple[int, ...]
     disk_file_bytes: int
@@ -40,8 +41,8 @@ QUICK = Budget(
     total_s=27,
     process_runs=2,
     working_set_bytes=64 * MIB,
+    gemm_pool_bytes=256 * MIB,
     gemm_rows=(1, 16, 256, 1024),
-    gemm_columns=2048,
     gpu_gemm_columns=4096,
     every_thread_count=False,
     link_sizes_bytes=(64 * KIB, MIB, 16 * MIB, 64 * MIB),
@@ -51,11 +52,11 @@ QUICK = Budget(
     net_s=4,
 )
 FULL = Budget(
-    total_s=100,
+    total_s=120,
     process_runs=4,
     working_set_bytes=512 * MIB,
+    gemm_pool_bytes=512 * MIB,
     gemm_rows=(1, 4, 16, 64, 256, 1024, 4096),
-    gemm_columns=4096,
     gpu_gemm_columns=8192,
     every_thread_count=True,
     link_sizes_bytes=(64 * KIB, 256 * KIB, MIB, 4 * MIB, 16 * MIB, 64 * MIB, 256 * MIB),

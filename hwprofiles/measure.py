@@ -16,14 +16,22 @@ from hwprofiles.budget import DTYPES, Budget, Pace, Progress
 from hwprofiles.errors import UserError
 from hwprofiles.host import Processor, current_fingerprint, memory_limits, occupied_bytes, processor
 from hwprofiles.numa import numa_node
-from hwprofiles.points import NO_MARGINS, Rate
+from hwprofiles.points import LARGE_COLUMNS, NO_MARGINS, SMALL_COLUMNS, Rate
 from hwprofiles.probes.attention import attention_curves, fastest, grouped_attention
 from hwprofiles.probes.buffers import affordable_bytes
 from hwprofiles.probes.compute import gemm_curves, launch_overhead
 from hwprofiles.probes.concurrent import measure_concurrent
 from hwprofiles.probes.disk import check_directory, measure_disk, scratch_file
 from hwprofiles.probes.graphs import measure_graph
-from hwprofiles.probes.layers import LAYER_POINTS, elementwise_rate, layer_points, prompt_attention_rates
+from hwprofiles.probes.layers import (
+    ELEMENTWISE_BYTES,
+    LAYER_POINTS,
+    SMALL_ELEMENTWISE_BYTES,
+    computed_layer_points,
+    elementwise_rate,
+    issued_layer_points,
+    prompt_attention_rates,
+)
 from hwprofiles.probes.links import BOTH_BYTES, measure_link
 from hwprofiles.probes.memory import memory_rate
 from hwprofiles.probes.packed import PACKED_POINTS, measure_packed
@@ -123,7 +131,7 @@ def count_points(budget: Budget, gpus: tuple[torch.device, ...], num_thread_coun
     layer = LAYER_POINTS + len(DTYPES)
     real = gemm + 1 + layer + PACKED_POINTS["cuda"] + 2
     per_gpu = sum(link + 1 + (real if device.type == "cuda" else 0) for device in gpus)
-    host = 4 + gemm + layer + PACKED_POINTS["cpu"] + len(DTYPES) * (num_thread_counts + 1)
+    host = 5 + 2 * gemm + layer + PACKED_POINTS["cpu"] + len(DTYPES) * (num_thread_counts + 1)
     disk = 2 * len(budget.disk_block_bytes) * len(budget.disk_threads) + 1
     return host + per_gpu + num_points(len(gpus)) + disk + 1
 
@@ -189,6 +197,7 @@ def _measure_host(
     pace: Pace,
 ) -> Host:
     limits = memory_limits(request.cpu_cap_bytes)
+    gemm_pool = affordable_bytes(max(working_set_bytes, request.budget.gemm_pool_bytes))
     return Host(
         cpu_model=cpu.model,
         sockets=cpu.sockets,
@@ -198,18 +207,22 @@ def _measure_host(
         memory_bytes=min(limits.values()),
         memory_limits_bytes=limits,
         memory_bytes_per_s=memory_rate(CPU, working_set_bytes, pace.next("host memory bandwidth")),
-        gemm=gemm_curves(CPU, request.budget, working_set_bytes, pace),
+        gemm=gemm_curves(CPU, request.budget, gemm_pool, pace, num_columns=LARGE_COLUMNS),
         attention=attention_curves(working_set_bytes, threads, pace),
         task_overhead_s=task_overhead(pace.next("handing a task to a thread")),
         process_bytes=cost.resident_bytes,
-        elementwise_bytes_per_s=elementwise_rate(CPU, pace.next("elementwise operations")),
-        layer=layer_points(CPU, pace),
+        elementwise_bytes_per_s=elementwise_rate(CPU, ELEMENTWISE_BYTES, pace.next("elementwise operations")),
+        layer=computed_layer_points(_CACHES_IN_WORKING_SET * cpu.cache_bytes, pace),
         prompt_attention=prompt_attention_rates(CPU, pace),
         process_spread_bytes=cost.spread_bytes,
         occupied_bytes=occupied,
         numa_cpus=cpu.numa_cpus,
         packed=measure_packed(CPU, pace),
         grouped_attention=grouped_attention(working_set_bytes, _some_threads(threads), pace),
+        gemm_small=gemm_curves(CPU, request.budget, gemm_pool, pace, num_columns=SMALL_COLUMNS),
+        elementwise_small_bytes_per_s=elementwise_rate(
+            CPU, SMALL_ELEMENTWISE_BYTES, pace.next("small elementwise operations")
+        ),
     )
 
 
@@ -238,12 +251,16 @@ def _measure_gpu(request: Request, device: torch.device, host: Host, cost: Proce
         memory_bytes_per_s=host.memory_bytes_per_s
         if emulated
         else memory_rate(device, working_set, pace.next(f"{device} memory bandwidth")),
-        gemm=host.gemm if emulated else gemm_curves(device, request.budget, working_set, pace),
+        gemm=host.gemm
+        if emulated
+        else gemm_curves(
+            device, request.budget, working_set, pace, num_columns=request.budget.gpu_gemm_columns
+        ),
         launch_overhead_s=launch_overhead(device, pace.next(f"{device} launch overhead")),
         context_bytes=0 if emulated else cost.context_bytes[device.index],
         margins=NO_MARGINS if emulated else cost.margins,
         link=measure_link(device, buffer_bytes, request.budget, pace),
-        layer=() if emulated else layer_points(device, pace),
+        layer=() if emulated else issued_layer_points(device, pace),
         prompt_attention={} if emulated else prompt_attention_rates(device, pace),
         numa_node=None if emulated else _numa_node(device),
         packed=None if emulated else measure_packed(device, pace),

@@ -40,9 +40,14 @@ def check_points(**curves: Sized) -> None:
             raise UserError(f"{name} needs at least one point, found none")
 
 
+SMALL_COLUMNS, LARGE_COLUMNS = 768, 2048
+"""Hidden sizes of the two layers whose matrices a host multiplies, of 7 and of 50 million parameters: where rows are
+few and matrices small, a product's time is not its arithmetic's alone."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GemmPoint:
-    """Matrix product of [rows, n] x [n, n]; decode has few rows, prefill many."""
+    """Matrix products of so many rows; decode has few, prefill many."""
 
     rows: int
     flops_per_s: Rate

@@ -99,6 +99,10 @@ class Host:
     """As a GPU's, where the CPU computes."""
     grouped_attention: Mapping[Dtype, GroupedAttention] = field(default_factory=dict)
     """By dtype; empty in older profiles."""
+    gemm_small: Mapping[Dtype, tuple[GemmPoint, ...]] = field(default_factory=dict)
+    """As `gemm`, with the matrices of a layer of few parameters; empty in older profiles."""
+    elementwise_small_bytes_per_s: Rate | None = None
+    """Of operations whose new tensors are too small to be mappings of their own; null in older profiles."""
 
     @property
     def granted_bytes(self) -> int:

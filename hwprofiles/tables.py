@@ -161,17 +161,22 @@ def _calibration_table(calibration: Calibration) -> Table:
 def _host_figures(host: Host) -> Iterator[Figure]:
     group = "host"
     yield Figure(group=group, label="memory", rate=host.memory_bytes_per_s, form=format_rate)
-    for dtype, gemm in host.gemm.items():
-        for point in gemm:
-            label = f"gemm {dtype}, rows {point.rows}"
-            yield Figure(group=group, label=label, rate=point.flops_per_s, form=format_flops)
+    for size, curves in (("gemm", host.gemm), ("small gemm", host.gemm_small)):
+        for dtype, gemm in curves.items():
+            for point in gemm:
+                label = f"{size} {dtype}, rows {point.rows}"
+                yield Figure(group=group, label=label, rate=point.flops_per_s, form=format_flops)
     for dtype, attention in host.attention.items():
         for threads in attention:
             label = f"attention {dtype}, threads {threads.threads}"
             yield Figure(group=group, label=label, rate=threads.bytes_per_s, form=format_rate)
     yield Figure(group=group, label="handing over a task", rate=host.task_overhead_s, form=format_seconds)
-    if host.elementwise_bytes_per_s:
-        yield Figure(group=group, label="elementwise", rate=host.elementwise_bytes_per_s, form=format_rate)
+    for label, rate in (
+        ("elementwise", host.elementwise_bytes_per_s),
+        ("small elementwise", host.elementwise_small_bytes_per_s),
+    ):
+        if rate:
+            yield Figure(group=group, label=label, rate=rate, form=format_rate)
     yield from _layer_figures(group, host)
 
 

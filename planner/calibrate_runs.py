@@ -43,6 +43,19 @@ class _Part:
     tasks: tuple[TaskReport, ...]
     """Those that were predicted and measured."""
 
+    def is_own_time(self) -> Vector:
+        """1 for each kind of task whose seconds say how fast it is, 0 for copies that wait for cores which compute.
+
+        Those are ready long before they are wanted, and how long a core lets them wait is the scheduler's affair;
+        where they bind a phase it is their own rate that one sees.
+        """
+        binding = {phase: self.plan.prediction.of(phase).binding for phase in PHASES}
+        own = [
+            not self.rates.on_cpu or task.kind == TaskKind.COMPUTE or task.resource == binding[task.phase]
+            for task in self.tasks
+        ]
+        return np.array(own, dtype=float)
+
     def predict(self, blocks: Blocks, num_tokens: int, factors: Factors, num_groups: int) -> Prediction:
         """Blocks as they were run, or without any a full one."""
         rates = self.rates.calibrated(factors) if self.is_calibrated else self.rates
@@ -143,7 +156,7 @@ class Run:
     def _evidence(self) -> Vector:
         """Ranks that did the same say no more together than one of them would."""
         counted = [part for part in self._parts if part.is_calibrated]
-        tasks = [_shares(part.tasks) / len(counted) for part in counted]
+        tasks = [_shares(part.tasks) * part.is_own_time() / len(counted) for part in counted]
         return np.concatenate([np.ones(len(self.measured)), *tasks])
 
 

@@ -25,8 +25,8 @@ OPERATIONS_OF_END = 18
 ENGINE_CALLS = 0.8
 """What the engine does around a layer's call (binding weights, finding rows, notes), in calls' worth of time: seen on
 two cores with tiny layers of OPT, Llama and Qwen 3."""
-LOGITS_BYTES = 12
-"""Moved for each logit beside its product: to float32, and read again for the next token."""
+LOGITS_BYTES, LOGIT_BYTES = 12, 4
+"""Moved for each logit beside its product: to float32, and read again for the next token. The size of one."""
 EAGER_PASSES = 6
 """Reads and writes of attention scores that are not fused: product, mask (2), softmax (2), product."""
 
@@ -79,17 +79,16 @@ class ComputeCost:
         """The hidden states of one gpu batch's new tokens, read from a table and written; not so on later stages."""
         if not self.model.has_embedding:
             return self._host_time(OPERATIONS_OF_END, 1)
-        hidden = self.rows * step.num_new * self.model.hidden_size
-        return total(
-            [self._written(2.0 * hidden * self._element_bytes), self._host_time(OPERATIONS_OF_END, 1)]
-        )
+        hidden = self.rows * step.num_new * self.model.hidden_size * self._element_bytes
+        return total([self._written(2.0 * hidden, hidden), self._host_time(OPERATIONS_OF_END, 1)])
 
     def head(self) -> Piece:
         """Final norm, head and sampling of one gpu batch; only a sequence's last token goes through them."""
         if not self.model.has_head:
             return NOTHING
         batch, numel = self.rows, self.model.head_numel
-        logits = self._written(float(LOGITS_BYTES) * batch * self.model.vocab_size)
+        count = batch * self.model.vocab_size
+        logits = self._written(float(LOGITS_BYTES) * count, float(LOGIT_BYTES) * count)
         return total(
             [self._product(batch, 2.0 * batch * numel, numel), logits, self._host_time(OPERATIONS_OF_END, 1)]
         )
@@ -116,9 +115,12 @@ class ComputeCost:
         tokens = batch * step.num_new / chunks
         hit = experts_hit(layer, tokens)
         counted = elementwise(self.model, layer)
-        own = self._written(tokens * counted.token_bytes)
-        products = total(self._products(layer, tokens, hit))
-        parts = [total([products, own]) * chunks, self._host_time(counted.operations, chunks)]
+        own = [
+            self._written(tokens * moved.token_bytes, tokens * moved.row_bytes, moved.num_results)
+            for moved in counted.moved
+        ]
+        products = self._products(layer, tokens, hit)
+        parts = [total([*products, *own]) * chunks, self._host_time(counted.operations, chunks)]
         return total([*parts, self._kernel_starts(step, chunks)])
 
     def _kernel_starts(self, step: Step, chunks: int) -> Piece:
@@ -140,16 +142,20 @@ class ComputeCost:
     def _product(self, rows: float, flops: float, numel: float) -> Piece:
         """Matrix products of `rows` rows: bound by FLOP or by reading the matrices."""
         read = numel * self._element_bytes
-        seconds = max(flops / self.rates.gemm.at(rows), read / self.rates.memory_bytes_per_s)
+        seconds = max(
+            flops / self.rates.product_flops_per_s(rows, self.model.hidden_size),
+            read / self.rates.memory_bytes_per_s,
+        )
         return Piece(seconds, flops, read)
 
     def _in_memory(self, touched: float) -> Piece:
         """Work that only reads and writes memory."""
         return Piece(touched / self.rates.memory_bytes_per_s, 0.0, touched)
 
-    def _written(self, touched: float) -> Piece:
-        """Elementwise work, whose results are new tensors."""
-        return Piece(touched / self.rates.elementwise_bytes_per_s, 0.0, touched)
+    def _written(self, touched: float, result_bytes: float, num_results: float = 1.0) -> Piece:
+        """Elementwise work, whose results are so many new tensors of this size."""
+        new_s = num_results * self.rates.new_tensor_s(result_bytes)
+        return Piece(self.rates.elementwise_s(touched) + new_s, 0.0, touched)
 
     def _dequantise(self, layer: LayerSpec) -> Piece:
         """Unpacking a layer's 4-bit weights, once a pass."""

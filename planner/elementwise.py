@@ -20,6 +20,8 @@ _SCALES_QUERIES = frozenset({"opt"})
 """By an operation of its own, before attention."""
 _ROTARY_OPERATIONS, _ROTARY_PASSES = 5, 12
 """Of Q, and of K: two products, the halves turned (negate, join), a sum; each result read again by the next."""
+_ROTARY_RESULTS = 4.5
+"""New tensors of the size of Q, or of K."""
 _PARTS_OPERATIONS, _PARTS_PASSES = 2, 2
 """Q, and K, joined again where only a part of each head is turned."""
 _ACTIVATION_OPERATIONS = {True: 8, False: 1}
@@ -31,22 +33,42 @@ _CACHE_OPERATIONS = 3
 
 
 @dataclass(frozen=True, slots=True)
+class Moved:
+    """What operations read and write for a token, and the new tensors that they and products have as results."""
+
+    row_bytes: int
+    """A token's part of each result."""
+    token_bytes: float
+    num_results: float
+
+
+@dataclass(frozen=True, slots=True)
 class Elementwise:
     """Of one layer: operations a call, matrix products and attention included, and bytes moved a token."""
 
     operations: int
-    token_bytes: float
+    moved: tuple[Moved, ...]
+
+    @property
+    def token_bytes(self) -> float:
+        """Of all operations."""
+        return sum(part.token_bytes for part in self.moved)
 
 
 def elementwise(model: ModelSpec, layer: LayerSpec) -> Elementwise:
     """The counts of one layer."""
-    norm_operations, norm_bytes = _norms(model, layer)
-    rotary_operations, rotary_bytes = _rotary(model)
-    mlp_operations, mlp_bytes = _mlp(model, layer)
+    norm_operations, norms = _norms(model, layer)
+    rotary_operations, rotary = _rotary(model)
+    mlp_operations, mlp = _mlp(model, layer)
     size = DTYPE_BYTES[model.dtype]
-    q_dim = model.num_heads * model.head_dim
+    hidden, query = model.hidden_size * size, model.num_heads * model.head_dim * size
     scales = model.config["model_type"] in _SCALES_QUERIES
-    sums, copied = 2 * 3 * model.hidden_size, 2 * (2 * model.kv_dim + q_dim + scales * q_dim)
+    rest = (
+        Moved(hidden, 2.0 * 3 * hidden, 2),  # two sums
+        Moved(query, 2.0 * (1 + scales) * query, 2 + scales),  # attention's result, and its copy
+        Moved(0, 2.0 * 2 * model.kv_dim * size, 0),  # into the cache, which is there
+        *(Moved(tensor.shape[0] * size, 0.0, 1) for tensor in layer.tensors if len(tensor.shape) == 2),
+    )
     own = sum(len(tensor.shape) > 1 for tensor in layer.tensors) + 1  # products, and attention
     return Elementwise(
         operations=own
@@ -56,14 +78,15 @@ def elementwise(model: ModelSpec, layer: LayerSpec) -> Elementwise:
         + 2
         + scales
         + _CACHE_OPERATIONS,
-        token_bytes=norm_bytes + rotary_bytes + mlp_bytes + (sums + copied) * size,
+        moved=(*norms, *rotary, *mlp, *rest),
     )
 
 
-def _norms(model: ModelSpec, layer: LayerSpec) -> tuple[int, float]:
+def _norms(model: ModelSpec, layer: LayerSpec) -> tuple[int, list[Moved]]:
     """LayerNorm is one operation; RMSNorm is written out, in float32."""
     names = {tensor.name for tensor in layer.tensors}
-    size, operations, moved = DTYPE_BYTES[model.dtype], 0, 0.0
+    size, operations = DTYPE_BYTES[model.dtype], 0
+    moved: list[Moved] = []
     for tensor in layer.tensors:
         name, _, kind = tensor.name.rpartition(".")
         if len(tensor.shape) > 1 or kind != "weight":
@@ -73,22 +96,26 @@ def _norms(model: ModelSpec, layer: LayerSpec) -> tuple[int, float]:
             width *= model.num_kv_heads if name.endswith("k_norm") else model.num_heads
         is_half = size < _FLOAT32
         if f"{name}.bias" in names:
-            operations, moved = operations + 1, moved + 2 * size * width
+            operations += 1
+            moved.append(Moved(size * width, 2.0 * size * width, 1))
         else:  # square, mean, its root (2), product, product with the weight; to float32 and back
             operations += 6 + 2 * is_half
-            moved += width * (5 * _FLOAT32 + 2 * size + is_half * (2 * _FLOAT32 + 2 * size))
+            passes = 5 * _FLOAT32 + 2 * size + is_half * (2 * _FLOAT32 + 2 * size)
+            moved.append(Moved(_FLOAT32 * width, float(passes * width), 3 + is_half))
     return operations, moved
 
 
-def _rotary(model: ModelSpec) -> tuple[int, float]:
+def _rotary(model: ModelSpec) -> tuple[int, list[Moved]]:
     if model.config["model_type"] in _WITHOUT_ROTARY:
-        return 0, 0.0
-    both = (model.num_heads * model.head_dim + model.kv_dim) * DTYPE_BYTES[model.dtype]
+        return 0, []
+    rows = [dim * DTYPE_BYTES[model.dtype] for dim in (model.num_heads * model.head_dim, model.kv_dim)]
     part = model.config.get("partial_rotary_factor", model.config.get("rotary_pct", _rotary_part(model)))
     if not isinstance(part, int | float) or part == 1:
-        return 2 * _ROTARY_OPERATIONS, _ROTARY_PASSES * both
-    operations = 2 * _ROTARY_OPERATIONS + _PARTS_OPERATIONS
-    return operations, (_ROTARY_PASSES * part + _PARTS_PASSES) * both
+        return 2 * _ROTARY_OPERATIONS, [
+            Moved(row, float(_ROTARY_PASSES * row), _ROTARY_RESULTS) for row in rows
+        ]
+    operations, passes = 2 * _ROTARY_OPERATIONS + _PARTS_OPERATIONS, _ROTARY_PASSES * part + _PARTS_PASSES
+    return operations, [Moved(row, passes * row, _ROTARY_RESULTS * part + 1) for row in rows]
 
 
 def _rotary_part(model: ModelSpec) -> float:
@@ -96,13 +123,14 @@ def _rotary_part(model: ModelSpec) -> float:
     return 0.25 if model.config["model_type"] == "gpt_neox" else 1.0
 
 
-def _mlp(model: ModelSpec, layer: LayerSpec) -> tuple[int, float]:
+def _mlp(model: ModelSpec, layer: LayerSpec) -> tuple[int, list[Moved]]:
     """The activation function, the product with the gate, and what routing to experts takes."""
     size, is_written_out = DTYPE_BYTES[model.dtype], writes_activation_out(model)
     operations = _ACTIVATION_OPERATIONS[is_written_out] + layer.gated
     passes = (18 if is_written_out else 2) + 3 * layer.gated
-    wide = passes * layer.intermediate_size * max(1, layer.experts_per_token) * size
+    row = layer.intermediate_size * max(1, layer.experts_per_token) * size
+    wide = Moved(row, float(passes * row), operations)
     if not layer.num_experts:
-        return operations, wide
-    routed = layer.experts_per_token * model.hidden_size * size * 8
-    return operations + _ROUTER_OPERATIONS, wide + routed
+        return operations, [wide]
+    routed = layer.experts_per_token * model.hidden_size * size
+    return operations + _ROUTER_OPERATIONS, [wide, Moved(routed, 8.0 * routed, 4)]

@@ -95,6 +95,10 @@ def _slower(rate: Rate, part: float) -> Rate:
     return replace(rate, median=rate.median * part)
 
 
+def _slower_if_measured(rate: Rate | None, part: float) -> Rate | None:
+    return None if rate is None else _slower(rate, part)
+
+
 def _host_share(host: Host, num_ranks: int) -> Host:
     part = 1 / num_ranks
     cores = max(1, host.logical_cores // num_ranks)
@@ -106,11 +110,11 @@ def _host_share(host: Host, num_ranks: int) -> Host:
         logical_cores=cores,
         physical_cores=max(1, host.physical_cores // num_ranks),
         memory_bytes_per_s=_slower(host.memory_bytes_per_s, part),
-        elementwise_bytes_per_s=_slower(host.elementwise_bytes_per_s, part)
-        if host.elementwise_bytes_per_s
-        else None,
+        elementwise_bytes_per_s=_slower_if_measured(host.elementwise_bytes_per_s, part),
+        elementwise_small_bytes_per_s=_slower_if_measured(host.elementwise_small_bytes_per_s, part),
         prompt_attention={dtype: _slower(rate, part) for dtype, rate in host.prompt_attention.items()},
         gemm=_gemm_share(host.gemm, part),
+        gemm_small=_gemm_share(host.gemm_small, part),
         attention={
             dtype: _attention_share(points, num_ranks, cores) for dtype, points in host.attention.items()
         },

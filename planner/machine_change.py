@@ -153,7 +153,10 @@ def _faster_device(rates: Rates, factor: float) -> Rates:
     return replace(
         rates,
         gemm=_scaled(rates.gemm, factor),
+        gemm_small=rates.gemm_small and _scaled(rates.gemm_small, factor),
         elementwise_bytes_per_s=rates.elementwise_bytes_per_s * factor,
+        elementwise_small_bytes_per_s=rates.elementwise_small_bytes_per_s
+        and rates.elementwise_small_bytes_per_s * factor,
         prompt_attention_flops_per_s=rates.prompt_attention_flops_per_s * factor,
         memory_bytes_per_s=rates.memory_bytes_per_s * factor,
         attention_bytes_per_s=rates.attention_bytes_per_s * factor,

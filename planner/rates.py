@@ -7,20 +7,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from hwprofiles.allocation import LARGE_BYTES
 from hwprofiles.errors import UserError
 from hwprofiles.points import (
+    LARGE_COLUMNS,
+    SMALL_COLUMNS,
     AttentionPoint,
     DiskPoint,
     Dtype,
+    GemmPoint,
     GroupedAttention,
     Rate,
 )
-from hwprofiles.profile import Gpu, HardwareProfile
+from hwprofiles.profile import Gpu, HardwareProfile, Host
 from planner.factors import HANDOVER, LAUNCH, Factors, factor_of
 from planner.packed_work import PackedRates, Reading
 
 _IO_SHARE = 4
 """One core in this many is left to copies and disk threads while the CPU attends."""
+_SUM_BYTES = 3
+"""Moved for each byte of a sum's result."""
 _WORTH_A_THREAD = 1.03
 """More disk threads are used only where they bring 3% or more."""
 T = TypeVar("T")
@@ -100,6 +106,32 @@ class Rates:
     """4-bit values on the compute device; None where the profile does not have them."""
     net: Curve
     """Messages to the next stage of a pipeline, by size."""
+    gemm_small: Curve | None = None
+    """As `gemm`, of layers of few parameters; None where a rate is taken to be that of all of them."""
+    elementwise_small_bytes_per_s: float | None = None
+    """As `elementwise_bytes_per_s`, of tensors that the allocator has at hand; None: as fast as others."""
+
+    def product_flops_per_s(self, rows: float, columns: float) -> float:
+        """Matrix products of so many rows, in a model of this hidden size; straight in log scales between two sizes."""
+        large = self.gemm.at(rows)
+        if self.gemm_small is None:
+            return large
+        sizes = (SMALL_COLUMNS, self.gemm_small.at(rows)), (LARGE_COLUMNS, large)
+        return Curve(sizes, below=0.0).at(columns)
+
+    def elementwise_s(self, num_bytes: float) -> float:
+        """Seconds to read and write so many bytes, new tensors being at hand."""
+        return num_bytes / (self.elementwise_small_bytes_per_s or self.elementwise_bytes_per_s)
+
+    def new_tensor_s(self, num_bytes: float) -> float:
+        """What a new tensor of this size takes beside the bytes that are written to it: its pages, if it has its own.
+
+        A sum reads two bytes and writes one; it is slower by this where its results are large.
+        """
+        if not self.elementwise_small_bytes_per_s or num_bytes < LARGE_BYTES:
+            return 0.0
+        slower = _SUM_BYTES / self.elementwise_bytes_per_s - _SUM_BYTES / self.elementwise_small_bytes_per_s
+        return max(0.0, slower) * num_bytes
 
     @property
     def has_disk(self) -> bool:
@@ -148,7 +180,7 @@ def make_rates(profile: HardwareProfile, dtype: Dtype, *, spreads: float = 0.0) 
     prompt = (host if on_cpu or gpu is None else gpu).prompt_attention.get(dtype)
     measured = Rates(
         on_cpu=on_cpu,
-        gemm=Curve(tuple(sorted((float(p.rows), at(p.flops_per_s)) for p in gemm))),
+        gemm=_gemm_curve(gemm, at),
         memory_bytes_per_s=memory,
         attention_bytes_per_s=min(memory, max(at(p.bytes_per_s) for p in attention)) if on_cpu else memory,
         cpu_attention_bytes_per_s=attended,
@@ -174,6 +206,10 @@ def make_rates(profile: HardwareProfile, dtype: Dtype, *, spreads: float = 0.0) 
         graph_s=None if on_cpu or gpu is None or gpu.graph is None else overhead(gpu.graph.replay_s),
         packed=PackedRates.of((host if on_cpu or gpu is None else gpu).packed, at, overhead),
         net=_net(profile, at),
+        gemm_small=_gemm_small(host, dtype, at) if on_cpu else None,
+        elementwise_small_bytes_per_s=at(host.elementwise_small_bytes_per_s)
+        if on_cpu and host.elementwise_small_bytes_per_s
+        else None,
     )
     return measured.calibrated(profile.calibration.factors) if profile.calibration else measured
 
@@ -184,6 +220,15 @@ def _net(profile: HardwareProfile, at: Callable[[Rate], float]) -> Curve:
     if not points:
         return Curve(((1.0, at(profile.host.memory_bytes_per_s) / 4),))
     return Curve(tuple(sorted((float(p.size_bytes), at(p.bytes_per_s)) for p in points)))
+
+
+def _gemm_curve(points: Sequence[GemmPoint], at: Reading) -> Curve:
+    return Curve(tuple(sorted((float(p.rows), at(p.flops_per_s)) for p in points)))
+
+
+def _gemm_small(host: Host, dtype: Dtype, at: Reading) -> Curve | None:
+    points = host.gemm_small.get(dtype)
+    return _gemm_curve(points, at) if points else None
 
 
 def _median(rate: Rate) -> float:

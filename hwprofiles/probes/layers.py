@@ -7,6 +7,7 @@ as transformers' layers write them. The rate of a prompt's attention to itself.
 
 from __future__ import annotations
 
+import time
 from functools import partial
 
 import torch
@@ -30,13 +31,16 @@ FAMILIES: dict[str, tuple[int, dict[str, object]]] = {
 }
 """A family of few operations a layer, and one of many; views left out. tests/hwprofiles/test_layers.py counts them."""
 LAYER_POINTS = len(FAMILIES)
-_ELEMENTWISE_BYTES = 8 * MIB
+ELEMENTWISE_BYTES, SMALL_ELEMENTWISE_BYTES = 8 * MIB, 2 * MIB
+"""Of a new tensor: one that is a mapping of its own, whose pages are new each time, and one that is not."""
+_TENSORS = 8
+"""In turn: as many as a layer has in use."""
 _PROMPT, _HEADS, _HEAD_SIZE = 256, 16, 64
 _PROMPT_ROWS = {"cpu": 4, "cuda": 64}
 
 
-def layer_points(device: torch.device, pace: Pace) -> tuple[LayerPoint, ...]:
-    """Host seconds of one token's pass through a small layer; on a GPU nothing waits for its kernels."""
+def issued_layer_points(device: torch.device, pace: Pace) -> tuple[LayerPoint, ...]:
+    """Host seconds of one token's pass through a small layer on a GPU; nothing waits for its kernels."""
     points = []
     for family, (operations, _) in FAMILIES.items():
         slice_s = pace.next(f"{device} layer of {operations} operations")
@@ -44,6 +48,48 @@ def layer_points(device: torch.device, pace: Pace) -> tuple[LayerPoint, ...]:
         seconds = [_layer_seconds(few, more, device, slice_s / _ROUNDS) for _ in range(_ROUNDS)]
         points.append(LayerPoint(operations=operations, seconds=rate_of(seconds)))
     return tuple(points)
+
+
+def computed_layer_points(cache_bytes: int, pace: Pace) -> tuple[LayerPoint, ...]:
+    """Seconds of one token's pass through a small layer on the CPU, with caches that other data has gone through.
+
+    So a run finds them, as the weights of the layer before went through: the interpreter is half as fast again then.
+    """
+    device = torch.device("cpu")
+    other = torch.ones(cache_bytes // torch.float32.itemsize)
+    points = []
+    for family, (operations, _) in FAMILIES.items():
+        deadline = time.perf_counter() + pace.next(f"{device} layer of {operations} operations")
+        model = decoder(family, _MORE_LAYERS, device)
+        found = _timed_layers(model, other)
+        ids = torch.ones(1, 1, dtype=torch.long)
+        with torch.inference_mode():
+            model(input_ids=ids, use_cache=False)
+            found.clear()  # the first pass chooses kernels
+            while not found or time.perf_counter() < deadline:
+                model(input_ids=ids, use_cache=False)
+        points.append(LayerPoint(operations=operations, seconds=rate_of(found)))
+    return tuple(points)
+
+
+def _timed_layers(model: nn.Module, other: torch.Tensor) -> list[float]:
+    """Seconds of each layer from now on, all of `other` being read before it."""
+    found: list[float] = []
+    started = 0.0
+
+    def begin(*_: object) -> None:
+        nonlocal started
+        other.sum()
+        started = time.perf_counter()
+
+    def end(*_: object) -> None:
+        found.append(time.perf_counter() - started)
+
+    for layers in (module for module in model.modules() if isinstance(module, nn.ModuleList)):
+        for layer in layers:
+            layer.register_forward_pre_hook(begin)
+            layer.register_forward_hook(end)
+    return found
 
 
 def _layer_seconds(few: nn.Module, more: nn.Module, device: torch.device, slice_s: float) -> float:
@@ -58,17 +104,19 @@ def _layer_seconds(few: nn.Module, more: nn.Module, device: torch.device, slice_
     return max(long - short, 1e-9) / (_MORE_LAYERS - _FEW_LAYERS)
 
 
-def elementwise_rate(device: torch.device, slice_s: float) -> Rate:
+def elementwise_rate(device: torch.device, tensor_bytes: int, slice_s: float) -> Rate:
     """Bytes read and written per second by sums whose results are new tensors; half of them bf16, half float32."""
-    count = _ELEMENTWISE_BYTES // 4
-    single = fill_random(torch.empty(count, device=device))
-    half = fill_random(torch.empty(2 * count, dtype=torch.bfloat16, device=device))
+    tensors = [
+        fill_random(torch.empty(tensor_bytes // dtype.itemsize, dtype=dtype, device=device))
+        for dtype in (torch.float32, torch.bfloat16) * (_TENSORS // 2)
+    ]
 
     def add() -> None:
-        torch.add(single, single)
-        torch.add(half, half)
+        for tensor in tensors:
+            torch.add(tensor, tensor)
 
-    return measured_rate(rounds_of(add, lambda: synchronize(device)), 2 * 3 * _ELEMENTWISE_BYTES, slice_s)
+    moved = 3 * sum(tensor.nbytes for tensor in tensors)
+    return measured_rate(rounds_of(add, lambda: synchronize(device)), moved, slice_s)
 
 
 def prompt_attention_rates(device: torch.device, pace: Pace) -> dict[Dtype, Rate]:

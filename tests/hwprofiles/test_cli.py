@@ -26,7 +26,7 @@ from hwprofiles.probes.process import ProcessCost
 measure._CACHES_IN_WORKING_SET = 0
 measure.process_cost = lambda *_: ProcessCost(resident_bytes=1, context_bytes=())
 cli.QUICK = replace(
-    budget.QUICK, total_s=10, working_set_bytes=2**20, gemm_rows=(1,), gemm_columns=256,
+    budget.QUICK, total_s=10, working_set_bytes=2**20, gemm_rows=(1,), gemm_pool_bytes=2**20,
     disk_file_bytes=2**22, disk_block_bytes=(2**20,), disk_threads=(1,) * 300,
 )
 sys.exit(cli.main(sys.argv[1:]))

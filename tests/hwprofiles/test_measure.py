@@ -13,7 +13,7 @@ from hwprofiles.budget import DTYPES, Budget, Pace
 from hwprofiles.errors import UserError
 from hwprofiles.measure import Request, thread_counts
 from hwprofiles.probes.attention import fastest
-from hwprofiles.probes.compute import gemm_curves
+from hwprofiles.probes.compute import gemm_curves, matrices
 from hwprofiles.probes.process import ProcessCost
 from hwprofiles.profile import HardwareProfile, load_profile
 from hwprofiles.units import MIB
@@ -58,7 +58,10 @@ def test_a_host_without_gpu(request_: Request, tmp_path: Path) -> None:
     assert host.mismatch(profile) is None
     assert profile.gpus == ()
     assert profile.host.process_bytes > 50 * MIB
-    assert set(profile.host.gemm) == set(profile.host.attention) == set(DTYPES)
+    assert (
+        set(profile.host.gemm) == set(profile.host.gemm_small) == set(profile.host.attention) == set(DTYPES)
+    )
+    assert profile.host.elementwise_small_bytes_per_s is not None
     assert [point.rows for point in profile.host.gemm["float32"]] == [1, 8]
     assert profile.disk is not None
     together = profile.concurrent
@@ -119,10 +122,21 @@ def test_thread_counts_cover_all_cores(tiny_budget: Budget) -> None:
 
 def test_a_slow_matrix_product_is_made_smaller(tiny_budget: Budget) -> None:
     """Many rows do not overrun the slice: fewer columns are taken instead."""
-    budget = replace(tiny_budget, gemm_rows=(1, 4096), gemm_columns=1024)
+    budget = replace(tiny_budget, gemm_rows=(1, 4096))
     labels: list[str] = []
-    curves = gemm_curves(
-        torch.device("cpu"), budget, 16 * MIB, Pace(0.01, 6, lambda label, *_: labels.append(label))
-    )
+    pace = Pace(0.01, 6, lambda label, *_: labels.append(label))
+    curves = gemm_curves(torch.device("cpu"), budget, 16 * MIB, pace, num_columns=1024)
     assert [len(points) for points in curves.values()] == [2, 2, 2]
     assert len(labels) == 6
+
+
+def test_few_rows_are_multiplied_with_all_matrices_of_a_layer() -> None:
+    """Four square ones, a tall and a wide one on the CPU, 12 squares in all; elsewhere a square one."""
+    cpu = matrices(torch.device("cpu"), 64, rows=8)
+    assert sum(rows * columns for rows, columns in cpu) == 12 * 64**2
+    assert {(256, 64), (64, 256)} < set(cpu)
+    assert (
+        matrices(torch.device("cpu"), 64, rows=1024)
+        == matrices(torch.device("cuda"), 64, rows=8)
+        == ((64, 64),)
+    )

@@ -18,6 +18,7 @@ from hwprofiles.errors import UserError
 from hwprofiles.profile import HardwareProfile, load_profile
 from hwprofiles.units import format_seconds
 from planner.calibrate import calibrate, corrected
+from planner.plan import PHASES
 from planner.policy import Split
 from planner.rates import make_rates
 from planner.render_calibration import calibration_view
@@ -294,3 +295,24 @@ def test_report_json_is_plain() -> None:
     data = json.loads(report_json(report_of(small_t4(), STREAMED, SLOWER)))
     assert data["memory"][1]["measured_peak_bytes"] is None
     assert data["plan"]["policy"]["gpu_batch_size"] == 16
+
+
+def test_copies_that_wait_for_cores_say_nothing_of_the_disk() -> None:
+    """Beside cores that compute and bind, reads that took eight times as long leave the disk as fast as measured."""
+    profile = load_profile("two-core")
+    report = report_of(profile, policy_of(ON_DISK, ON_CPU, ON_CPU, size=64), {})
+    assert {report.plan.prediction.of(phase).binding for phase in PHASES} == {"cpu"}
+    late = [
+        replace(task, measured_s=8 * task.measured_s) if task.resource == "disk_read" else task
+        for task in report.tasks
+    ]
+    factors = calibrate(profile, [replace(report, tasks=tuple(late))]).calibration.factors
+    assert factors["disk_read.load_weight"] == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_disk_that_binds_is_learned_about_beside_cores() -> None:
+    """One sequence reads all weights for each token: a disk half as fast is found out."""
+    profile = load_profile("two-core")
+    report = report_of(profile, policy_of(ON_DISK, ON_CPU, ON_CPU, size=1), {"disk_read": 2.0})
+    assert report.plan.prediction.of("decode").binding == "disk_read"
+    assert calibrate(profile, [report]).calibration.factors["disk_read.load_weight"] > 1.3

@@ -56,6 +56,8 @@ def scaled(rates: Rates, factor: float) -> Rates:
     changes: dict[str, object] = {}
     for name in (field.name for field in fields(rates)):
         value = getattr(rates, name)
+        if value is None:  # not measured
+            continue
         if isinstance(value, Curve):
             changes[name] = replace(value, points=tuple((x, y * factor) for x, y in value.points))
         elif isinstance(value, PackedRates):

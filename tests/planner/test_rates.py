@@ -1,0 +1,114 @@
+"""Rates of a host that computes: products by hidden size, elementwise work by the size of its results."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from hwprofiles.allocation import LARGE_BYTES
+from hwprofiles.points import LARGE_COLUMNS, SMALL_COLUMNS, GemmPoint, Rate
+from hwprofiles.profile import HardwareProfile, load_profile
+from planner.host_share import share_of
+from planner.machine_change import parse_changes
+from planner.plan import Plan
+from planner.problem import Problem
+from planner.rates import Rates, make_rates
+from tests.planner.problems import ON_CPU, policy_of, problem_of, small_opt
+
+SMALL, LARGE, FAST, SLOW = 1e9, 4e9, 40e9, 8e9
+"""FLOP per second of one row with small and large matrices; elementwise bytes per second."""
+
+
+def two_sizes() -> HardwareProfile:
+    """The two-core host with products and elementwise rates of two sizes each."""
+    profile = load_profile("two-core")
+    one_row = {size: (GemmPoint(rows=1, flops_per_s=Rate(median=size)),) for size in (SMALL, LARGE)}
+    host = replace(
+        profile.host,
+        gemm={"float32": one_row[LARGE]},
+        gemm_small={"float32": one_row[SMALL]},
+        elementwise_bytes_per_s=Rate(median=SLOW),
+        elementwise_small_bytes_per_s=Rate(median=FAST),
+    )
+    return replace(profile, host=host)
+
+
+def rates() -> Rates:
+    """In float32."""
+    return make_rates(two_sizes(), "float32")
+
+
+def computing(problem: Problem, phase: str, size: int) -> float:
+    """Seconds of a phase's compute tasks with everything in host memory."""
+    plan: Plan = problem.plan(policy_of(ON_CPU, ON_CPU, ON_CPU, size=size, batches=1, prefill_rows=size))
+    return sum(task.seconds for task in plan.prediction.tasks if task.phase == phase)
+
+
+def test_products_are_as_fast_as_measured_at_either_size() -> None:
+    """Half-way between the hidden sizes, in log scale, half-way between the rates; flat beyond them."""
+    middle = math.sqrt(SMALL_COLUMNS * LARGE_COLUMNS)
+    assert rates().product_flops_per_s(1, SMALL_COLUMNS) == pytest.approx(SMALL)
+    assert rates().product_flops_per_s(1, LARGE_COLUMNS) == pytest.approx(LARGE)
+    assert rates().product_flops_per_s(1, middle) == pytest.approx(math.sqrt(SMALL * LARGE))
+    assert rates().product_flops_per_s(1, 64) == pytest.approx(SMALL)
+    assert rates().product_flops_per_s(1, 16384) == pytest.approx(LARGE)
+
+
+def test_a_profile_of_one_size_has_one_rate() -> None:
+    """Older profiles: products of any size, and elementwise work of any size, at the one rate there is."""
+    profile = two_sizes()
+    host = replace(profile.host, gemm_small={}, elementwise_small_bytes_per_s=None)
+    old = make_rates(replace(profile, host=host), "float32")
+    assert old.product_flops_per_s(1, 64) == old.gemm.at(1)
+    assert old.elementwise_s(SLOW) == pytest.approx(1.0)
+    assert old.new_tensor_s(10 * LARGE_BYTES) == 0.0
+
+
+def test_a_large_sum_takes_what_was_measured() -> None:
+    """Three bytes moved for each of the result at the rate of large ones; below that size at the other rate."""
+    size = 2.0 * LARGE_BYTES
+    assert rates().elementwise_s(3 * size) + rates().new_tensor_s(size) == pytest.approx(3 * size / SLOW)
+    assert rates().new_tensor_s(LARGE_BYTES - 1) == 0.0
+    assert rates().elementwise_s(FAST) == pytest.approx(1.0)
+
+
+def test_large_results_make_a_prompt_slower_and_decode_not() -> None:
+    """Beside a host whose new pages cost nothing: of 64 rows one token each is small, 128 tokens each are large."""
+    spec = replace(small_opt(), dtype="float32")
+    now, ideal = (
+        problem_of(
+            spec, replace(two_sizes(), host=replace(two_sizes().host, elementwise_bytes_per_s=Rate(median=x)))
+        )
+        for x in (SLOW, FAST)
+    )
+    assert computing(now, "prefill", 64) > computing(ideal, "prefill", 64)
+    assert computing(now, "decode", 64) == computing(ideal, "decode", 64)
+
+
+def test_small_models_decode_at_the_rate_of_small_matrices() -> None:
+    """Small matrices at the rate of large ones: a model below the smaller size gains, one above the larger does not."""
+    quick = two_sizes()
+    quick = replace(quick, host=replace(quick.host, gemm_small=quick.host.gemm))
+    for hidden, gains in ((512, True), (2048, False)):
+        spec = replace(small_opt(2, hidden), dtype="float32")
+        slow, fast = (computing(problem_of(spec, found), "decode", 1) for found in (two_sizes(), quick))
+        assert (slow > fast) == gains
+
+
+def test_both_sizes_are_shared_alike() -> None:
+    """A rank of two has half of each rate."""
+    half = make_rates(share_of(two_sizes(), 2, None, ()), "float32")
+    assert half.product_flops_per_s(1, 64) == pytest.approx(SMALL / 2)
+    assert half.elementwise_s(FAST) == pytest.approx(2.0)
+
+
+def test_faster_cores_are_faster_at_both_sizes() -> None:
+    """Cores of twice the rate take half the time for products and elementwise work of any size."""
+    problem = problem_of(replace(small_opt(), dtype="float32"), two_sizes())
+    (change,) = parse_changes("cpu-rate=x2")
+    twice = change.apply(problem).rates
+    assert twice.product_flops_per_s(1, 64) == pytest.approx(2 * SMALL)
+    assert twice.elementwise_s(FAST) == pytest.approx(0.5)
+    assert twice.new_tensor_s(LARGE_BYTES) == pytest.approx(rates().new_tensor_s(LARGE_BYTES) / 2)
