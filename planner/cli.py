@@ -9,7 +9,6 @@ from importlib import import_module
 from typing import Protocol, cast
 
 from hwprofiles.errors import run_cli
-from planner.commands.options import SIZE_FLAGS
 
 _COMMANDS = {
     "search": "the policy with the highest throughput",
@@ -19,10 +18,11 @@ _COMMANDS = {
     "calibrate": "fit a profile's rates to the reports of runs",
 }
 """Each is a module of planner.commands, imported only where it is called: together they take longer than most runs."""
+_SIZE_FLAGS = ("--gpu-mem", "--cpu-mem", "--disk", "--headroom")
 
 _NEW_OBJECTS = 100_000
-"""Between two looks for cycles. A search makes many objects that stay and hardly any cycle: looking for them as often
-as Python does by default is a tenth of its time."""
+"""Between two looks for cycles. Importing and searching make many objects that stay and hardly any cycle: looking for
+them as often as Python does by default is a tenth of the time."""
 
 
 class _Command(Protocol):
@@ -45,7 +45,7 @@ def _joined(argv: list[str]) -> list[str]:
     joined: list[str] = []
     for word in argv:
         is_size = word[:1] == "-" and word[1:2].isdecimal()
-        if joined and ((joined[-1] in SIZE_FLAGS and is_size) or joined[-1] == "--why-not"):
+        if joined and ((joined[-1] in _SIZE_FLAGS and is_size) or joined[-1] == "--why-not"):
             joined[-1] = f"{joined[-1]}={word}"
         else:
             joined.append(word)

@@ -136,14 +136,14 @@ class Relaxed:
         for step in self.steps:
             for kind, held in zip(self.kinds, all_held, strict=True):
                 moves, compute = self.cost.moves(held, step), self.cost.compute(kind.layer, held, step)
-                speeds = self._speeds(kind, step)
-                lanes = self.cost.lanes(moves, compute, speeds)
-                lanes += self.cost.rounds(moves, compute, speeds)
+                timed = self.cost.timed(moves, self._speeds(kind, step))
+                lanes = self.cost.lanes(timed, compute)
+                lanes += self.cost.rounds(timed, compute)
                 if self.num_gpu_batches is not None:
-                    chain = self.cost.chain(moves, compute, speeds, self.num_gpu_batches)
+                    chain = self.cost.chain(timed, compute, self.num_gpu_batches)
                     lanes.append((self.compute_tier, chain))
                 times = kind.count * step.num_steps
-                blocked = self.cost.blocked(moves, compute, speeds, self.num_gpu_batches)
+                blocked = self.cost.blocked(timed, compute, self.num_gpu_batches)
                 yield LayerTime(
                     step=step,
                     lanes=tuple((resource, seconds * times) for resource, seconds in lanes),
@@ -154,19 +154,19 @@ class Relaxed:
         """What overlaps with nothing, per sequence: the ends of each pass, and the first load of weights."""
         ends = sum(step.num_steps * piece.seconds for step in self.steps for piece in self.cost.ends(step))
         first, kind = self.steps[0], self.kinds[0]
-        held, speeds = self._held(shares, kind), self._speeds(kind, first)
+        moves = self.cost.moves(self._held(shares, kind), first)
         total = shares.one * (ends / self.choice.gpu_batch_size)
-        for move in self.cost.moves(held, first):
+        for move, seconds in self.cost.timed(moves, self._speeds(kind, first)):
             if move.kind == TaskKind.LOAD_WEIGHT:
-                total = total + self.cost.seconds(move, speeds) * (1 / self.choice.num_waves)
+                total = total + seconds * (1 / self.choice.num_waves)
         return total
 
     @cached_property
-    def _known_speeds(self) -> dict[tuple[int, Step], dict[tuple[str, str], float]]:
+    def _known_speeds(self) -> dict[tuple[int, Step], list[float]]:
         return {}
 
-    def _speeds(self, kind: LayerKind, step: Step) -> dict[tuple[str, str], float]:
-        """Speeds at the size of whole layers and gpu batches."""
+    def _speeds(self, kind: LayerKind, step: Step) -> list[float]:
+        """Speeds of each move at the size of whole layers and gpu batches."""
         key = kind.nbytes, step
         if key not in self._known_speeds:
             moves = self.cost.moves(self._held(_EVEN, kind), step)

@@ -116,14 +116,13 @@ class TaskCosts:
         return loads
 
     def _moved(self, move: Move[float]) -> Load:
-        speeds = self.cost.speeds([move])
-        seconds = self.cost.seconds(move, speeds)
-        shares = _shares(self.cost.lanes([move], _end(NOTHING), speeds), seconds)
-        return Load(seconds, move.num_bytes, shares, 0.0, 0.0, False)
+        [timed] = self.cost.timed([move], self.cost.speeds([move]))
+        shares = _shares(self.cost.lanes([timed], _NO_COMPUTE), timed.seconds)
+        return Load(timed.seconds, move.num_bytes, shares, 0.0, 0.0, False)
 
     def _computed(self, compute: Compute[float], attended_bytes: float) -> Load:
         seconds = compute_seconds(compute)
-        shares = _shares(self.cost.lanes([], compute, {}), seconds)
+        shares = _shares(self.cost.lanes([], compute), seconds)
         is_blocking = self.cost.rates.on_cpu or compute.attend_s > 0
         return Load(seconds, compute.num_bytes, shares, compute.attend_s, attended_bytes, is_blocking)
 
@@ -162,3 +161,6 @@ def _end(piece: Piece) -> Compute[float]:
         num_bytes=piece.num_bytes,
         attend_bytes=0.0,
     )
+
+
+_NO_COMPUTE = _end(NOTHING)
