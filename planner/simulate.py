@@ -186,6 +186,8 @@ class _Played:
 
     def times_s(self) -> Iterator[tuple[float, float]]:
         """(start, stop) of each task."""
+        if self._factors == (1.0, 1.0):
+            return zip(self._starts, self._stops, strict=True)
         return ((self._at(a), self._at(b)) for a, b in zip(self._starts, self._stops, strict=True))
 
     def lanes(self) -> dict[str, LaneWork]:
