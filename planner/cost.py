@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import add
 
 from planner.cost_compute import ComputeCost, token_bytes
 from planner.factors import CONTENTION
@@ -172,11 +173,14 @@ class CostModel:
 
     def lanes(self, timed: Sequence[Timed[A]], compute: Compute[A]) -> list[tuple[str, A]]:
         """(resource or a name of SHARED, seconds) that one pass of one layer takes at least, all overlapped."""
-        busy = dict.fromkeys(_COPIES, compute.count * 0.0)
-        moved = dict(busy)
+        busy: dict[str, A] = {}
+        moved: dict[str, A] = {}
         for move, seconds in timed:
-            busy[move.resource] = busy[move.resource] + seconds
-            moved[move.resource] = moved[move.resource] + move.num_bytes
+            to, num_bytes = move.resource, move.num_bytes
+            busy[to] = busy[to] + seconds if to in busy else seconds
+            moved[to] = moved[to] + num_bytes if to in moved else num_bytes
+        nothing = compute.count * 0.0
+        busy, moved = ({name: of.get(name, nothing) for name in _COPIES} for of in (busy, moved))
         lanes = [(self.compute_tier, compute.linear_s + compute.near_s), *busy.items()]
         if self.compute_tier == "gpu":
             lanes.append(("cpu", compute.linear_s + compute.attend_s))
@@ -187,11 +191,10 @@ class CostModel:
 
     def issued(self, moves: Iterable[Move[A]], compute: Compute[A]) -> A:
         """The caller's time to ask a GPU for the compute, and for the copies over the link."""
-        total = compute.issue_s
-        for move in moves:
-            if move.resource in ("h2d", "d2h"):
-                total = total + move.count * (COPY_CALLS * self.rates.call_s)
-        return total
+        copies = [move.count for move in moves if move.resource in ("h2d", "d2h")]
+        if not copies:
+            return compute.issue_s
+        return compute.issue_s + reduce(add, copies) * (COPY_CALLS * self.rates.call_s)
 
     def _shared_lanes(
         self, busy: Mapping[str, A], moved: Mapping[str, A], compute: Compute[A]

@@ -1,4 +1,4 @@
-"""LP: the best shares, and the best block size, for a discrete choice. The only module that imports pulp."""
+"""LP: the best shares, and the best block size, for a discrete choice. Only this module and handover.py import pulp."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import pulp
 from numpy.typing import NDArray
 
+from planner.handover import HiGHS
 from planner.policy import TIERS, Tier
 from planner.relaxed import Relaxed
 from planner.request import CpuAttention
@@ -275,7 +276,7 @@ def _run(rows: _Rows) -> Vector | Failure:
     for sense, constraints in ((pulp.LpConstraintLE, at_most), (pulp.LpConstraintEQ, np.array(rows.equal))):
         for terms, constant in zip(constraints[:, used].tolist(), constraints[:, -1].tolist(), strict=True):
             problem.addConstraint(pulp.LpConstraint(_expression(variables, terms), sense, rhs=-constant))
-    solver = pulp.HiGHS(msg=False, threads=1, presolve="off")  # there is little to share out, or to simplify
+    solver = HiGHS(msg=False, threads=1, presolve="off")  # there is little to share out, or to simplify
     status = problem.solve(solver)
     if status != pulp.LpStatusOptimal:
         return Failure(f"the solver ends with {pulp.LpStatus[status]!r}", status == pulp.LpStatusInfeasible)
