@@ -9,8 +9,6 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from hwprofiles.cgroups import cpu_quota, memory_headroom_bytes, memory_limit_bytes
 from hwprofiles.numa import numa_cpus
 from hwprofiles.process_memory import resident_bytes
@@ -53,6 +51,8 @@ def processor() -> Processor:
 
 def memory_limits(cap_bytes: int | None = None) -> dict[str, int]:
     """Each limit on host memory that applies, in bytes: mem_total, cgroup, cap; the smallest one binds."""
+    import psutil  # noqa: PLC0415  which planning does without
+
     limits = {"mem_total": psutil.virtual_memory().total}
     cgroup = memory_limit_bytes()
     if cgroup is not None:
@@ -64,6 +64,8 @@ def memory_limits(cap_bytes: int | None = None) -> dict[str, int]:
 
 def occupied_bytes() -> int:
     """Of the host memory that `memory_limits` grants, what the kernel and other processes hold now."""
+    import psutil  # noqa: PLC0415
+
     usable = psutil.virtual_memory().available
     in_group = memory_headroom_bytes()
     if in_group is not None:

@@ -6,9 +6,11 @@ The simulator's spans and the executor's go through the same code, so that predi
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from planner.plan import Phase
 
 ISSUE = "the host to issue it"
 """What a gap waited for where all that the task depends on was done."""
@@ -56,6 +58,22 @@ class Activity:
         """A lane stood idle for some reason."""
         waits = self.waits_s.setdefault(lane, {})
         waits[cause] = waits.get(cause, 0.0) + seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseActivity:
+    """How a phase's time was used, from when tasks began and ended; shares are of its wall time."""
+
+    phase: Phase
+    seconds: float
+    binding: str
+    """The resource at work longest; `cpu` where compute tasks mostly wait for its attention."""
+    busy_share: Mapping[str, float]
+    """By resource; `cpu` beside a `gpu` is the CPU's attention, within the compute tasks."""
+    overlap_share: float
+    """Two or more resources were at work at once, a compute task and its CPU attention counted as one."""
+    waits_share: Mapping[str, float]
+    """What the binding resource's gaps waited for: a task as "kind on resource", or the host."""
 
 
 class Timeline:

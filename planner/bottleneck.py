@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from hwprofiles.units import format_seconds
-from planner.activity import Activity
+from planner.activity import Activity, PhaseActivity
 from planner.plan import Phase
-from planner.report import PhaseActivity
 
 _HIDDEN = 0.005
 """Smaller shares are not worth a word."""

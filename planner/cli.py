@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 import sys
 from importlib import import_module
 from typing import Protocol, cast
 
 from hwprofiles.errors import run_cli
-from planner.commands.options import SIZE_FLAGS
 
 _COMMANDS = {
     "search": "the policy with the highest throughput",
@@ -19,10 +19,13 @@ _COMMANDS = {
     "calibrate": "fit a profile's rates to the reports of runs",
 }
 """Each is a module of planner.commands, imported only where it is called: together they take longer than most runs."""
+_SIZE_FLAGS = ("--gpu-mem", "--cpu-mem", "--disk", "--headroom")
 
 _NEW_OBJECTS = 100_000
-"""Between two looks for cycles. A search makes many objects that stay and hardly any cycle: looking for them as often
-as Python does by default is a tenth of its time."""
+"""Between two looks for cycles. Importing and searching make many objects that stay and hardly any cycle: looking for
+them as often as Python does by default is a tenth of the time."""
+_ONE_THREAD = ("OPENBLAS_NUM_THREADS", "1")
+"""Set before numpy is imported, which starts a thread for each core otherwise. No command has matrices for them."""
 
 
 class _Command(Protocol):
@@ -35,6 +38,7 @@ class _Command(Protocol):
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status: 0, 2 for a user's mistake, 130 when interrupted."""
     gc.set_threshold(_NEW_OBJECTS)
+    os.environ.setdefault(*_ONE_THREAD)
     words = _joined(sys.argv[1:] if argv is None else argv)
     arguments = _parser(words[0] if words else "").parse_args(words)
     return run_cli(lambda: _module(arguments.command).run(arguments))
@@ -45,7 +49,7 @@ def _joined(argv: list[str]) -> list[str]:
     joined: list[str] = []
     for word in argv:
         is_size = word[:1] == "-" and word[1:2].isdecimal()
-        if joined and ((joined[-1] in SIZE_FLAGS and is_size) or joined[-1] == "--why-not"):
+        if joined and ((joined[-1] in _SIZE_FLAGS and is_size) or joined[-1] == "--why-not"):
             joined[-1] = f"{joined[-1]}={word}"
         else:
             joined.append(word)

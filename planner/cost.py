@@ -9,7 +9,9 @@ constraint for each.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from operator import add
 
 from planner.cost_compute import ComputeCost, token_bytes
 from planner.factors import CONTENTION
@@ -19,7 +21,7 @@ from planner.piece import Piece
 from planner.policy import Tier
 from planner.rates import Rates
 from planner.schedule import TaskKind
-from planner.work import A, Choice, Compute, Held, Move, Step
+from planner.work import A, Choice, Compute, Held, Move, Step, Timed
 from planner.workload import Workload
 
 ROUNDS = "rounds"
@@ -36,11 +38,12 @@ HOST = "host"
 COPY_CALLS = 1.1
 """What the engine does to issue a copy over the link (events, waits, views), in layers' calls' worth of time: between
 0.9 and 1.2 in the runs on an H200 host that the host bound (docs/accuracy.md: opt-1.3b-many, qwen3-32b-planned)."""
-Speeds = Mapping[tuple[str, str], float]
-"""Bytes per second of the moves of (kind, resource)."""
+_COPIES = ("h2d", "d2h", "disk_read", "disk_write", "net_in", "net_out")
+_BY_THREADS = frozenset(_COPIES[2:])
+"""Copies that threads of their own make."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class CostModel:
     """The formulas for one model, workload and choice on one machine."""
 
@@ -62,7 +65,7 @@ class CostModel:
         """K and V of one token of one sequence in one layer."""
         return token_bytes(self.model, self.choice)
 
-    @property
+    @cached_property
     def computing(self) -> ComputeCost:
         """The formulas of the compute tasks."""
         return ComputeCost(
@@ -84,7 +87,7 @@ class CostModel:
 
     def _calibrated(self, piece: Piece, kind: str) -> Piece:
         issued = 0.0 if self.rates.on_cpu else piece.issue_s
-        return replace(piece, seconds=max(self.computing.seconds(piece, kind), issued), issue_s=0.0)
+        return Piece(max(self.computing.seconds(piece, kind), issued), piece.flops, piece.num_bytes)
 
     def attended_bytes(self, held: Held[A], step: Step) -> A:
         """K and V, as they are cached, that the CPU attends to in one decode pass of one layer."""
@@ -154,41 +157,47 @@ class CostModel:
         }
         return curves[resource].at(transfer_bytes)
 
-    def speeds(self, moves: Iterable[Move[float]]) -> dict[tuple[str, str], float]:
+    def speeds(self, moves: Iterable[Move[float]]) -> list[float]:
         """The speed of each move at its mean size."""
-        return {m.key: self.speed(m.resource, m.num_bytes / max(m.count, 1e-9)) for m in moves}
+        return [self.speed(m.resource, m.num_bytes / max(m.count, 1e-9)) for m in moves]
 
-    def seconds(self, move: Move[A], speeds: Speeds) -> A:
+    def timed(self, moves: Iterable[Move[A]], speeds: Iterable[float]) -> list[Timed[A]]:
+        """Each move with its time at its own speed."""
+        return [Timed(move, self._seconds(move, speed)) for move, speed in zip(moves, speeds, strict=True)]
+
+    def _seconds(self, move: Move[A], speed: float) -> A:
         """Time of a move on its resource, handing it to its thread included."""
-        has_thread = self.rates.on_cpu or move.resource.startswith(("disk", "net"))
-        overhead = self.rates.task_overhead_s if has_thread else 0.0
-        factor = self.rates.factor(move.resource, move.kind)
-        return move.num_bytes * (factor / speeds[move.key]) + move.count * overhead
+        seconds = move.num_bytes * (self.rates.factor(move.resource, move.kind) / speed)
+        if self.rates.on_cpu or move.resource in _BY_THREADS:
+            return seconds + move.count * self.rates.task_overhead_s
+        return seconds
 
-    def lanes(self, moves: Iterable[Move[A]], compute: Compute[A], speeds: Speeds) -> list[tuple[str, A]]:
+    def lanes(self, timed: Sequence[Timed[A]], compute: Compute[A]) -> list[tuple[str, A]]:
         """(resource or a name of SHARED, seconds) that one pass of one layer takes at least, all overlapped."""
+        busy: dict[str, A] = {}
+        moved: dict[str, A] = {}
+        for move, seconds in timed:
+            to, num_bytes = move.resource, move.num_bytes
+            busy[to] = busy[to] + seconds if to in busy else seconds
+            moved[to] = moved[to] + num_bytes if to in moved else num_bytes
         nothing = compute.count * 0.0
-        busy = dict.fromkeys(("h2d", "d2h", "disk_read", "disk_write", "net_in", "net_out"), nothing)
-        moved = dict(busy)
-        for move in moves:
-            busy[move.resource] = busy[move.resource] + self.seconds(move, speeds)
-            moved[move.resource] = moved[move.resource] + move.num_bytes
+        busy, moved = ({name: of.get(name, nothing) for name in _COPIES} for of in (busy, moved))
         lanes = [(self.compute_tier, compute.linear_s + compute.near_s), *busy.items()]
         if self.rates.on_cpu and self.compute_tier == "gpu":
             lanes.append(
                 ("cpu", compute.linear_s + compute.near_s + compute.attend_s)
             )  # the caller does all of it
         if not self.rates.on_cpu:
-            lanes += [(HOST, self.issued(moves, compute)), ("cpu", compute.first_s + compute.attend_s)]
+            issued = self.issued((move for move, _ in timed), compute)
+            lanes += [(HOST, issued), ("cpu", compute.first_s + compute.attend_s)]
         return [*lanes, *self._shared_lanes(busy, moved, compute)]
 
     def issued(self, moves: Iterable[Move[A]], compute: Compute[A]) -> A:
         """The caller's time to ask a GPU for the compute, and for the copies over the link."""
-        total = compute.issue_s
-        for move in moves:
-            if move.resource in ("h2d", "d2h"):
-                total = total + move.count * (COPY_CALLS * self.rates.call_s)
-        return total
+        copies = [move.count for move in moves if move.resource in ("h2d", "d2h")]
+        if not copies:
+            return compute.issue_s
+        return compute.issue_s + reduce(add, copies) * (COPY_CALLS * self.rates.call_s)
 
     def _shared_lanes(
         self, busy: Mapping[str, A], moved: Mapping[str, A], compute: Compute[A]
@@ -216,20 +225,18 @@ class CostModel:
             touched = touched + compute.num_bytes
         return touched * (self.rates.factor("cpu_mem") / self.rates.cpu_memory_bytes_per_s)
 
-    def rounds(
-        self, moves: Sequence[Move[A]], compute: Compute[A], speeds: Speeds
-    ) -> Iterator[tuple[str, A]]:
+    def rounds(self, timed: Sequence[Timed[A]], compute: Compute[A]) -> Iterator[tuple[str, A]]:
         """What slots take from being loaded to being free again, one after another in each of them."""
         nothing = compute.count * 0.0
-        weights = self._sum(moves, speeds, nothing, TaskKind.LOAD_WEIGHT)
-        cache = self._sum(moves, speeds, nothing, TaskKind.LOAD_CACHE, TaskKind.STORE_CACHE)
+        weights = _sum(timed, nothing, TaskKind.LOAD_WEIGHT)
+        cache = _sum(timed, nothing, TaskKind.LOAD_CACHE, TaskKind.STORE_CACHE)
         for attention in (compute.near_s, compute.attend_s):
             computing = compute.linear_s + attention
             yield ROUNDS, (cache + computing) * (1 / self.choice.cache_slots)
             yield ROUNDS, (weights + computing) * (1 / self.choice.weight_slots)
 
     def blocked(
-        self, moves: Sequence[Move[A]], compute: Compute[A], speeds: Speeds, num_gpu_batches: float | None
+        self, timed: Sequence[Timed[A]], compute: Compute[A], num_gpu_batches: float | None
     ) -> Iterator[tuple[str, A]]:
         """What takes longer where computing keeps the caller's thread, which issues nothing else meanwhile.
 
@@ -238,31 +245,31 @@ class CostModel:
         what else the link brings waits for it.
         """
         nothing = compute.count * 0.0
-        loads = self._sum(moves, speeds, nothing, TaskKind.LOAD_CACHE)
-        reads = [m for m in moves if (m.kind, m.resource) == (TaskKind.LOAD_WEIGHT, "disk_read")]
-        waited = self._sum(reads, speeds, nothing, TaskKind.LOAD_WEIGHT)
+        loads = _sum(timed, nothing, TaskKind.LOAD_CACHE)
+        reads = [each for each in timed if each.move.resource == "disk_read"]
+        waited = _sum(reads, nothing, TaskKind.LOAD_WEIGHT)
         for attention in (compute.near_s, compute.attend_s):
             computing = compute.linear_s + attention
             yield ROUNDS, (loads + computing) * 0.5
             if self.compute_tier == "gpu":
                 yield ROUNDS, waited + computing * (1 - 1 / (num_gpu_batches or 2))
         if num_gpu_batches == 1:
-            yield ROUNDS, loads + self.chain(moves, compute, speeds, 1)
+            yield ROUNDS, loads + self.chain(timed, compute, 1)
 
-    def _sum(self, moves: Iterable[Move[A]], speeds: Speeds, nothing: A, *kinds: TaskKind) -> A:
-        total = nothing
-        for move in moves:
-            if move.kind in kinds:
-                total = total + self.seconds(move, speeds)
-        return total
-
-    def chain(
-        self, moves: Iterable[Move[A]], compute: Compute[A], speeds: Speeds, num_gpu_batches: float
-    ) -> A:
+    def chain(self, timed: Iterable[Timed[A]], compute: Compute[A], num_gpu_batches: float) -> A:
         """From a gpu batch's activations in this layer to those in the next: none of it overlaps itself."""
         computing = compute.linear_s + compute.near_s
         kinds = TaskKind.LOAD_ACTIVATION, TaskKind.STORE_ACTIVATION
-        return self._sum(moves, speeds, computing, *kinds) * (1 / num_gpu_batches)
+        return _sum(timed, computing, *kinds) * (1 / num_gpu_batches)
+
+
+def _sum(timed: Iterable[Timed[A]], nothing: A, *kinds: TaskKind) -> A:
+    """The time of the moves of some kinds, added to what there is already."""
+    total = nothing
+    for move, seconds in timed:
+        if move.kind in kinds:
+            total = total + seconds
+    return total
 
 
 def compute_seconds(compute: Compute[float]) -> float:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from planner.elementwise import elementwise
 from planner.factors import UNPACK
@@ -31,6 +31,10 @@ EAGER_PASSES = 6
 """Reads and writes of attention scores that are not fused: product, mask (2), softmax (2), product."""
 
 
+_Pieces = tuple[Piece, Piece, Piece, Piece]
+"""Of a layer: all but attention; unpacking weights; one sequence's attention on the compute device, and on the CPU."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComputeCost:
     """The formulas for one model and choice on one machine."""
@@ -41,11 +45,13 @@ class ComputeCost:
     rates: Rates
     rows: float
     """Sequences of a gpu batch, on average."""
+    _known: dict[tuple[int, int, Step], _Pieces] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def layer(self, layer: LayerSpec, held: Held[A], step: Step) -> Compute[A]:
         """The compute tasks of one pass of one layer."""
-        linear, unpacking = self._linear(layer, step), self._dequantise(layer)
-        row, far = self._attention(step, held.kept_tokens), self._cpu_attention(step, held.kept_tokens)
+        linear, unpacking, row, far = self._pieces(layer, held.kept_tokens, step)
         is_decode = step.phase == "decode"
         attended = held.attended_rows * float(is_decode)
         near = held.near_rows + held.attended_rows * float(not is_decode)
@@ -69,6 +75,15 @@ class ComputeCost:
             + near * row.num_bytes,
             attend_bytes=attended * far.num_bytes,
         )
+
+    def _pieces(self, layer: LayerSpec, kept: int, step: Step) -> _Pieces:
+        """What does not depend on what is held, alike ones computed once: hashing a LayerSpec takes longer."""
+        key = id(layer), kept, step
+        if key not in self._known:
+            linear, unpacking = self._linear(layer, step), self._dequantise(layer)
+            attention = self._attention(step, kept), self._cpu_attention(step, kept)
+            self._known[key] = linear, unpacking, *attention
+        return self._known[key]
 
     def seconds(self, piece: Piece, kind: str) -> float:
         """Calibrated as this kind of compute; a CPU that computes does what the host must do in its own time."""

@@ -6,9 +6,8 @@ The planner's memory limits and the executor's allocations both come from here a
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,6 +18,7 @@ from planner.graphs import NO_GRAPHS, Graphs, graphs_of
 from planner.layout import (
     ATTENTION_CHUNK_BYTES,
     DTYPE_BYTES,
+    Slab,
     activation_bytes,
     activations_resident,
     align,
@@ -29,7 +29,7 @@ from planner.layout import (
 )
 from planner.messages import Messages
 from planner.model import LayerSpec, ModelSpec
-from planner.placement import Placement, group_tier
+from planner.placement import CacheRows, Placement, group_tier
 from planner.policy import TIERS, Policy, Tier
 from planner.workload import Workload
 from planner.workspace import (
@@ -191,6 +191,8 @@ class Sizes:
             for key, layer in kinds.items()
         }
         self.slabs = [slabs[key] for key in keys]
+        self._alike_rows = Counter(placement.cache_rows)
+        self._alike_slabs = [(slabs[key], count) for key, count in Counter(keys).items()]
         self.kept = [layer.kept_tokens(workload.max_len) for layer in model.layers]
         """Tokens of a sequence whose K and V each layer keeps."""
 
@@ -215,11 +217,14 @@ class Sizes:
 
     def weights(self, tier: Tier) -> int:
         """All layers' slabs on a tier."""
-        return sum(slabs[tier].nbytes for slabs in self.slabs)
+        return sum(slabs[tier].nbytes * count for slabs, count in self._alike_slabs)
 
     def streamed(self, j: int) -> int:
         """Bytes of layer j that a weight slot receives."""
-        return sum(slab.nbytes for tier, slab in self.slabs[j].items() if tier != self.compute_tier)
+        return self._streamed(self.slabs[j])
+
+    def _streamed(self, slabs: Mapping[Tier, Slab]) -> int:
+        return sum(slab.nbytes for tier, slab in slabs.items() if tier != self.compute_tier)
 
     def weight_parts(self, j: int) -> int:
         """Into how many copies layer j's streamed bytes may be cut without losing the link's rate."""
@@ -227,24 +232,27 @@ class Sizes:
 
     def weight_slot(self) -> int:
         """One weight slot."""
-        return max(self.streamed(j) for j in range(len(self.slabs)))
+        return max(self._streamed(slabs) for slabs, _ in self._alike_slabs)
 
     def weight_staging(self) -> int:
         """One host buffer between disk and a weight slot; the disk reads straight into the slot on the CPU."""
-        return max(slabs["disk"].nbytes for slabs in self.slabs) if self.compute_tier == "gpu" else 0
+        return (
+            max(slabs["disk"].nbytes for slabs, _ in self._alike_slabs) if self.compute_tier == "gpu" else 0
+        )
 
     def dequantised_weights(self) -> int:
         """One layer's quantised tensors in the model's dtype."""
         if self.policy.weight_bits == 16:
             return 0
-        return max(dequantised_layer_bytes(layer, self.element_bytes) for layer in self.model.layers)
+        kinds = {id(layer): layer for layer in self.model.layers}.values()
+        return max(dequantised_layer_bytes(layer, self.element_bytes) for layer in kinds)
 
     def cache(self, tier: Tier) -> int:
         """Homes of all layers and gpu batches on a tier."""
         return sum(
-            num_layers * group_bytes(group, count, self.vector_bytes, kept)
+            num_layers * num_batches * group_bytes(group, count, self.vector_bytes, kept)
             for kept, num_layers in Counter(self.kept).items()
-            for rows in self.placement.cache_rows
+            for rows, num_batches in self._alike_rows.items()
             for group, count in rows.counts()
             if count and group_tier(group) == tier
         )
@@ -254,14 +262,11 @@ class Sizes:
         most = max(self.kept)
         stored = min(most, self.workload.prompt_len)
         return max(
-            max(self._slot(k, stored, True), self._slot(k, most, False))
-            for k in range(len(self.placement.cache_rows))
+            max(self._slot(rows, stored, True), self._slot(rows, most, False)) for rows in self._alike_rows
         )
 
-    def _slot(self, k: int, num_tokens: int, prefill: bool) -> int:
-        offsets = cache_slot_offsets(
-            self.placement.cache_rows[k], self.vector_bytes, num_tokens, self.compute_tier, prefill=prefill
-        )
+    def _slot(self, rows: CacheRows, num_tokens: int, prefill: bool) -> int:
+        offsets = cache_slot_offsets(rows, self.vector_bytes, num_tokens, self.compute_tier, prefill=prefill)
         return sum(nbytes for _, nbytes in offsets.values())
 
     def cache_staging(self) -> int:
@@ -274,7 +279,7 @@ class Sizes:
                 for group, count in rows.counts()
                 if count and group_tier(group) == "disk"
             )
-            for rows in self.placement.cache_rows
+            for rows in self._alike_rows
         )
 
     def dequantised_cache(self, *, attend: bool) -> int:
@@ -285,7 +290,7 @@ class Sizes:
         row = values * self.element_bytes
         counts = [
             count
-            for rows in self.placement.cache_rows
+            for rows in self._alike_rows
             for group, count in rows.counts()
             if group.endswith("_attend") == attend
         ]
@@ -298,10 +303,9 @@ class Sizes:
         """Queries and results of the rows that the CPU attends in two gpu batches, on the host."""
         if self.compute_tier != "gpu":
             return 0
-        rows = max(r.cpu_attend + r.disk_attend for r in self.placement.cache_rows)
-        return (
-            ATTENDED_AT_ONCE * 2 * rows * self.model.num_heads * self.model.head_dim * DTYPE_BYTES["float32"]
-        )
+        rows = max(r.cpu_attend + r.disk_attend for r in self._alike_rows)
+        values = rows * self.model.num_heads * self.model.head_dim
+        return ATTENDED_AT_ONCE * 2 * values * DTYPE_BYTES["float32"]
 
     def activations(self, tier: Tier) -> int:
         """Homes of the hidden states of a block on a tier."""
@@ -412,9 +416,16 @@ def dequantised_layer_bytes(layer: LayerSpec, element_bytes: int) -> int:
 
 
 def _arena(tier: Tier, purpose: str, nbytes: int) -> Entry:
-    return dataclasses.replace(_both(tier, purpose, nbytes), arena=True)
+    return _both(tier, purpose, nbytes, arena=True)
 
 
-def _both(tier: Tier, purpose: str, nbytes: int) -> Entry:
+def _both(tier: Tier, purpose: str, nbytes: int, *, arena: bool = False) -> Entry:
     """Held from the start to the end."""
-    return Entry(tier=tier, purpose=purpose, prefill_bytes=nbytes, decode_bytes=nbytes, loading_bytes=nbytes)
+    return Entry(
+        tier=tier,
+        purpose=purpose,
+        prefill_bytes=nbytes,
+        decode_bytes=nbytes,
+        arena=arena,
+        loading_bytes=nbytes,
+    )

@@ -1,15 +1,16 @@
-"""LP: the best shares, and the best block size, for a discrete choice. The only module that imports pulp."""
+"""LP: the best shares, and the best block size, for a discrete choice. Only this module and handover.py import pulp."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pulp
 from numpy.typing import NDArray
 
+from planner.handover import HiGHS
 from planner.policy import TIERS, Tier
 from planner.relaxed import Relaxed
 from planner.request import CpuAttention
@@ -267,20 +268,20 @@ def _run(rows: _Rows) -> Vector | Failure:
     """Hand the rows to HiGHS, without variables that are 0."""
     problem = pulp.LpProblem("shares", pulp.LpMinimize)
     used = [index for index in range(rows.size) if rows.upper.get(index) != 0]
-    variables = {
-        index: problem.add_variable(f"x{index}", rows.lower.get(index, 0.0), rows.upper.get(index))
-        for index in used
-    }
-    problem.setObjective(_expression(variables, rows.objective))
+    variables = [
+        problem.add_variable(f"x{index}", rows.lower.get(index, 0.0), rows.upper.get(index)) for index in used
+    ]
+    problem.setObjective(_expression(variables, rows.objective[used].tolist()))
     at_most = _undominated(np.array(rows.at_most), used)
-    for sense, constraints in ((pulp.LpConstraintLE, at_most), (pulp.LpConstraintEQ, rows.equal)):
-        for terms in constraints:
-            problem.addConstraint(pulp.LpConstraint(_expression(variables, terms), sense, rhs=-terms[-1]))
-    status = problem.solve(pulp.HiGHS(msg=False, presolve="off"))  # there is little to simplify
+    for sense, constraints in ((pulp.LpConstraintLE, at_most), (pulp.LpConstraintEQ, np.array(rows.equal))):
+        for terms, constant in zip(constraints[:, used].tolist(), constraints[:, -1].tolist(), strict=True):
+            problem.addConstraint(pulp.LpConstraint(_expression(variables, terms), sense, rhs=-constant))
+    solver = HiGHS(msg=False, threads=1, presolve="off")  # there is little to share out, or to simplify
+    status = problem.solve(solver)
     if status != pulp.LpStatusOptimal:
         return Failure(f"the solver ends with {pulp.LpStatus[status]!r}", status == pulp.LpStatusInfeasible)
     answer = np.zeros(rows.size)
-    answer[used] = [variable.value() for variable in variables.values()]
+    answer[used] = [variable.value() for variable in variables]
     return answer
 
 
@@ -293,10 +294,8 @@ def _undominated(terms: Vector, used: list[int]) -> Vector:
     return kept
 
 
-def _expression(variables: Mapping[int, pulp.LpVariable], terms: Vector) -> pulp.LpAffineExpression:
-    return pulp.LpAffineExpression(
-        [(variable, float(terms[index])) for index, variable in variables.items() if terms[index]]
-    )
+def _expression(variables: Iterable[pulp.LpVariable], terms: Iterable[float]) -> pulp.LpAffineExpression:
+    return pulp.LpAffineExpression([pair for pair in zip(variables, terms, strict=True) if pair[1]])
 
 
 def _broken(rows: _Rows, answer: Vector) -> str | None:

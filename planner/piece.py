@@ -24,10 +24,10 @@ NOTHING = Piece(0.0)
 
 def total(parts: Iterable[Piece]) -> Piece:
     """The sum of pieces that follow one another."""
-    pieces = list(parts)
-    return Piece(
-        sum(piece.seconds for piece in pieces),
-        sum(piece.flops for piece in pieces),
-        sum(piece.num_bytes for piece in pieces),
-        sum(piece.issue_s for piece in pieces),
-    )
+    seconds = flops = num_bytes = issue_s = 0.0
+    for piece in parts:
+        seconds += piece.seconds
+        flops += piece.flops
+        num_bytes += piece.num_bytes
+        issue_s += piece.issue_s
+    return Piece(seconds, flops, num_bytes, issue_s)

@@ -7,6 +7,7 @@ the rest.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from planner.layout import DTYPE_BYTES, tensor_bytes
@@ -51,22 +52,24 @@ def _place_weights(sizes: Sequence[Sequence[int]], split: Split) -> tuple[str, .
     shares, rest = dict(split.items()), _slowest(split)
     if shares[rest] == 1:
         return tuple(_LETTER[rest] * len(nbytes) for nbytes in sizes)
-    placed = []
+    faster, placed = [tier for tier in TIERS if tier != rest and shares[tier]], []
+    largest_first = {id(nbytes): _largest_first(nbytes) for nbytes in sizes}
     for nbytes in sizes:
         total = sum(nbytes)
         for tier in TIERS:
             carry[tier] += shares[tier] * total
         letters = [""] * len(nbytes)
-        for index in sorted(range(len(nbytes)), key=nbytes.__getitem__, reverse=True):
-            tier = _tier_with_room(carry, nbytes[index] * (1 - _ROUNDING), rest)
+        for index in largest_first[id(nbytes)]:
+            least = nbytes[index] * (1 - _ROUNDING)
+            tier = next((tier for tier in faster if carry[tier] >= least), rest)
             carry[tier] -= nbytes[index]
             letters[index] = _LETTER[tier]
         placed.append("".join(letters))
     return tuple(placed)
 
 
-def _tier_with_room(carry: dict[Tier, float], nbytes: float, rest: Tier) -> Tier:
-    return next((tier for tier in TIERS if tier != rest and carry[tier] >= nbytes), rest)
+def _largest_first(nbytes: Sequence[int]) -> list[int]:
+    return sorted(range(len(nbytes)), key=nbytes.__getitem__, reverse=True)
 
 
 def _slowest(split: Split) -> Tier:
@@ -108,9 +111,11 @@ def _attend(rows: Sequence[tuple[int, int, int]], share: float) -> list[CacheRow
 
 def _weight_split(letters: Sequence[str], sizes: Sequence[Sequence[int]]) -> Split:
     held = dict.fromkeys(TIERS, 0)
-    for layer, nbytes in zip(letters, sizes, strict=True):
-        for letter, size in zip(layer, nbytes, strict=True):
-            held[TIER_LETTER[letter]] += size
+    alike = Counter((layer, id(nbytes)) for layer, nbytes in zip(letters, sizes, strict=True))
+    kinds = {id(nbytes): nbytes for nbytes in sizes}
+    for (layer, kind), count in alike.items():
+        for letter, size in zip(layer, kinds[kind], strict=True):
+            held[TIER_LETTER[letter]] += size * count
     total = sum(held.values())
     return Split(gpu=held["gpu"] / total, cpu=held["cpu"] / total, disk=held["disk"] / total)
 

@@ -16,7 +16,7 @@ from planner.piece import total as total_of
 from planner.plan import JobPrediction, Phase, PhasePrediction, Prediction, TaskPrediction
 from planner.rates import Rates
 from planner.schedule import TaskKind
-from planner.work import MAX_DECODE_GROUPS, Choice, Compute, Held, Move, Step
+from planner.work import MAX_DECODE_GROUPS, Choice, Compute, Held, Step, Timed
 
 NOT_RUN = "none"
 """The binding resource of a phase without passes: a single generated token leaves no decode."""
@@ -171,23 +171,22 @@ def _add_step(
         _TaskSum(1 + cost.model.has_head, ends.num_bytes, ends.flops, ends.seconds),
     )
     moves = cost.moves(held, step)
-    speeds = cost.speeds(moves)
+    timed = cost.timed(moves, cost.speeds(moves))
     if step.phase == "prefill":  # nothing runs before the first layer has come
-        loads = [move for move in moves if move.kind == TaskKind.LOAD_WEIGHT]
-        total.seconds += sum(cost.seconds(move, speeds) for move in loads) / held.passes * step.num_steps
+        loads_s = sum(seconds for move, seconds in timed if move.kind == TaskKind.LOAD_WEIGHT)
+        total.seconds += loads_s / held.passes * step.num_steps
     drains = step.num_steps if step.phase == "prefill" else num_blocks
-    stores = [move for move in moves if move.kind == TaskKind.STORE_CACHE]
-    total.seconds += sum(cost.seconds(move, speeds) for move in stores) / held.batches * drains
+    stores_s = sum(seconds for move, seconds in timed if move.kind == TaskKind.STORE_CACHE)
+    total.seconds += stores_s / held.batches * drains
 
 
 def _add_messages(total: _PhaseSum, cost: CostModel, sizes: Sizes, held: Held[float], step: Step) -> None:
     """Between stages: copies over the link wait for the first message of a wave, all others go on beside the layers."""
     moves = message_moves(sizes.messages, cost.computing.rows, step, held.batches)
-    speeds = cost.speeds(moves)
-    for move in moves:
-        seconds = cost.seconds(move, speeds)
+    timed = cost.timed(moves, cost.speeds(moves))
+    _add_moves(total, timed, step.num_steps)
+    for move, seconds in timed:
         total.lanes[move.resource] += step.num_steps * seconds
-        total.add(move.kind.value, move.resource, step.num_steps, _moved(cost, move, speeds))
         if move.resource in ("h2d", "d2h"):
             total.seconds += step.num_steps * held.passes * seconds / move.count
 
@@ -196,14 +195,13 @@ def _add_layers(total: _PhaseSum, cost: CostModel, group: _LayerGroup, step: Ste
     """Add up the tasks of alike layers in one step; the lanes of one pass."""
     held, times = group.held, group.count * step.num_steps
     moves, compute = cost.moves(held, step), cost.compute(group.layer, held, step)
-    speeds = cost.speeds(moves)
-    lanes = cost.lanes(moves, compute, speeds)
-    lanes += cost.rounds(moves, compute, speeds)
+    timed = cost.timed(moves, cost.speeds(moves))
+    lanes = cost.lanes(timed, compute)
+    lanes += cost.rounds(timed, compute)
     if cost.rates.on_cpu or compute.attend_count > 0:
-        lanes += cost.blocked(moves, compute, speeds, held.batches)
-    lanes.append((cost.compute_tier, cost.chain(moves, compute, speeds, held.batches)))
-    for move in moves:
-        total.add(move.kind.value, move.resource, times, _moved(cost, move, speeds))
+        lanes += cost.blocked(timed, compute, held.batches)
+    lanes.append((cost.compute_tier, cost.chain(timed, compute, held.batches)))
+    _add_moves(total, timed, times)
     total.add(TaskKind.COMPUTE.value, cost.compute_tier, times, _computed(compute))
     read = cost.attended_bytes(held, step)
     total.add(
@@ -212,8 +210,9 @@ def _add_layers(total: _PhaseSum, cost: CostModel, group: _LayerGroup, step: Ste
     return [(name, group.count * seconds) for name, seconds in lanes]
 
 
-def _moved(cost: CostModel, move: Move[float], speeds: dict[tuple[str, str], float]) -> _TaskSum:
-    return _TaskSum(move.count, move.num_bytes, 0.0, cost.seconds(move, speeds))
+def _add_moves(total: _PhaseSum, timed: Iterable[Timed[float]], times: float) -> None:
+    for move, seconds in timed:
+        total.add(move.kind.value, move.resource, times, _TaskSum(move.count, move.num_bytes, 0.0, seconds))
 
 
 def _computed(compute: Compute[float]) -> _TaskSum:

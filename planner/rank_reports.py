@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from planner.activity import PhaseActivity
 from planner.pipeline import stretched
 from planner.plan import PHASES, Phase, Plan
-from planner.report import PhaseActivity, PhaseReport, RankReport, RunReport, TaskReport, TierReport
+from planner.report import PhaseReport, RankReport, RunReport, TaskReport, TierReport
 
 
 def joined_ranks(plan: Plan, reports: Sequence[RunReport]) -> RunReport:

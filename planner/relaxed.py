@@ -151,13 +151,12 @@ class Relaxed:
     def _lanes(self, kind: LayerKind, held: Held[A], step: Step) -> tuple[Lanes[A], Lanes[A]]:
         """The lanes of all layers of a kind in one step, and those that count where computing keeps the caller."""
         moves, compute = self.cost.moves(held, step), self.cost.compute(kind.layer, held, step)
-        speeds = self._speeds(kind, step)
-        lanes = self.cost.lanes(moves, compute, speeds)
-        lanes += self.cost.rounds(moves, compute, speeds)
+        timed = self.cost.timed(moves, self._speeds(kind, step))
+        lanes = self.cost.lanes(timed, compute)
+        lanes += self.cost.rounds(timed, compute)
         if self.num_gpu_batches is not None:
-            chain = self.cost.chain(moves, compute, speeds, self.num_gpu_batches)
-            lanes.append((self.compute_tier, chain))
-        blocked = self.cost.blocked(moves, compute, speeds, self.num_gpu_batches)
+            lanes.append((self.compute_tier, self.cost.chain(timed, compute, self.num_gpu_batches)))
+        blocked = self.cost.blocked(timed, compute, self.num_gpu_batches)
         times = kind.count * step.num_steps
         first, second = ([(name, seconds * times) for name, seconds in of] for of in (lanes, blocked))
         return first, second
@@ -166,19 +165,19 @@ class Relaxed:
         """What overlaps with nothing, per sequence: the ends of each pass, and the first load of weights."""
         ends = sum(step.num_steps * piece.seconds for step in self.steps for piece in self.cost.ends(step))
         first, kind = self.steps[0], self.kinds[0]
-        held, speeds = self._held(shares, kind), self._speeds(kind, first)
+        moves = self.cost.moves(self._held(shares, kind), first)
         total = shares.one * (ends / self.choice.gpu_batch_size)
-        for move in self.cost.moves(held, first):
+        for move, seconds in self.cost.timed(moves, self._speeds(kind, first)):
             if move.kind == TaskKind.LOAD_WEIGHT:
-                total = total + self.cost.seconds(move, speeds) * (1 / self.choice.num_waves)
+                total = total + seconds * (1 / self.choice.num_waves)
         return total
 
     @cached_property
-    def _known_speeds(self) -> dict[tuple[int, int, Step], dict[tuple[str, str], float]]:
+    def _known_speeds(self) -> dict[tuple[int, int, Step], list[float]]:
         return {}
 
-    def _speeds(self, kind: LayerKind, step: Step) -> dict[tuple[str, str], float]:
-        """Speeds at the size of whole layers and gpu batches."""
+    def _speeds(self, kind: LayerKind, step: Step) -> list[float]:
+        """Speeds of each move at the size of whole layers and gpu batches."""
         key = kind.nbytes, kind.kept_tokens, step
         if key not in self._known_speeds:
             moves = self.cost.moves(self._held(_EVEN, kind), step)

@@ -8,10 +8,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from hwprofiles.units import format_seconds
+from planner.activity import PhaseActivity
 from planner.bottleneck import phase_activity, sentences
 from planner.plan import PHASES, Prediction
 from planner.render import make_table
-from planner.report import PhaseActivity
 from planner.simulate import Simulation
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hwprofiles.errors import UserError
 from hwprofiles.yaml_io import check_schema, from_plain, to_plain
+from planner.activity import PhaseActivity
 from planner.batching import BatchLengths, BlockLengths
 from planner.plan import Phase, Plan
 
@@ -62,22 +63,6 @@ class TierReport:
     limit_bytes: int
     measured_peak_bytes: int | None
     """None where it cannot be told from another tier's."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PhaseActivity:
-    """How a phase's time was used, from when tasks began and ended; shares are of its wall time."""
-
-    phase: Phase
-    seconds: float
-    binding: str
-    """The resource at work longest; `cpu` where compute tasks mostly wait for its attention."""
-    busy_share: Mapping[str, float]
-    """By resource; `cpu` beside a `gpu` is the CPU's attention, within the compute tasks."""
-    overlap_share: float
-    """Two or more resources were at work at once, a compute task and its CPU attention counted as one."""
-    waits_share: Mapping[str, float]
-    """What the binding resource's gaps waited for: a task as "kind on resource", or the host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
-from planner.advise import largest
 from planner.candidate import most_sequences
-from planner.policy import Bits, Policy, Split
+from planner.policy import TIERS, Bits, Policy, Split
 from planner.problem import Problem
 from planner.shares import layer_kinds
 
@@ -25,7 +24,7 @@ def resident_sizes(problem: Problem, weight_bits: Bits, kv_bits: Bits) -> Iterat
         return
     near, count = Split.on(tier), problem.pipe.num_waves
 
-    def fits(rows: int, size: int) -> bool:
+    def room_bytes(rows: int, size: int) -> int:
         policy = Policy(
             gpu_batch_size=size,
             num_gpu_batches=count,
@@ -37,16 +36,38 @@ def resident_sizes(problem: Problem, weight_bits: Bits, kv_bits: Bits) -> Iterat
             prefill_rows=min(rows, size),
             num_waves=count,
         )
-        return problem.fits(policy)
+        _, ledger = problem.place(policy)
+        return min(problem.target.limit_bytes(tier) - ledger.peak_bytes(tier) for tier in TIERS)
 
     most = most_sequences(problem)
     rows = problem.prefill_rows(most)
     while rows:
-        size = largest(max(1, most // count), partial(fits, rows))
+        size = largest(max(1, most // count), partial(room_bytes, rows))
         if size:
             size = _evenly(problem, size * count) // count
             yield size, min(rows, size)
         rows //= 2
+
+
+def largest(most: int, room_bytes: Callable[[int], int]) -> int:
+    """The largest of 1..most for which there is room, if that shrinks as they grow; 0 if there is none.
+
+    It shrinks about evenly: so the next one tried is where a line says that it ends, and every third time the middle.
+    """
+    low, high, tries = 1, most, 0
+    room, lack = room_bytes(low), -room_bytes(high)
+    if room < 0 or lack <= 0:
+        return 0 if room < 0 else most
+    while high - low > 1:
+        tries += 1
+        ends = low + (high - low) * room // (room + lack) if tries % 3 else (low + high) // 2
+        middle = min(max(ends, low + 1), high - 1)
+        found = room_bytes(middle)
+        if found >= 0:
+            low, room = middle, found
+        else:
+            high, lack = middle, -found
+    return low
 
 
 def _evenly(problem: Problem, block: int) -> int:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from hwprofiles.errors import UserError
 from hwprofiles.profile import HardwareProfile
 from planner.ledger import Target
 from planner.plan import Plan
-from planner.report import RunReport
+
+if TYPE_CHECKING:  # what searches do without
+    from planner.report import RunReport
 
 
 def check_report(profile: HardwareProfile, report: RunReport, *, force: bool = False) -> None:

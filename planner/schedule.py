@@ -269,7 +269,7 @@ class _Generator:
         part: tuple[int, int] = (0, 1),
     ) -> Ids:
         """Queue one task; its id as a tuple."""
-        unique = tuple(dict.fromkeys(deps))
+        unique = tuple(dict.fromkeys(deps)) if len(deps) > 1 else deps
         task = Task(self.next_id, kind, resource, visit.i, visit.j, visit.k, slots, unique, *part)
         self.pending.append(task)
         self.next_id += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -46,13 +47,13 @@ class Script:
         self.loads = [self._load(task) for task in self.tasks]
 
     def _load(self, task: Task) -> Load:
-        group = self._groups[task.j] if task.j >= 0 else ((task.j, 1.0),)
-        if len(group) == 1:
-            return self._costs.load(task, self._tokens[task.i], group)
-        key = task.kind, task.resource, task.i, task.j, self._costs.batch_kind(task), task.num_parts
-        if key not in self._known:
-            self._known[key] = self._costs.load(task, self._tokens[task.i], group)
-        return self._known[key]
+        """The load of a task; alike ones have one object."""
+        key = task.kind, task.resource, task.i, task.j, self._costs.batch_kinds[task.k], task.num_parts
+        known = self._known.get(key)
+        if known is None:
+            group = self._groups[task.j] if task.j >= 0 else ((task.j, 1.0),)
+            known = self._known[key] = self._costs.load(task, self._tokens[task.i], group)
+        return known
 
     def _named(self, task: Task) -> tuple[int, int]:
         """(token, layer) by their numbers in the plan."""
@@ -88,12 +89,15 @@ class Script:
     def work_s(self, within: Iterable[int] | None = None) -> dict[str, float]:
         """By lane and by shared lane, of all tasks or of some, not calibrated by phase."""
         work: dict[str, float] = {}
-        for n in range(len(self.tasks)) if within is None else within:
-            task, load = self.tasks[n], self.loads[n]
-            work[task.resource] = work.get(task.resource, 0.0) + load.seconds
+        each = range(len(self.tasks)) if within is None else within
+        alike = Counter((self.tasks[n].resource, id(self.loads[n])) for n in each)
+        loads = {id(load): load for load in self.loads}
+        for (resource, kind), count in alike.items():
+            load = loads[kind]
+            work[resource] = work.get(resource, 0.0) + load.seconds * count
             for name, share in zip(SHARED_LANES, load.shares, strict=True):
                 if share:
-                    work[name] = work.get(name, 0.0) + share * load.seconds
+                    work[name] = work.get(name, 0.0) + share * load.seconds * count
         return work
 
 

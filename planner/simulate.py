@@ -138,16 +138,20 @@ class _Played:
         self.marks = self._marks()
 
     def _play(self) -> tuple[list[float], list[float]]:
-        pieces, script = Pieces(), self.script
+        script = self.script
         lanes: dict[Resource, int] = {}
         kinds: dict[tuple[float, ...], int] = {}
-        for task, load, deps in zip(script.tasks, script.loads, script.waits(), strict=True):
-            lane = lanes.setdefault(task.resource, len(lanes))
-            pieces.add(lane, load.seconds, kinds.setdefault(load.shares, len(kinds)), deps)
+        pieces = Pieces(
+            lanes=[lanes.setdefault(task.resource, len(lanes)) for task in script.tasks],
+            seconds=[load.seconds for load in script.loads],
+            kinds=[kinds.setdefault(load.shares, len(kinds)) for load in script.loads],
+            deps=list(script.waits()),
+        )
         return play(pieces, len(lanes), Commons(list(kinds)))
 
     def _marks(self) -> tuple[_Mark, ...]:
         """Of each token, calibrated."""
+        window_work_s = self._window_work_s()
         first, last = (edge - 1 for edge in self._sample.window)
         head = len(self._sample.layers) - (not self._sizes.model.has_head)
         found: dict[tuple[int, int], float] = {}
@@ -158,19 +162,22 @@ class _Played:
         marks = []
         for i in range(len(self._sample.tokens)):
             length_s = found[i, last] - found[i, first]
-            slower = max(1.0, self._window_work_s(i) / length_s) if length_s else 1.0
+            slower = max(1.0, window_work_s[i] / length_s) if length_s else 1.0
             first_s, last_s, end_s = (self._at(found[i, j]) for j in (first, last, head))
             marks.append(_Mark(first_s, last_s, end_s, 1 + (self._sample.times - 1) * slower))
         return tuple(marks)
 
-    def _window_work_s(self, i: int) -> float:
-        """What the busiest lane has to do for a token in the window's layers.
+    def _window_work_s(self) -> list[float]:
+        """What the busiest lane has to do for each token in the window's layers.
 
         It may be at work ahead of them, for as long as there are slots; in the long run it is not.
         """
         first, stop = self._sample.window
-        within = (n for n, task in enumerate(self.script.tasks) if task.i == i and first <= task.j < stop)
-        return max(self.script.work_s(within).values(), default=0.0)
+        within: list[list[int]] = [[] for _ in self._sample.tokens]
+        for n, task in enumerate(self.script.tasks):
+            if first <= task.j < stop:
+                within[task.i].append(n)
+        return [max(self.script.work_s(tasks).values(), default=0.0) for tasks in within]
 
     def _at(self, time_s: float) -> float:
         """A time stretched by each phase's own calibration factor."""
@@ -179,6 +186,8 @@ class _Played:
 
     def times_s(self) -> Iterator[tuple[float, float]]:
         """(start, stop) of each task."""
+        if self._factors == (1.0, 1.0):
+            return zip(self._starts, self._stops, strict=True)
         return ((self._at(a), self._at(b)) for a, b in zip(self._starts, self._stops, strict=True))
 
     def lanes(self) -> dict[str, LaneWork]:

@@ -57,9 +57,11 @@ class TaskCosts:
         firsts = first_of_waves(sizes)  # these do the pass's own work
         rows = zip(sizes.placement.cache_rows, sizes.placement.activation_rows, strict=True)
         alike = [(k in firsts, row) for k, row in enumerate(rows)]
-        self._batch_kinds = [alike.index(each) for each in alike]
+        self.batch_kinds = [alike.index(each) for each in alike]
+        """Of each gpu batch, the same for alike ones."""
         self._passes: dict[tuple[int, int, int], Loads] = {}
         self._weights: dict[int, Loads] = {}
+        self._moves: dict[Move[float], Load] = {}
 
     def load(self, task: Task, i: int, layers: Group) -> Load:
         """The load of a task, taken as one of token i and of some layers together; a message is of the first."""
@@ -72,15 +74,11 @@ class TaskCosts:
         seconds, num_bytes = load.seconds / task.num_parts, load.num_bytes / task.num_parts
         return Load(seconds, num_bytes, load.shares, load.is_blocking)
 
-    def batch_kind(self, task: Task) -> int:
-        """The same for tasks of gpu batches that are alike."""
-        return self._batch_kinds[task.k]
-
     def _of_layer(self, task: Task, i: int, j: int) -> Load:
         if task.kind is TaskKind.LOAD_WEIGHT:
             loads = self._weight_loads(self._weight_kinds[j], task.k)
         else:
-            key = i, self._layer_kinds[j], self._batch_kinds[task.k]
+            key = i, self._layer_kinds[j], self.batch_kinds[task.k]
             known = self._passes.get(key)
             if known is None:
                 known = self._passes[key] = self._loads(*key)
@@ -114,22 +112,24 @@ class TaskCosts:
         return loads
 
     def _moved(self, move: Move[float]) -> Load:
-        speeds = self.cost.speeds([move])
-        seconds = self.cost.seconds(move, speeds)
-        shares = _shares(self.cost.lanes([move], _end(NOTHING), speeds), seconds)
-        return Load(seconds, move.num_bytes, shares, False)
+        """Most passes make the same moves."""
+        if move not in self._moves:
+            [timed] = self.cost.timed([move], self.cost.speeds([move]))
+            shares = _shares(self.cost.lanes([timed], _NO_COMPUTE), timed.seconds)
+            self._moves[move] = Load(timed.seconds, move.num_bytes, shares, False)
+        return self._moves[move]
 
     def _computed(self, compute: Compute[float]) -> Load:
         """All but the CPU's attention."""
         alone = replace(compute, attend_s=0.0, attend_count=0.0, attend_bytes=0.0)
         seconds = compute_seconds(alone)
-        shares = _shares(self.cost.lanes([], alone, {}), seconds)
+        shares = _shares(self.cost.lanes([], alone), seconds)
         return Load(seconds, compute.num_bytes, shares, self.cost.rates.on_cpu)
 
     def _attended(self, compute: Compute[float], num_bytes: float) -> Load:
         """The CPU's attention alone."""
-        alone = replace(_end(NOTHING), attend_s=compute.attend_s, attend_bytes=compute.attend_bytes)
-        shares = _shares(self.cost.lanes([], alone, {}), compute.attend_s)
+        alone = replace(_NO_COMPUTE, attend_s=compute.attend_s, attend_bytes=compute.attend_bytes)
+        shares = _shares(self.cost.lanes([], alone), compute.attend_s)
         return Load(compute.attend_s, num_bytes, shares, self.cost.rates.on_cpu)
 
 
@@ -166,3 +166,6 @@ def _end(piece: Piece) -> Compute[float]:
         num_bytes=piece.num_bytes,
         attend_bytes=0.0,
     )
+
+
+_NO_COMPUTE = _end(NOTHING)

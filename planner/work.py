@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Generic, NamedTuple, Protocol, Self, TypeVar
 
 from planner.plan import Phase
 from planner.policy import Bits, Policy
@@ -135,10 +135,12 @@ class Move(Generic[A]):
     count: A
     num_bytes: A
 
-    @property
-    def key(self) -> tuple[str, str]:
-        """(kind, resource)."""
-        return self.kind.value, self.resource
+
+class Timed(NamedTuple, Generic[A]):
+    """A move, and its time on its resource."""
+
+    move: Move[A]
+    seconds: A
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from hwprofiles.errors import UserError
-from hwprofiles.units import MIB, format_bytes, format_duration, format_seconds, parse_duration
+from hwprofiles.units import format_seconds, parse_duration
 from planner.commands.options import Inputs
-from planner.deadline import Deadline, Finish, explain_lateness, finish_in, job_s
 from planner.latency import latency_s, quickest
 from planner.plan import Plan
-from planner.policy import Tier
 from planner.problem import Problem
 from planner.request import Request
 from planner.search import Keeper, Reporter, search
@@ -75,18 +73,10 @@ def seek(
         return plan, [_latency_note(plan)]
     if objective.kind == "throughput":
         return _found(search(problem, request, report, keep=keep), problem, request), []
-    deadline = Deadline(
-        problem=problem,
-        request=request,
-        profile=inputs.profile,
-        caps=inputs.caps,
-        finish_in_s=objective.finish_in_s,
-    )
-    fastest = _found(search(problem, request, report, keep=keep), problem, request)
-    finish = finish_in(deadline, fastest, report)
-    if finish is None:
-        raise UserError(explain_lateness(deadline, fastest, report))
-    return finish.plan, _finish_notes(finish, deadline)
+    from planner.commands.in_time import deadline_of, in_time  # noqa: PLC0415  what other searches do without
+
+    deadline = deadline_of(objective.finish_in_s, problem, request, inputs)
+    return in_time(deadline, _found(search(problem, request, report, keep=keep), problem, request), report)
 
 
 def _found(plan: Plan | None, problem: Problem, request: Request) -> Plan:
@@ -100,18 +90,3 @@ def _latency_note(plan: Plan) -> str:
     smaller = "no smaller one takes noticeably less" if size > 1 else "any larger one takes longer"
     seconds = format_seconds(latency_s(plan))
     return f"A block of {size}{longest} takes {seconds}, and {smaller}; --frontier shows what more throughput costs"
-
-
-def _finish_notes(finish: Finish, deadline: Deadline) -> list[str]:
-    """How long of the time given it takes, and the least memory as flags."""
-    flags: dict[Tier, str] = {"cpu": "--cpu-mem", "gpu": "--gpu-mem"}
-    target = deadline.problem.target
-    there = {"cpu": target.cpu_bytes + target.headroom_bytes, "gpu": target.gpu_bytes}
-    caps = " ".join(f"{flags[tier]} {num_bytes // MIB}MiB" for tier, num_bytes in finish.least.items())
-    of = " and ".join(f"{format_bytes(there[tier])} on {tier}" for tier in finish.least)
-    order = ": first as little of the host's as can be, then of the GPU's" * ("gpu" in finish.least)
-    return [
-        f"In time: {format_duration(job_s(finish.plan))} of the {format_duration(deadline.finish_in_s)} given; "
-        f"with all memory it takes {format_duration(job_s(finish.fastest))}",
-        f"The least memory that does it is {caps} (of {of}){order}",
-    ]

@@ -19,8 +19,6 @@ from planner.model import ModelSpec, load_model
 from planner.problem import Problem, make_problem
 from planner.workload import Workload
 
-SIZE_FLAGS = ("--gpu-mem", "--cpu-mem", "--disk", "--headroom")
-
 
 def add_problem(parser: argparse.ArgumentParser) -> None:
     """Model, machine and workload."""

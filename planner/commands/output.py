@@ -33,5 +33,9 @@ def deliver(plan: Plan, arguments: argparse.Namespace, *notes: str) -> int:
 @contextmanager
 def progress() -> Iterator[Callable[[str], None]]:
     """Shows on stderr, where a person watches, what a search is at."""
-    with make_console(stderr=True).status("searching") as status:
+    console = make_console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _: None
+        return
+    with console.status("searching") as status:
         yield status.update

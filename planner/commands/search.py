@@ -10,8 +10,6 @@ from planner.commands.objective import add_objective, objective_of, refuse_stage
 from planner.commands.options import add_output, add_problem, inputs_of
 from planner.commands.output import deliver, progress
 from planner.commands.stages import add_stages, has_stages
-from planner.frontier import frontier
-from planner.frontier_file import check_path, write
 from planner.plan import Plan
 from planner.problem import make_problem
 from planner.render import four_bit_note
@@ -49,6 +47,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Search, and say what 4 bits would bring to a lossless plan."""
     if arguments.frontier:
+        from planner.frontier_file import check_path  # noqa: PLC0415  what other searches do without
+
         check_path(arguments.frontier)
     objective = objective_of(arguments)
     request = Request(
@@ -75,6 +75,9 @@ def run(arguments: argparse.Namespace) -> int:
             four_bit = glance(problem, replace(request, weight_bits="4", kv_bits="4"))
             notes.append(four_bit_note(best, four_bit))
         if arguments.frontier:
+            from planner.frontier import frontier  # noqa: PLC0415
+            from planner.frontier_file import write  # noqa: PLC0415
+
             write(arguments.frontier, frontier(problem, request, best, realised, report))
             notes.append(f"frontier written to {arguments.frontier}")
     return deliver(best, arguments, *notes)

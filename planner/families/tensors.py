@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -19,11 +19,11 @@ class TensorSpec:
     shape: tuple[int, ...]
     quantizable: bool
     """True for the matrices of decoder layers; never for norms, biases, MoE routers or the ends."""
+    numel: int = field(init=False, repr=False, compare=False)
+    """Number of elements, counted once."""
 
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "numel", math.prod(self.shape))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,11 +42,11 @@ class LayerSpec:
     """Widest MLP activation of one token (of one expert in an MoE layer)."""
     gated: bool
     """The MLP multiplies two projections (gate and up)."""
+    numel: int = field(init=False, repr=False, compare=False)
+    """Number of elements of all its tensors, counted once."""
 
-    @property
-    def numel(self) -> int:
-        """Number of elements of all its tensors."""
-        return sum(tensor.numel for tensor in self.tensors)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "numel", sum(tensor.numel for tensor in self.tensors))
 
     def kept_tokens(self, num_tokens: int) -> int:
         """Of a sequence's tokens, those whose K and V it keeps: as many as its window lets a token attend to.
