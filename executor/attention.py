@@ -45,7 +45,7 @@ class Step:
     length: torch.Tensor | None = None
     """[1] int64 on the device: the same as `past`, for kernels that are part of a graph."""
     pause: Callable[[], None] = lambda: None
-    """Called when the CPU's errands are on their way; returns when they are answered."""
+    """Called when the CPU's queries have been sent, and again when the device's own rows have been queued."""
     errands: list[Errand] = field(default_factory=list)
     """What the CPU is to attend to."""
 
@@ -103,26 +103,30 @@ class RowAttention:
         return result.transpose(1, 2).contiguous(), None
 
     def _attend_step(self, query: torch.Tensor, step: Step, how: Math) -> torch.Tensor:
-        """Decode: the CPU's queries leave first, then the device's rows are queued; the rest waits for the CPU."""
+        """Decode: the CPU's queries leave first, then the device's rows are queued; the rest waits for the CPU.
+
+        Where the CPU attends, the step pauses after each of the two.
+        """
         result = torch.empty_like(query.transpose(1, 2)).transpose(
             1, 2
         )  # laid out as the layer goes on with it
         total = step.past + query.shape[2]
         parts = list(step.overlapping())
         far = [place for place in parts if place[0].on_cpu]
+        near = [place for place in parts if not place[0].on_cpu]
         sent = self.exchange.send([query[rows] for _, rows, _ in far])
-        for part, rows, row in parts:
-            if not part.on_cpu:
-                pads = None if step.pads is None else step.pads[rows]
-                attend_rows(query[rows], part.view, row, total, pads, how, result[rows], step.length)
-        if not sent:
-            return result
         for (part, rows, row), message in zip(far, sent, strict=True):
             pads = None if step.host_pads is None else step.host_pads[rows]
             there = message.query, part.view, row, total, pads, how, message.result
             nbytes = 2 * min(total, part.view.kept) * part.view.vector_bytes * message.query.shape[0]
             step.errands.append(Errand(rows_errand(*there, self.num_threads()), nbytes))
-        step.pause()
+        if sent:
+            step.pause()
+        for part, rows, row in near:
+            pads = None if step.pads is None else step.pads[rows]
+            attend_rows(query[rows], part.view, row, total, pads, how, result[rows], step.length)
+        if sent and near:
+            step.pause()
         for (_, rows, _), message in zip(far, sent, strict=True):
             message.bring_back(result[rows])
         return result

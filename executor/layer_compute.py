@@ -24,14 +24,14 @@ from planner.schedule import PRELUDE, Task
 
 @dataclass(frozen=True, slots=True)
 class _Paused:
-    """A layer's call between its two parts, on a stack of its own."""
+    """A layer's call between its parts, on a stack of its own."""
 
     course: greenlet
     step: Step
 
 
 def _pause() -> None:
-    """Leave a layer's call, and go on with it when its second part is run."""
+    """Leave a layer's call, and go on with it when its next part is run."""
     caller = getcurrent().parent
     assert caller is not None, "only what has a stack of its own can be left"
     caller.switch()
@@ -91,7 +91,11 @@ class LayerCompute:
             assert not course.dead, "the CPU was to attend"
             self._paused[task.k] = _Paused(course, self.attention.current())
         else:
-            self._paused.pop(task.k).course.switch()
+            course = self._paused[task.k].course
+            course.switch()
+            if task.part == task.num_parts - 1:
+                assert course.dead, "the layer was to end"
+                del self._paused[task.k]
 
     def attend(self, task: Task) -> int:
         """The CPU's attention for a gpu batch whose layer is paused; the bytes of K and V that were read."""

@@ -69,6 +69,7 @@ class ComputeCost:
             attend_s=attended * (far.seconds * self.rates.factor("cpu", TaskKind.ATTEND))
             + num_attends * self.rates.task_overhead_s,
             attend_count=num_attends,
+            num_parts=num_attends + held.counts.split_cache * float(is_decode),
             flops=held.batches * linear.flops + near * row.flops,
             num_bytes=held.batches * linear.num_bytes
             + held.passes * unpacking.num_bytes

@@ -67,6 +67,9 @@ def held_by_batches(sizes: Sizes, j: int, ks: Collection[int]) -> Held[float]:
             stored_cache=stored.batches,
             streamed_cache=streamed.batches,
             attended_cache=attended.batches,
+            split_cache=float(
+                sum(0 < batch.cpu_attend + batch.disk_attend < batch.total for batch in batches)
+            ),
             disk_cache=on_disk.batches,
             moved_activations=float(len(moved)),
             disk_activations=float(sum(batch.disk > 0 for batch in moved)),

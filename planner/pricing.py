@@ -216,7 +216,7 @@ def _add_moves(total: _PhaseSum, timed: Iterable[Timed[float]], times: float) ->
 
 
 def _computed(compute: Compute[float]) -> _TaskSum:
-    count = compute.count + compute.attend_count  # two parts where the CPU attends
+    count = compute.count + compute.num_parts
     return _TaskSum(count, compute.num_bytes, compute.flops, compute_seconds(compute))
 
 

@@ -214,6 +214,7 @@ class Relaxed:
                 stored_cache=stored * (1 / self.choice.gpu_batch_size),
                 streamed_cache=streamed * (1 / self.choice.gpu_batch_size),
                 attended_cache=attended * (1 / self.choice.gpu_batch_size),
+                split_cache=nothing,
                 disk_cache=cache["disk"] * (1 / self.choice.gpu_batch_size),
                 moved_activations=moved * (1 / self.choice.gpu_batch_size),
                 disk_activations=hidden["disk"] * (1 / self.choice.gpu_batch_size),

@@ -194,15 +194,20 @@ class _Generator:
         return visit.i > 0 and is_layer and self.shape.batches[visit.k].attended_cache
 
     def _compute_attended(self, visit: Visit, slots: Slots, deps: Ids) -> None:
-        """Yield a visit's compute up to attention, the CPU's attention, and the rest of the visit before it.
+        """Yield a visit's compute up to attention, attention on both devices, and the rest of the visit before it.
 
-        So the GPU computes one gpu batch while the CPU attends for another. New K and V are written before attention.
+        So the GPU attends at the same time, and computes one gpu batch while the CPU attends for another. New K and V
+        are written before attention.
         """
-        begun = self.emit(TaskKind.COMPUTE, "gpu", visit, slots, deps, (0, 2))
+        num_parts = 2 + self.shape.batches[visit.k].near_cache
+        begun = self.emit(TaskKind.COMPUTE, "gpu", visit, slots, deps, (0, num_parts))
         attended = self.emit(TaskKind.ATTEND, "cpu", visit, slots, begun)
-        self._store_cache(visit, slots, begun, begun + attended)
+        used = begun + attended
+        if num_parts > 2:
+            used += self.emit(TaskKind.COMPUTE, "gpu", visit, slots, begun, (1, num_parts))
+        self._store_cache(visit, slots, begun, used)
         self._finish_open()
-        self.open = _Open(visit, slots, attended)
+        self.open = _Open(visit, slots, attended, num_parts)
         if visit.last:
             self._finish_open()
 
@@ -210,8 +215,8 @@ class _Generator:
         """Yield the rest of the visit that the CPU attends for; nothing where there is none."""
         if self.open is None:
             return ()
-        (visit, slots, attended), self.open = self.open, None
-        done = self.emit(TaskKind.COMPUTE, "gpu", visit, slots, attended, (1, 2))
+        (visit, slots, attended, num_parts), self.open = self.open, None
+        done = self.emit(TaskKind.COMPUTE, "gpu", visit, slots, attended, (num_parts - 1, num_parts))
         self._pass_on(visit, slots, done)
         self._leave(visit, done)
         return done
@@ -282,6 +287,7 @@ class _Open(NamedTuple):
     visit: Visit
     slots: Slots
     attended: Ids
+    num_parts: int
 
 
 class _Load(NamedTuple):

@@ -69,7 +69,7 @@ class Script:
             yield task.deps + blocker
             if load.is_blocking:
                 blocker = (task.id,)
-            elif task.kind is TaskKind.COMPUTE and task.part:
+            elif task.kind is TaskKind.COMPUTE and 0 < task.part == task.num_parts - 1:
                 blocker = task.deps
 
     def spans(self, times_s: Iterable[tuple[float, float]]) -> Iterator[Span]:

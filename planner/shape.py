@@ -24,6 +24,8 @@ class BatchShape:
     """Decode loads some rows into a slot of the compute tier."""
     attended_cache: bool
     """Decode attention to some rows is the CPU's, beside a GPU."""
+    near_cache: bool
+    """Decode attention to some rows is the compute device's."""
     stored_activation: bool
     disk_activation: bool
 
@@ -91,6 +93,7 @@ def shape_of(sizes: Sizes) -> Shape:
                 stored_cache=any(group_tier(group) != tier for group in held),
                 disk_cache=any(group_tier(group) == "disk" for group in held),
                 loaded_cache=any(is_streamed(group, tier) for group in held),
+                near_cache=not all(group.endswith("_attend") for group in held),
                 attended_cache=tier == "gpu" and any(group.endswith("_attend") for group in held),
                 stored_activation=not activations_resident(rows, tier),
                 disk_activation=rows.disk > 0,

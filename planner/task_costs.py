@@ -33,8 +33,8 @@ class Load(NamedTuple):
 
 Group = tuple[tuple[int, float], ...]
 """Layers that are played as one, and how much of each."""
-Loads = dict[tuple[TaskKind, str], Load]
-"""By (kind, resource), of one gpu batch in one pass of one layer."""
+Loads = dict[tuple[TaskKind, str, int], Load]
+"""By (kind, resource, part of a compute task), of one gpu batch in one pass of one layer."""
 
 
 class TaskCosts:
@@ -69,7 +69,7 @@ class TaskCosts:
             load = self._of_layer(task, i, layers[0][0])
         else:
             load = _together([(self._of_layer(task, i, j), part) for j, part in layers])
-        if task.num_parts == 1:
+        if task.kind is TaskKind.COMPUTE or task.num_parts == 1:
             return load
         seconds, num_bytes = load.seconds / task.num_parts, load.num_bytes / task.num_parts
         return Load(seconds, num_bytes, load.shares, load.is_blocking)
@@ -83,14 +83,14 @@ class TaskCosts:
             if known is None:
                 known = self._passes[key] = self._loads(*key)
             loads = known
-        return loads[task.kind, task.resource]
+        return loads[task.kind, task.resource, task.part if task.kind is TaskKind.COMPUTE else 0]
 
     def _weight_loads(self, j: int, first: int) -> Loads:
         """Of a layer's weights, for a gpu batch that a pass begins with; for every token the same."""
         if j not in self._weights:
             moves = self.cost.moves(held_by_batches(self.sizes, j, (first,)), step_of(self.sizes.workload, 0))
             weights = (move for move in moves if move.kind is TaskKind.LOAD_WEIGHT)
-            self._weights[j] = {(move.kind, move.resource): self._moved(move) for move in weights}
+            self._weights[j] = {(move.kind, move.resource, 0): self._moved(move) for move in weights}
         return self._weights[j]
 
     def _loads(self, i: int, j: int, k: int) -> Loads:
@@ -99,16 +99,17 @@ class TaskCosts:
         held = held_by_batches(self.sizes, layer, (k,))
         rows = self.sizes.placement.cache_rows[k].total
         moves = [*cost.moves(held, step), *message_moves(self.sizes.messages, rows, step, 1.0)]
-        loads = {(move.kind, move.resource): self._moved(move) for move in moves}
+        loads = {(move.kind, move.resource, 0): self._moved(move) for move in moves}
         if j >= 0:
             compute = cost.compute(self.sizes.model.layers[j], held, step)
             if not cost.rates.on_cpu:
                 compute = replace(compute, issue_s=cost.issued(moves, compute))
             if compute.attend_count:
-                loads[TaskKind.ATTEND, "cpu"] = self._attended(compute, cost.attended_bytes(held, step))
+                loads[TaskKind.ATTEND, "cpu", 0] = self._attended(compute, cost.attended_bytes(held, step))
         else:
             compute = _end(cost.ends(step)[j == _HEAD])
-        loads[TaskKind.COMPUTE, cost.compute_tier] = self._computed(compute)
+        for number, part in enumerate(_parts(compute)):
+            loads[TaskKind.COMPUTE, cost.compute_tier, number] = self._computed(part)
         return loads
 
     def _moved(self, move: Move[float]) -> Load:
@@ -121,7 +122,7 @@ class TaskCosts:
 
     def _computed(self, compute: Compute[float]) -> Load:
         """All but the CPU's attention."""
-        alone = replace(compute, attend_s=0.0, attend_count=0.0, attend_bytes=0.0)
+        alone = replace(compute, attend_s=0.0, attend_count=0.0, num_parts=0.0, attend_bytes=0.0)
         seconds = compute_seconds(alone)
         shares = _shares(self.cost.lanes([], alone), seconds)
         return Load(seconds, compute.num_bytes, shares, self.cost.rates.on_cpu)
@@ -147,6 +148,17 @@ def _together(loads: Sequence[tuple[Load, float]]) -> Load:
     )
 
 
+def _parts(compute: Compute[float]) -> list[Compute[float]]:
+    """Of one gpu batch's compute: half of the products, near attention if other rows are the CPU's, the other half."""
+    count = 1 + round(compute.num_parts)
+    if count == 1:
+        return [compute]
+    issue_s, num_bytes = compute.issue_s / count, compute.num_bytes / count
+    part = replace(compute, linear_s=0.0, near_s=0.0, issue_s=issue_s, num_bytes=num_bytes)
+    half, near = replace(part, linear_s=compute.linear_s / 2), replace(part, near_s=compute.near_s)
+    return [half, near, half] if count > 2 else [half, half]
+
+
 def _shares(lanes: Iterable[tuple[str, float]], seconds: float) -> tuple[float, ...]:
     found = dict(lanes)
     return tuple(found.get(name, 0.0) / seconds if seconds > 0 else 0.0 for name in SHARED_LANES)
@@ -162,6 +174,7 @@ def _end(piece: Piece) -> Compute[float]:
         near_s=0.0,
         attend_s=0.0,
         attend_count=0.0,
+        num_parts=0.0,
         flops=piece.flops,
         num_bytes=piece.num_bytes,
         attend_bytes=0.0,

@@ -19,7 +19,7 @@ class TaskKind(StrEnum):
     LOAD_ACTIVATION = "load_activation"
     COMPUTE = "compute"
     ATTEND = "attend"
-    """Decode attention of the CPU to rows of its own, between the two parts of a compute task."""
+    """Decode attention of the CPU to rows of its own, between the first and the last part of a compute task."""
     STORE_ACTIVATION = "store_activation"
     STORE_CACHE = "store_cache"
     SEND = "send"
@@ -63,8 +63,8 @@ class Task(NamedTuple):
     deps: tuple[int, ...]
     part: int = 0
     num_parts: int = 1
-    """A layer's weights cross the link in parts, between the cache loads of the visits before it. Compute has two
-    parts where the CPU attends some rows in between: up to attention, and from there on."""
+    """A layer's weights cross the link in parts, between the cache loads of the visits before it. Compute has parts
+    where the CPU attends some rows: up to attention, the GPU's own attention if it has rows too, and what follows."""
 
 
 class Emit(Protocol):

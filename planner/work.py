@@ -92,6 +92,8 @@ class Counts(Generic[A]):
     """Gpu batches with rows off the compute tier."""
     streamed_cache: A
     attended_cache: A
+    split_cache: A
+    """Attended by the CPU in part."""
     disk_cache: A
     moved_activations: A
     disk_activations: A
@@ -159,6 +161,8 @@ class Compute(Generic[A]):
     attend_s: A
     """Attention on the CPU, beside other gpu batches' compute."""
     attend_count: A
+    num_parts: A
+    """Of the compute of gpu batches that the CPU attends rows of, beyond one."""
     flops: A
     num_bytes: A
     """Read and written in the compute device's memory."""

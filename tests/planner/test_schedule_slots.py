@@ -17,11 +17,12 @@ def batches(tier: str) -> st.SearchStrategy[BatchShape]:
     some = st.booleans()
     attended = some if tier == "gpu" else st.just(False)
     return st.builds(
-        lambda far, disk, loaded, attended, moves, deep: BatchShape(
+        lambda far, disk, loaded, attended, near, moves, deep: BatchShape(
             stored_cache=far or disk or loaded or attended,
             disk_cache=disk,
             loaded_cache=loaded,
             attended_cache=attended,
+            near_cache=near or loaded or not attended,
             stored_activation=moves or deep,
             disk_activation=deep,
         ),
@@ -29,6 +30,7 @@ def batches(tier: str) -> st.SearchStrategy[BatchShape]:
         some,
         some,
         attended,
+        some,
         some,
         some,
     )
@@ -79,8 +81,8 @@ def users(yielded: Sequence[Task]) -> Iterator[tuple[str, int, tuple[int, ...], 
     }
     for task in yielded:
         for name in touched[task.kind]:
-            if name == "cache" and task.kind is TaskKind.COMPUTE and task.part:
-                continue  # K and V are written, and the near rows attended to, in the first part
+            if name == "cache" and task.kind is TaskKind.COMPUTE and 0 < task.part == task.num_parts - 1:
+                continue  # K and V are written, and the near rows attended to, in the parts before
             if (slot := getattr(task.slots, name)) >= 0:
                 visit = (task.i, task.j) if name == "weight" else (task.i, task.j, task.k)
                 yield name, slot, visit, task
@@ -103,7 +105,10 @@ def test_no_slot_is_taken_before_it_is_free(shape: Shape) -> None:
 @settings(max_examples=150)
 @given(shape=shapes())
 def test_the_cpu_attends_between_the_parts(shape: Shape) -> None:
-    """Every attended visit has two parts of compute and attention between them; all others have one compute task."""
+    """Every attended visit has two parts of compute and attention between them, or three where the GPU attends too.
+
+    The GPU's own attention waits for nothing but the first part; all other visits have one compute task.
+    """
     yielded = list(tasks(shape, 3))
     before = happen_before(yielded)
     by_visit: dict[tuple[int, int, int], list[Task]] = {}
@@ -112,9 +117,15 @@ def test_the_cpu_attends_between_the_parts(shape: Shape) -> None:
             by_visit.setdefault((task.i, task.j, task.k), []).append(task)
     for (i, j, k), found in by_visit.items():
         if i and 0 <= j < len(shape.layers) and shape.batches[k].attended_cache:
-            kinds = [(task.kind, task.part, task.num_parts) for task in found]
-            assert kinds == [(TaskKind.COMPUTE, 0, 2), (TaskKind.ATTEND, 0, 1), (TaskKind.COMPUTE, 1, 2)]
-            assert all(a.id in before[b.id] for a, b in pairwise(found))
+            first, attend, *near, last = found
+            num_parts = 2 + shape.batches[k].near_cache
+            kinds = [(task.kind, task.part, task.num_parts) for task in (first, attend, last)]
+            assert kinds[0] == (TaskKind.COMPUTE, 0, num_parts)
+            assert kinds[1] == (TaskKind.ATTEND, 0, 1)
+            assert kinds[2] == (TaskKind.COMPUTE, num_parts - 1, num_parts)
+            assert [(task.part, task.deps) for task in near] == [(1, (first.id,))] * (num_parts - 2)
+            assert first.id in before[attend.id]
+            assert attend.id in before[last.id]
         else:
             assert [(task.kind, task.num_parts) for task in found] == [(TaskKind.COMPUTE, 1)]
 
@@ -126,6 +137,7 @@ def test_the_next_gpu_batch_is_begun_while_the_cpu_attends() -> None:
         disk_cache=False,
         loaded_cache=False,
         attended_cache=True,
+        near_cache=False,
         stored_activation=False,
         disk_activation=False,
     )
