@@ -64,8 +64,12 @@ class RowAttention:
     One engine at a time may be registered in a process: layers find the function by name.
     """
 
-    def __init__(self, exchange: Exchange, num_threads: Callable[[], int] = torch.get_num_threads) -> None:
-        self.exchange, self.num_threads = exchange, num_threads
+    def __init__(self, exchange: Exchange, num_threads: int | None) -> None:
+        """`num_threads` of the CPU's attention; None: as many as torch has.
+
+        It must hold nothing of an engine but the exchange: it stays registered when the engine is gone.
+        """
+        self.exchange, self._num_threads = exchange, num_threads
         self.step: Step | None = None
         AttentionInterface.register(ATTENTION_NAME, self)
 
@@ -119,7 +123,8 @@ class RowAttention:
             pads = None if step.host_pads is None else step.host_pads[rows]
             there = message.query, part.view, row, total, pads, how, message.result
             nbytes = 2 * min(total, part.view.kept) * part.view.vector_bytes * message.query.shape[0]
-            step.errands.append(Errand(rows_errand(*there, self.num_threads()), nbytes))
+            threads = self._num_threads or torch.get_num_threads()
+            step.errands.append(Errand(rows_errand(*there, threads), nbytes))
         if sent:
             step.pause()
         for part, rows, row in near:

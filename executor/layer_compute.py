@@ -54,7 +54,9 @@ class LayerCompute:
         self.sizes, self.device = sizes, device
         self.weights, self.caches, self.activations, self.messages = weights, caches, activations, messages
         self.exchange = Exchange(sizes.attention_staging(), device)
-        self.attention = RowAttention(self.exchange, self._attention_threads)
+        self.attention_threads = sizes.policy.attention_threads if device.type == "cuda" else None
+        """The plan's beside a GPU; a CPU that computes everything has all of them."""
+        self.attention = RowAttention(self.exchange, self.attention_threads)
         self.templates = LayerTemplates(sizes.model, device, ATTENTION_NAME)
         self.cache = TierCache(self.attention, gather=not sizes.model.cpu_attention)
         self._bound: tuple[int, int, int] | None = None
@@ -99,16 +101,12 @@ class LayerCompute:
 
     def attend(self, task: Task) -> int:
         """The CPU's attention for a gpu batch whose layer is paused; the bytes of K and V that were read."""
-        if torch.get_num_threads() != (wanted := self._attention_threads()):
-            torch.set_num_threads(wanted)  # for where there is no compiled attention
+        if self.attention_threads and torch.get_num_threads() != self.attention_threads:
+            torch.set_num_threads(self.attention_threads)  # for where there is no compiled attention
         errands = self._paused[task.k].step.errands
         for errand in errands:
             errand.run()
         return sum(errand.num_bytes for errand in errands)
-
-    def _attention_threads(self) -> int:
-        """The plan's beside a GPU; a CPU that computes everything has all of them."""
-        return self.sizes.policy.attention_threads if self.device.type == "cuda" else torch.get_num_threads()
 
     def _prelude(self, task: Task, state: BatchState) -> None:
         """Embed this token's ids, and record what each layer is called with, chunk by chunk.
