@@ -97,10 +97,8 @@ def attend_rows(
     Queries and `out` are [rows, heads, 1, head_dim]; `pads` [rows] is on their device. With `length`, [1] int64 on a
     GPU, the tokens are as many as that and one more, when the kernel runs; there must be no window then.
     """
-    if length is None:
-        tokens, decode = _seen(view, row, query.shape[0], total, pads, how)
-    else:
-        tokens, decode = _seen(view, row, query.shape[0], view.kept, pads, how)
+    reach = total if length is None else view.kept
+    tokens, decode = _seen(view, row, query.shape[0], reach, pads, how)
     if usable(query.device, AMPERE):
         from hwprofiles.probes.kernels import attention as kernels  # noqa: PLC0415 - needs Triton
 

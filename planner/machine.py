@@ -26,8 +26,7 @@ On an H200 host of 135.15 GB, of which others held 0.27, a run was killed when i
 UNMEASURED_MAPPED_SHARE = 1 / 512
 """Likewise what is kept on the GPU: eight bytes for each page of 4 KiB.
 
-On H100 and H200 hosts, OPT-30B with 129.6 GB registered was 227 MB over a ledger without it, in 4 bits with 52 GB
-110 MB, OPT-13B with 24 GB 46 MB.
+On an H200 host OPT-30B in 4 bits, with 52 GB registered, was 110 MB over a ledger without it, OPT-13B with 24 GB 46 MB.
 """
 
 
