@@ -19,6 +19,7 @@ class LayerGraphs:
 
     def __init__(self, device: torch.device, *, wanted: bool) -> None:
         self.are_used = wanted and usable(device, AMPERE)
+        self._device = device
         if self.are_used:
             self._pool = torch.cuda.graph_pool_handle()
             self._keeper = self._keep_pool(device)
@@ -37,6 +38,8 @@ class LayerGraphs:
             self._record(graph, work)
         except RuntimeError as error:
             self.refuse(str(error).splitlines()[0])
+            # torch's own generator stays as in a capture until one ends well
+            self._keeper = self._keep_pool(self._device)
             return None
         return graph
 

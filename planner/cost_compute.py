@@ -204,17 +204,17 @@ class ComputeCost:
         return total([attention, self._in_memory(scores), *conversions])
 
     def _cpu_attention(self, step: Step, kept: int) -> Piece:
-        """One sequence's decode attention on the CPU."""
-        read, plain = (
-            self._kv_bytes(step.attended(kept)),
-            (None, self._element_bytes, self.rates.cpu_memory_bytes_per_s),
-        )
-        attention = Piece(read / self.rates.cpu_attention_bytes_per_s * self._shared_by, 0.0, read)
+        """One sequence's decode attention on the CPU; the compute device has packed what is new of K and V."""
+        rates, attended = self.rates, step.attended(kept)
+        values, read = 2.0 * self.model.kv_dim * attended, self._kv_bytes(attended)
+        reads_packed = rates.cpu_packed_attention_values_per_s
+        if self.choice.kv_bits == 4 and reads_packed:
+            return Piece(values / reads_packed * self._shared_by, 0.0, values * PACKED_BYTES)
+        attention = Piece(read / rates.cpu_attention_bytes_per_s * self._shared_by, 0.0, read)
         if self.choice.kv_bits == 16:
             return attention
-        values = 2.0 * self.model.kv_dim
-        new, old = values * step.stored(kept), values * step.loaded(kept)
-        return total([attention, packed(new, *plain), unpacked(old, 1, *plain)])
+        old = 2.0 * self.model.kv_dim * step.loaded(kept)
+        return total([attention, unpacked(old, 1, None, self._element_bytes, rates.cpu_memory_bytes_per_s)])
 
     @property
     def _shared_by(self) -> float:

@@ -10,6 +10,7 @@ from hwprofiles.points import (
     Dtype,
     GemmPoint,
     Link,
+    Packed,
     Rate,
     SizePoint,
 )
@@ -118,6 +119,16 @@ def _host_share(host: Host, num_ranks: int) -> Host:
         attention={
             dtype: _attention_share(points, num_ranks, cores) for dtype, points in host.attention.items()
         },
+        packed=host.packed and _packed_share(host.packed, part),
+    )
+
+
+def _packed_share(measured: Packed, part: float) -> Packed:
+    return replace(
+        measured,
+        unpack_values_per_s=_slower(measured.unpack_values_per_s, part),
+        pack_values_per_s=_slower(measured.pack_values_per_s, part),
+        attend_values_per_s=_slower_if_measured(measured.attend_values_per_s, part),
     )
 
 

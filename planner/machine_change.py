@@ -169,6 +169,8 @@ def _faster_host(rates: Rates, factor: float) -> Rates:
     return replace(
         device,
         cpu_attention_bytes_per_s=rates.cpu_attention_bytes_per_s * factor,
+        cpu_packed_attention_values_per_s=rates.cpu_packed_attention_values_per_s
+        and rates.cpu_packed_attention_values_per_s * factor,
         cpu_memory_bytes_per_s=rates.cpu_memory_bytes_per_s * factor,
         call_s=rates.call_s / factor,
         operation_s=rates.operation_s / factor,

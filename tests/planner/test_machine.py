@@ -11,6 +11,7 @@ from hwprofiles.points import (
     AttentionPoint,
     DiskPoint,
     GroupedAttention,
+    Packed,
     Rate,
 )
 from hwprofiles.profile import Calibration, Concurrent, load_profile
@@ -73,6 +74,30 @@ def test_attention_leaves_some_cores_to_io() -> None:
     host = replace(profile.host, logical_cores=32, attention={"float16": points})
     rates = make_rates(replace(profile, host=host), "float16")
     assert (rates.attention_threads, rates.cpu_attention_bytes_per_s) == (24, 24e9)
+
+
+def test_packed_attention_by_fewer_threads_than_it_was_measured_with() -> None:
+    """Slower as attention to what is not packed is; none where a run unpacks first, or the profile is older."""
+    profile = load_profile("t4-host")
+    points = tuple(AttentionPoint(threads=n, bytes_per_s=Rate(median=n * 1e9)) for n in (8, 24, 32))
+    host = replace(profile.host, logical_cores=32, attention={"float16": points})
+
+    def rate(attend: Rate | None) -> float | None:
+        one = Rate(median=1e9)
+        packed = Packed(
+            unpack_values_per_s=one, pack_values_per_s=one, attend_values_per_s=attend, issue_s=None
+        )
+        found = make_rates(replace(profile, host=replace(host, packed=packed)), "float16")
+        return found.cpu_packed_attention_values_per_s
+
+    assert rate(Rate(median=40e9)) == pytest.approx(30e9)
+    assert rate(None) is None
+    assert (
+        make_rates(
+            replace(profile, host=replace(host, packed=None)), "float16"
+        ).cpu_packed_attention_values_per_s
+        is None
+    )
 
 
 def test_disk_threads_are_as_few_as_are_fast() -> None:

@@ -9,7 +9,7 @@ import pytest
 from planner.packed_work import PackedRates
 from planner.plan import Plan
 from planner.problem import Problem
-from tests.planner.problems import ON_GPU, emulated, policy_of, problem_of, small_opt
+from tests.planner.problems import ON_CPU, ON_GPU, emulated, policy_of, problem_of, small_opt, small_t4
 
 RATES = PackedRates(unpack=1e8, pack=5e7, attend=2e8, issue_s=0.0)
 POLICY = policy_of(ON_GPU, ON_GPU, ON_GPU, size=4, batches=1, weight_bits=4, kv_bits=4)
@@ -56,6 +56,24 @@ def test_decode_attends_to_what_is_packed() -> None:
     assert slower - compute_s(with_rates(RATES), "decode") == pytest.approx(values / 1e8 - values / 2e8)
     unpacked = compute_s(with_rates(replace(RATES, attend=None)), "decode")
     assert unpacked - compute_s(with_rates(RATES), "decode") > values * 32 / 33 / RATES.unpack - values / 2e8
+
+
+def test_the_cpu_attends_to_what_is_packed_beside_a_gpu() -> None:
+    """33 tokens of each sequence at that rate; without one it reads K and V unpacked and unpacks the 32 cached ones."""
+    problem = problem_of(small_opt(), small_t4(), prompt_len=32, gen_len=2)
+    policy = policy_of(ON_GPU, ON_CPU, ON_GPU, size=4, batches=2, kv_bits=4, cpu_attention=1.0)
+    rates, model = problem.rates, problem.model
+    values = 2 * model.kv_dim * len(model.layers) * 8
+    num_tasks = 2 * len(model.layers)
+
+    def attend_s(packed: float | None) -> float:
+        plan = replace(problem, rates=replace(rates, cpu_packed_attention_values_per_s=packed)).plan(policy)
+        found = [task.seconds for task in plan.prediction.tasks if task.kind == "attend"]
+        return sum(found) - num_tasks * rates.task_overhead_s
+
+    assert attend_s(1e8) == pytest.approx(values * 33 / 1e8)
+    read = values * 33 * 2 / rates.cpu_attention_bytes_per_s
+    assert attend_s(None) == pytest.approx(read + values * 32 * 29 / rates.cpu_memory_bytes_per_s)
 
 
 def test_older_profiles_are_priced_by_bytes() -> None:

@@ -117,6 +117,9 @@ def test_one_host_is_shared_out() -> None:
     assert one.disk_read.best == pytest.approx(all_of_it.disk_read.best / 2)
     assert one.gemm.best == pytest.approx(all_of_it.gemm.best / 2)
     assert 2 * one.cpu_attention_bytes_per_s <= all_of_it.cpu_attention_bytes_per_s * 1.001
+    assert one.packed is not None
+    assert all_of_it.packed is not None
+    assert one.packed.unpack == pytest.approx(all_of_it.packed.unpack / 2)
     assert [site.cpus for site in sites_of((whole,), 2, "cpu")] == [(0,), (1,)]
 
 
