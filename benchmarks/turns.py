@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,6 +30,8 @@ class Session:
     rounds: int
     directory: Path
     """For checkpoints, offloaded weights and packages; removed at the end."""
+    first_runs: dict[str, PeerRun] = field(default_factory=dict)
+    """Of a peer with a setting, by what it was told: a case that lists the same one later is given this run."""
 
 
 class Turns:
@@ -50,7 +52,7 @@ class Turns:
             yield
             for peer in self._session.peers:
                 for setting in self._settings(peer, is_first=index == 0):
-                    self._run_theirs(peer, setting)
+                    self._run_theirs(peer, setting, is_first=index == 0)
                     yield
 
     def added_to(self, result: Result) -> Result:
@@ -82,8 +84,15 @@ class Turns:
     def _run_ours(self) -> None:
         self.ours.append(_unstopped(self._our_run, lambda run: run.ran))
 
-    def _run_theirs(self, peer: Peer, setting: dict[str, object]) -> None:
-        self.theirs[peer.name].append(_unstopped(lambda: self._their_run(peer, setting), lambda run: run.ran))
+    def _run_theirs(self, peer: Peer, setting: dict[str, object], *, is_first: bool) -> None:
+        told = job_of(self._plan, checkpoint=self._checkpoint, work_dir=Path(), setting=setting)
+        name, known = f"{peer.name} {self._case.host_limit} {told}", self._session.first_runs
+        if is_first and name in known:
+            run = known[name]
+        else:
+            run = _unstopped(lambda: self._their_run(peer, setting), lambda run: run.ran)
+        known.setdefault(name, run)
+        self.theirs[peer.name].append(run)
 
     def _our_run(self) -> OurRun:
         self._forget()

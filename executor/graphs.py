@@ -21,15 +21,14 @@ class LayerGraphs:
         self.are_used = wanted and usable(device, AMPERE)
         self._device = device
         if self.are_used:
-            self._pool = torch.cuda.graph_pool_handle()
-            self._keeper = self._keep_pool(device)
+            self._make_pool()
 
-    def _keep_pool(self, device: torch.device) -> torch.cuda.CUDAGraph:
-        """A graph that is never replayed: memory whose last graph is gone takes no other one."""
-        keeper, value = torch.cuda.CUDAGraph(), torch.zeros(1, device=device)
-        with torch.cuda.stream(torch.cuda.Stream(device)):
-            self._record(keeper, lambda: value.add_(1))
-        return keeper
+    def _make_pool(self) -> None:
+        """A pool, and a graph in it that is never replayed: memory whose last graph is gone takes no other one."""
+        self._pool = torch.cuda.graph_pool_handle()
+        self._keeper, value = torch.cuda.CUDAGraph(), torch.zeros(1, device=self._device)
+        with torch.cuda.stream(torch.cuda.Stream(self._device)):
+            self._record(self._keeper, lambda: value.add_(1))
 
     def capture(self, work: Callable[[], object]) -> torch.cuda.CUDAGraph | None:
         """What `work` queues on the current stream, not yet run; None, and never again, where it cannot be captured."""
@@ -38,8 +37,7 @@ class LayerGraphs:
             self._record(graph, work)
         except RuntimeError as error:
             self.refuse(str(error).splitlines()[0])
-            # torch's own generator stays as in a capture until one ends well
-            self._keeper = self._keep_pool(self._device)
+            self._make_pool()  # torch's own generator, and the pool, stay as in a capture: one has to end well
             return None
         return graph
 
