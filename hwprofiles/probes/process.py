@@ -68,7 +68,8 @@ def _weigh(num_gpus: int) -> tuple[Weighed, tuple[int, ...]]:
         variable: os.environ.get(variable, setting),
     }
     command = [sys.executable, "-m", "hwprofiles.probes.baseline", str(num_gpus)]
-    with tempfile.TemporaryFile("w+") as errors:
+    with tempfile.TemporaryFile("w+") as errors, tempfile.TemporaryDirectory() as kernels:
+        environment["TRITON_CACHE_DIR"] = kernels  # a first run compiles its kernels, which takes memory
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
         )
