@@ -42,13 +42,16 @@ class Script:
         self.shape = replace(whole, layers=tuple(_shape_of(whole, group) for group in groups))
         self._tokens, self._groups = tokens, [*groups, ((len(whole.layers), 1.0),)]
         """By their numbers in what is played; the head's is last."""
+        alike = [[(costs.layer_kinds[j], part) for j, part in group] for group in groups]
+        self._kinds = [*(alike.index(group) for group in alike), len(groups)]
         self.tasks = list(tasks(self.shape, len(tokens)))
         self._known: dict[tuple[object, ...], Load] = {}
         self.loads = [self._load(task) for task in self.tasks]
 
     def _load(self, task: Task) -> Load:
         """The load of a task; alike ones have one object."""
-        key = task.kind, task.resource, task.i, task.j, self._costs.batch_kinds[task.k], task.num_parts
+        layers = self._kinds[task.j] if task.j >= 0 else task.j
+        key = task.kind, task.resource, task.i, layers, self._costs.batch_kinds[task.k], task.num_parts
         known = self._known.get(key)
         if known is None:
             group = self._groups[task.j] if task.j >= 0 else ((task.j, 1.0),)
