@@ -82,7 +82,7 @@ class ComputeCost:
         )
 
     def _pieces(self, layer: LayerSpec, kept: int, step: Step) -> _Pieces:
-        """What does not depend on what is held, alike ones computed once: hashing a LayerSpec takes longer."""
+        """What does not depend on what is held, alike ones computed once."""
         key, new = (id(layer), kept, step), (id(layer), step.phase, step.num_new)
         if new not in self._of_batches:  # whatever the tokens attended to
             self._of_batches[new] = self._linear(layer, step), self._dequantise(layer)
