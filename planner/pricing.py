@@ -149,7 +149,9 @@ def _add_run(phases: dict[Phase, _PhaseSum], sizes: Sizes, rates: Rates, run: Ru
     )
     groups = _layer_groups(sizes)
     for step in run.steps:
-        layers = [replace(group, held=of_share(group.held, step.share)) for group in groups]
+        layers = groups
+        if step.share != 1.0:
+            layers = [replace(group, held=of_share(group.held, step.share)) for group in groups]
         _add_step(phases[step.phase], cost, layers, step, run.num_blocks)
         _add_messages(phases[step.phase], cost, sizes, layers[0].held, step)
 
