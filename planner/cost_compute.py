@@ -15,6 +15,7 @@ from planner.layout import DTYPE_BYTES, kv_vector_bytes
 from planner.model import LayerSpec, ModelSpec
 from planner.packed_work import PACKED_BYTES, PackedRates, packed, unpacked
 from planner.piece import NOTHING, Piece, total
+from planner.plan import Phase
 from planner.policy import Tier
 from planner.rates import Rates
 from planner.schedule import TaskKind
@@ -51,6 +52,9 @@ class ComputeCost:
     _known: dict[tuple[int, int, Step], _Pieces] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+    _of_batches: dict[tuple[int, Phase, float], tuple[Piece, Piece]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def layer(self, layer: LayerSpec, held: Held[A], step: Step) -> Compute[A]:
         """The compute tasks of one pass of one layer."""
@@ -81,12 +85,13 @@ class ComputeCost:
         )
 
     def _pieces(self, layer: LayerSpec, kept: int, step: Step) -> _Pieces:
-        """What does not depend on what is held, alike ones computed once: hashing a LayerSpec takes longer."""
-        key = id(layer), kept, step
+        """What does not depend on what is held, alike ones computed once."""
+        key, new = (id(layer), kept, step), (id(layer), step.phase, step.num_new)
+        if new not in self._of_batches:  # whatever the tokens attended to
+            self._of_batches[new] = self._linear(layer, step), self._dequantise(layer)
         if key not in self._known:
-            linear, unpacking = self._linear(layer, step), self._dequantise(layer)
             attention = self._attention(step, kept), self._cpu_attention(step, kept)
-            self._known[key] = linear, unpacking, *attention
+            self._known[key] = *self._of_batches[new], *attention
         return self._known[key]
 
     def seconds(self, piece: Piece, kind: str) -> float:

@@ -8,6 +8,7 @@ tests/planner/test_elementwise.py holds them against what torch's dispatcher see
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from planner.families.tensors import LayerSpec
 from planner.layout import DTYPE_BYTES
@@ -55,6 +56,7 @@ class Elementwise:
         return sum(part.token_bytes for part in self.moved)
 
 
+@lru_cache(maxsize=256)
 def elementwise(model: ModelSpec, layer: LayerSpec) -> Elementwise:
     """The counts of one layer."""
     norm_operations, norms = _norms(model, layer)

@@ -79,8 +79,6 @@ def held_by_batches(sizes: Sizes, j: int, ks: Collection[int]) -> Held[float]:
 
 def of_share(held: Held[float], share: float) -> Held[float]:
     """The same for a share of the gpu batches, taken as alike; the weights are loaded for them as for all."""
-    if share == 1.0:
-        return held
     whole = {"counts", "passes", "cpu_weight_bytes", "disk_weight_bytes", "kept_tokens"}
     scaled = {f.name: getattr(held, f.name) * share for f in fields(held) if f.name not in whole}
     loads = {"link_weights", "disk_weights"}

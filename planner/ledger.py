@@ -185,7 +185,7 @@ class Sizes:
         keys = [
             (id(layer), letters) for layer, letters in zip(model.layers, placement.weight_tiers, strict=True)
         ]
-        kinds = dict(zip(keys, model.layers, strict=True))  # alike ones once: hashing a LayerSpec takes long
+        kinds = dict(zip(keys, model.layers, strict=True))  # alike ones once
         slabs = {
             key: layer_slabs(layer, key[1], policy.weight_bits, self.element_bytes)
             for key, layer in kinds.items()

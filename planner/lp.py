@@ -1,16 +1,14 @@
-"""LP: the best shares, and the best block size, for a discrete choice. Only this module and handover.py import pulp."""
+"""LP: the best shares, and the best block size, for a discrete choice."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-import pulp
-from numpy.typing import NDArray
 
-from planner.handover import HiGHS
+from planner.handover import Failure, Matrix, Rows, Vector, minimised
 from planner.policy import TIERS, Tier
 from planner.relaxed import Relaxed
 from planner.request import CpuAttention
@@ -34,8 +32,6 @@ _NAMES = (
 )
 _FIRST_TIME = len(_NAMES)
 _COST_OF_MORE: dict[Tier, float] = {"gpu": 100.0, "cpu": 10.0, "disk": 1.0}
-Vector = NDArray[np.float64]
-"""A value of each variable; or a linear expression of them, the last of its terms being the constant."""
 ANY_WAY, NO_ROWS = Way(), WholeRows()
 
 
@@ -79,26 +75,6 @@ class Solution:
         return "all" if any(used[1:]) else "weights" if used[0] else "none"
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Why there is no solution, as the solver or the check of its answer says."""
-
-    reason: str
-    infeasible: bool = False
-
-
-@dataclass(slots=True)
-class _Rows:
-    """Constraints terms . (x, 1) <= 0 or = 0, the objective, and the bounds of x >= 0."""
-
-    size: int
-    at_most: list[Vector] = field(default_factory=list)
-    equal: list[Vector] = field(default_factory=list)
-    objective: Vector = field(default_factory=lambda: np.zeros(0))
-    upper: dict[int, float] = field(default_factory=dict)
-    lower: dict[int, float] = field(default_factory=dict)
-
-
 def solve(relaxed: Relaxed, limits: Limits, way: Way = ANY_WAY) -> Solution | Failure:
     """Minimise time per sequence over the splits, and over the gpu batches where they are not fixed."""
     return Program(relaxed, limits).solve(limits.tier_bytes, way)
@@ -111,14 +87,13 @@ def shortage(relaxed: Relaxed, limits: Limits, growing: Sequence[Tier]) -> dict[
     """
     program = Program(relaxed, limits, growing)
     rows = program.rows(limits.tier_bytes, ANY_WAY)
-    rows.objective = np.zeros(rows.size + 1)
-    extra = range(rows.size - len(growing), rows.size)
-    rows.objective[list(extra)] = [_COST_OF_MORE[tier] for tier in growing]
-    answer = _checked(rows)
+    first = len(rows.upper) - len(growing)
+    costs = [_COST_OF_MORE[tier] for tier in growing]
+    answer = _checked(replace(rows, objective=np.array([*np.zeros(first), *costs, 0.0])))
     if isinstance(answer, Failure):
         return answer
     block = relaxed.choice.gpu_batch_size / float(answer[_NAMES.index("inverse_batches")])
-    grown = {tier: float(answer[index]) * block for tier, index in zip(growing, extra, strict=True)}
+    grown = {tier: float(more) * block for tier, more in zip(growing, answer[first:], strict=True)}
     return {tier: math.ceil(more * relaxed.unit_bytes) for tier, more in grown.items() if more > _TOLERANCE}
 
 
@@ -131,16 +106,20 @@ class Program:
     def __init__(self, relaxed: Relaxed, limits: Limits, growing: Sequence[Tier] = ()) -> None:
         self._relaxed, self._limits = relaxed, limits
         self._times = slice(_FIRST_TIME, _FIRST_TIME + len(relaxed.steps))
-        self._common = _Rows(size=self._times.stop + len(growing))
-        self._blocked: list[Vector] = []
-        self._memory: list[tuple[Tier, Vector, Vector, Vector]] = []
-        """What a tier holds, what activation slots add to it, and 1 / N."""
-        unit = np.eye(self._common.size + 1)
-        shares = _shares_of([unit[index] for index in (*range(_FIRST_TIME), self._common.size)])
-        more = {tier: unit[index] for index, tier in enumerate(growing, start=self._times.stop)}
-        self._add_totals(shares)
-        self._add_memory(shares, more)
-        self._add_times(shares, unit[self._times])
+        unit = np.eye(self._times.stop + len(growing) + 1)
+        shares, times = _shares_of([*unit[:_FIRST_TIME], unit[-1]]), unit[self._times]
+        self._fixed = relaxed.fixed_seconds(shares) / relaxed.unit_s
+        self._objective = times.sum(axis=0) + self._fixed
+        at_most, blocked = [*self._limited(shares, times)], []
+        for time, variable in zip(relaxed.times(shares), times, strict=True):
+            lanes = np.array([seconds for _, seconds in time.lanes]) / relaxed.unit_s
+            at_most += [*(lanes - variable)]
+            self._objective += lanes.sum(axis=0) * _WORK_WEIGHT
+            blocked += [seconds / relaxed.unit_s - variable for _, seconds in time.blocked]
+        self._at_most, self._blocked = np.array(at_most), np.array([*at_most, *blocked])
+        """Every lane of every step takes at most the step's time; where computing keeps the caller, some more do."""
+        self._equal = np.array([*self._totals(shares)])
+        self._add_memory(shares, dict(zip(growing, unit[self._times.stop : -1], strict=True)))
 
     def solve(
         self, tier_bytes: Mapping[Tier, int], way: Way, whole: WholeRows = NO_ROWS
@@ -168,61 +147,55 @@ class Program:
             compute_tier=self._relaxed.compute_tier,
         )
 
-    def rows(self, tier_bytes: Mapping[Tier, int], way: Way, whole: WholeRows = NO_ROWS) -> _Rows:
+    def rows(self, tier_bytes: Mapping[Tier, int], way: Way, whole: WholeRows = NO_ROWS) -> Rows:
         """All rows and bounds that hold under these limits and in this way."""
-        at_most = list(self._common.at_most)
-        if self._relaxed.is_blocking(way):
-            at_most += self._blocked
-        for tier, used, slots, inverse_block in self._memory:
-            limit = inverse_block * (tier_bytes[tier] / self._relaxed.unit_bytes)
-            at_most.append(used + slots - limit if way.moves_activations else used - limit)
-        upper = dict.fromkeys(self._unused(way), 0.0)
-        settled = self._settled(way, whole)
-        lower = {name: low for name, (low, _) in settled.items()}
-        upper |= {name: high for name, (_, high) in settled.items() if high is not None}
-        return replace(
-            self._common,
-            at_most=at_most,
-            lower={_NAMES.index(name): low for name, low in lower.items()},
-            upper={_NAMES.index(name): high for name, high in upper.items()},
+        limits = np.array([tier_bytes[tier] / self._relaxed.unit_bytes for tier in self._tiers])
+        memory = self._used - self._inverse_blocks * limits[:, None]
+        if way.moves_activations:
+            memory += self._activation_slots
+        times = self._blocked if self._relaxed.is_blocking(way) else self._at_most
+        lower, upper = np.zeros(self._objective.size - 1), np.full(self._objective.size - 1, np.inf)
+        upper[[_NAMES.index(name) for name in self._unused(way)]] = 0.0
+        for name, (low, high) in self._settled(way, whole).items():
+            lower[_NAMES.index(name)], upper[_NAMES.index(name)] = low, high
+        return Rows(
+            objective=self._objective,
+            at_most=np.concatenate((times, memory)),
+            equal=self._equal,
+            lower=lower,
+            upper=upper,
         )
 
-    def _add_times(self, shares: Shares[Vector], times: Vector) -> None:
-        """Every lane of every step takes at most the step's time; the objective is their sum."""
-        relaxed, rows, latency_s = self._relaxed, self._common, self._limits.max_latency_s
-        rows.objective = times.sum(axis=0)
-        for time, variable in zip(relaxed.times(shares), times, strict=True):
-            lanes = np.array([seconds for _, seconds in time.lanes]) / relaxed.unit_s
-            rows.at_most.extend(lanes - variable)
-            rows.objective += lanes.sum(axis=0) * _WORK_WEIGHT
-            self._blocked += [seconds / relaxed.unit_s - variable for _, seconds in time.blocked]
-        fixed = self._fixed = relaxed.fixed_seconds(shares) / relaxed.unit_s
-        rows.objective += fixed
-        if latency_s is not None:
-            allowed = latency_s / relaxed.unit_s / relaxed.choice.gpu_batch_size
-            rows.at_most.append(times.sum(axis=0) + fixed - shares.inverse_batches * allowed)
-
-    def _add_totals(self, shares: Shares[Vector]) -> None:
+    def _totals(self, shares: Shares[Vector]) -> Iterator[Vector]:
         """Weights divide over the block; cache and activations are each sequence's own."""
-        relaxed, rows = self._relaxed, self._common
+        relaxed = self._relaxed
         weights = shares.inverse_batches * (relaxed.weight_units / relaxed.choice.gpu_batch_size)
         for by_tier, whole in (
             (shares.weights, weights),
             (shares.cache, shares.one * relaxed.cache_units),
             (shares.activations, shares.one * relaxed.activation_units),
         ):
-            rows.equal.append(sum((part for part in by_tier.values()), -whole))
-        far = sum((shares.cache[tier] for tier in relaxed.far_tiers), np.zeros(rows.size + 1))
-        rows.at_most.append(shares.attended - far)
+            yield sum(by_tier.values(), -whole)
+
+    def _limited(self, shares: Shares[Vector], times: Matrix) -> Iterator[Vector]:
+        """What is attended, what slots hold, and a block's time."""
+        relaxed, latency_s = self._relaxed, self._limits.max_latency_s
+        far = sum((shares.cache[tier] for tier in relaxed.far_tiers), shares.one * 0.0)
+        yield shares.attended - far
         if self._limits.cpu_attention == "on" and relaxed.compute_tier == "gpu":
-            rows.at_most.append(far - shares.attended)
+            yield far - shares.attended
+        yield from (needed - shares.slot for needed in relaxed.slots(shares))
+        if latency_s is not None:
+            allowed = latency_s / relaxed.unit_s / relaxed.choice.gpu_batch_size
+            yield times.sum(axis=0) + self._fixed - shares.inverse_batches * allowed
 
     def _add_memory(self, shares: Shares[Vector], more: Mapping[Tier, Vector]) -> None:
-        for needed in self._relaxed.slots(shares):
-            self._common.at_most.append(needed - shares.slot)
-        for use in self._relaxed.memory(shares):
-            used = use.used - more[use.tier] if use.tier in more else use.used
-            self._memory.append((use.tier, used, use.activation_slots, use.inverse_block))
+        """Of each tier and phase: what is used, what activation slots add to it, and 1 / N."""
+        uses = [*self._relaxed.memory(shares)]
+        self._tiers = [use.tier for use in uses]
+        self._used = np.array([use.used - more[use.tier] if use.tier in more else use.used for use in uses])
+        self._activation_slots = np.array([use.activation_slots for use in uses])
+        self._inverse_blocks = np.array([use.inverse_block for use in uses])
 
     def _unused(self, way: Way) -> Iterator[str]:
         """Variables that are 0."""
@@ -241,15 +214,13 @@ class Program:
         is_open = wanted == "on" or (wanted == "auto" and way.attends)
         return is_open and self._relaxed.compute_tier == "gpu"
 
-    def _settled(self, way: Way, whole: WholeRows) -> dict[str, tuple[float, float | None]]:
+    def _settled(self, way: Way, whole: WholeRows) -> dict[str, tuple[float, float]]:
         """Bounds of variables other than 0: the number of gpu batches, rows; an attending CPU has one of each batch."""
         relaxed, batches = self._relaxed, self._relaxed.num_gpu_batches
         row = relaxed.cache_units / relaxed.choice.gpu_batch_size
-        found: dict[str, tuple[float, float | None]] = {
-            "inverse_batches": (1 / (batches or self._limits.max_batches), 1 / (batches or 1))
-        }
+        found = {"inverse_batches": (1 / (batches or self._limits.max_batches), 1 / (batches or 1))}
         if self._attends(way) and self._limits.cpu_attention != "on":
-            found["attended"] = (row, None)
+            found["attended"] = (row, math.inf)
         if batches and whole.near is not None:
             found[f"cache_{relaxed.compute_tier}"] = (whole.near * row / batches,) * 2
         if batches and whole.attended is not None:
@@ -257,58 +228,24 @@ class Program:
         return found
 
 
-def _checked(rows: _Rows) -> Vector | Failure:
+def _checked(rows: Rows) -> Vector | Failure:
     """The solver's answer, if it keeps every row and bound."""
-    answer = _run(rows)
+    answer = minimised(rows)
     broken = None if isinstance(answer, Failure) else _broken(rows, answer)
     return answer if broken is None else Failure(f"the solver's answer breaks {broken}")
 
 
-def _run(rows: _Rows) -> Vector | Failure:
-    """Hand the rows to HiGHS, without variables that are 0."""
-    problem = pulp.LpProblem("shares", pulp.LpMinimize)
-    used = [index for index in range(rows.size) if rows.upper.get(index) != 0]
-    variables = [
-        problem.add_variable(f"x{index}", rows.lower.get(index, 0.0), rows.upper.get(index)) for index in used
-    ]
-    problem.setObjective(_expression(variables, rows.objective[used].tolist()))
-    at_most = _undominated(np.array(rows.at_most), used)
-    for sense, constraints in ((pulp.LpConstraintLE, at_most), (pulp.LpConstraintEQ, np.array(rows.equal))):
-        for terms, constant in zip(constraints[:, used].tolist(), constraints[:, -1].tolist(), strict=True):
-            problem.addConstraint(pulp.LpConstraint(_expression(variables, terms), sense, rhs=-constant))
-    solver = HiGHS(msg=False, threads=1, presolve="off")  # there is little to share out, or to simplify
-    status = problem.solve(solver)
-    if status != pulp.LpStatusOptimal:
-        return Failure(f"the solver ends with {pulp.LpStatus[status]!r}", status == pulp.LpStatusInfeasible)
-    answer = np.zeros(rows.size)
-    answer[used] = [variable.value() for variable in variables]
-    return answer
-
-
-def _undominated(terms: Vector, used: list[int]) -> Vector:
-    """Rows that no other one implies: all variables are at least 0, so that the larger terms ask for more."""
-    seen = terms[:, [*used, -1]]
-    implied = (seen[:, None] <= seen[None]).all(axis=2)
-    implied &= ~(implied.T & np.triu(np.ones_like(implied)))  # of equal ones the first stays
-    kept: Vector = terms[~implied.any(axis=1)]
-    return kept
-
-
-def _expression(variables: Iterable[pulp.LpVariable], terms: Iterable[float]) -> pulp.LpAffineExpression:
-    return pulp.LpAffineExpression([pair for pair in zip(variables, terms, strict=True) if pair[1]])
-
-
-def _broken(rows: _Rows, answer: Vector) -> str | None:
+def _broken(rows: Rows, answer: Vector) -> str | None:
     """The first constraint that the answer does not keep."""
     point = np.append(answer, 1.0)
     for name, constraints, sign in (("an upper limit", rows.at_most, 0.0), ("a sum", rows.equal, -1.0)):
-        parts = np.array(constraints) * point
+        parts = constraints * point
         excess = parts.sum(axis=1)
         scale = np.maximum(1.0, np.abs(parts).max(axis=1))
         broken = np.flatnonzero(np.maximum(excess, sign * excess) > _TOLERANCE * scale)
         if broken.size:
             return f"{name} (row {broken[0]}) by {excess[broken[0]]:g}"
-    if any(answer[i] > upper + _TOLERANCE for i, upper in rows.upper.items()) or answer.min() < -_TOLERANCE:
+    if (answer > rows.upper + _TOLERANCE).any() or (answer < -_TOLERANCE).any():
         return "a bound"
     return None
 

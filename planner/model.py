@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
@@ -27,12 +27,12 @@ class ModelSpec:
     """A decoder-only language model: the shapes that decide its bytes and its work."""
 
     name: str
-    config: Mapping[str, object]
+    config: Mapping[str, object] = field(hash=False)
     """The transformers config, model_type included, as plain JSON values; the model can be built from it."""
     layer_prefix: str
     """Of the layers' parameters: "model.layers" in "model.layers.0.mlp.up_proj.weight"."""
-    layers: tuple[LayerSpec, ...]
-    ends: tuple[TensorSpec, ...]
+    layers: tuple[LayerSpec, ...] = field(hash=False)
+    ends: tuple[TensorSpec, ...] = field(hash=False)
     """Every parameter outside the layers, in the order of named_parameters; tied ones once."""
     tied: bool
     """The output head is the input embedding."""
@@ -54,7 +54,7 @@ class ModelSpec:
     has_embedding: bool = True
     """What stands before the layers is here, not on another stage."""
     has_head: bool = True
-    elsewhere: tuple[TensorSpec, ...] = ()
+    elsewhere: tuple[TensorSpec, ...] = field(default=(), hash=False)
     """Ends that only other stages hold."""
 
     @property

@@ -61,7 +61,11 @@ def _place_weights(sizes: Sequence[Sequence[int]], split: Split) -> tuple[str, .
         letters = [""] * len(nbytes)
         for index in largest_first[id(nbytes)]:
             least = nbytes[index] * (1 - _ROUNDING)
-            tier = next((tier for tier in faster if carry[tier] >= least), rest)
+            for tier in faster:
+                if carry[tier] >= least:
+                    break
+            else:
+                tier = rest
             carry[tier] -= nbytes[index]
             letters[index] = _LETTER[tier]
         placed.append("".join(letters))

@@ -149,7 +149,9 @@ def _add_run(phases: dict[Phase, _PhaseSum], sizes: Sizes, rates: Rates, run: Ru
     )
     groups = _layer_groups(sizes)
     for step in run.steps:
-        layers = [replace(group, held=of_share(group.held, step.share)) for group in groups]
+        layers = groups
+        if step.share != 1.0:
+            layers = [replace(group, held=of_share(group.held, step.share)) for group in groups]
         _add_step(phases[step.phase], cost, layers, step, run.num_blocks)
         _add_messages(phases[step.phase], cost, sizes, layers[0].held, step)
 
@@ -157,7 +159,10 @@ def _add_run(phases: dict[Phase, _PhaseSum], sizes: Sizes, rates: Rates, run: Ru
 def _add_step(
     total: _PhaseSum, cost: CostModel, layers: list[_LayerGroup], step: Step, num_blocks: int
 ) -> None:
-    lanes = [_add_layers(total, cost, group, step) for group in layers]
+    all_timed = [_timed(cost, group.held, step) for group in layers]
+    lanes = [
+        _add_layers(total, cost, group, step, timed) for group, timed in zip(layers, all_timed, strict=True)
+    ]
     sums = [(same[0][0], sum(seconds for _, seconds in same)) for same in zip(*lanes, strict=True)]
     total.add_lanes(sums, step.num_steps)
     ends, tier, held = total_of(cost.ends(step)), cost.compute_tier, layers[0].held
@@ -170,13 +175,11 @@ def _add_step(
         times,
         _TaskSum(1 + cost.model.has_head, ends.num_bytes, ends.flops, ends.seconds),
     )
-    moves = cost.moves(held, step)
-    timed = cost.timed(moves, cost.speeds(moves))
     if step.phase == "prefill":  # nothing runs before the first layer has come
-        loads_s = sum(seconds for move, seconds in timed if move.kind == TaskKind.LOAD_WEIGHT)
+        loads_s = sum(seconds for move, seconds in all_timed[0] if move.kind == TaskKind.LOAD_WEIGHT)
         total.seconds += loads_s / held.passes * step.num_steps
     drains = step.num_steps if step.phase == "prefill" else num_blocks
-    stores_s = sum(seconds for move, seconds in timed if move.kind == TaskKind.STORE_CACHE)
+    stores_s = sum(seconds for move, seconds in all_timed[0] if move.kind == TaskKind.STORE_CACHE)
     total.seconds += stores_s / held.batches * drains
 
 
@@ -191,11 +194,18 @@ def _add_messages(total: _PhaseSum, cost: CostModel, sizes: Sizes, held: Held[fl
             total.seconds += step.num_steps * held.passes * seconds / move.count
 
 
-def _add_layers(total: _PhaseSum, cost: CostModel, group: _LayerGroup, step: Step) -> list[tuple[str, float]]:
+def _timed(cost: CostModel, held: Held[float], step: Step) -> list[Timed[float]]:
+    """A layer's moves in one pass, each at the speed of its size."""
+    moves = cost.moves(held, step)
+    return cost.timed(moves, cost.speeds(moves))
+
+
+def _add_layers(
+    total: _PhaseSum, cost: CostModel, group: _LayerGroup, step: Step, timed: Sequence[Timed[float]]
+) -> list[tuple[str, float]]:
     """Add up the tasks of alike layers in one step; the lanes of one pass."""
     held, times = group.held, group.count * step.num_steps
-    moves, compute = cost.moves(held, step), cost.compute(group.layer, held, step)
-    timed = cost.timed(moves, cost.speeds(moves))
+    compute = cost.compute(group.layer, held, step)
     lanes = cost.lanes(timed, compute)
     lanes += cost.rounds(timed, compute)
     if cost.rates.on_cpu or compute.attend_count > 0:

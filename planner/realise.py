@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from planner.candidate import Candidate, limits_of, tier_limits
-from planner.lp import NO_ROWS, NO_SHARE, Failure, Limits, Program, Solution
+from planner.handover import Failure
+from planner.lp import NO_ROWS, NO_SHARE, Limits, Program, Solution
 from planner.plan import Plan
 from planner.policy import Policy, Split, Tier
 from planner.problem import Problem

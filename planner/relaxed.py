@@ -180,9 +180,13 @@ class Relaxed:
         """Speeds of each move at the size of whole layers and gpu batches."""
         key = kind.nbytes, kind.kept_tokens, step
         if key not in self._known_speeds:
-            moves = self.cost.moves(self._held(_EVEN, kind), step)
-            self._known_speeds[key] = self.cost.speeds(moves)
+            self._known_speeds[key] = self.cost.speeds(self.cost.moves(self._even[key[:2]], step))
         return self._known_speeds[key]
+
+    @cached_property
+    def _even(self) -> dict[tuple[int, int], Held[float]]:
+        """What each kind of layer holds of a unit of everything on every tier."""
+        return {(kind.nbytes, kind.kept_tokens): self._held(_EVEN, kind) for kind in self.kinds}
 
     def _held(self, shares: Shares[A], kind: LayerKind) -> Held[A]:
         batches = shares.one * (1 / self.choice.gpu_batch_size)

@@ -18,14 +18,13 @@ from planner.tasks import Ids, Task, TaskKind
 class LaneWork:
     """How long a lane had been at work by some time, as corners of a line."""
 
-    def __init__(self) -> None:
-        self._times_s, self._work_s = [0.0], [0.0]
-
-    def add(self, start_s: float, stop_s: float) -> None:
-        """The next task."""
-        done_s = self._work_s[-1]
-        self._times_s += (start_s, stop_s)
-        self._work_s += (done_s, done_s + stop_s - start_s)
+    def __init__(self, times_s: Sequence[tuple[float, float]]) -> None:
+        """(start, stop) of its tasks, one after the other."""
+        spans = np.array(times_s)
+        done_s = np.cumsum(spans[:, 1] - spans[:, 0])
+        before_s = np.concatenate(([0.0], done_s[:-1]))
+        self._times_s = np.concatenate(([0.0], spans.ravel()))
+        self._work_s = np.concatenate(([0.0], np.column_stack((before_s, done_s)).ravel()))
 
     def until(self, times_s: Sequence[float]) -> list[float]:
         """Seconds at work until each time."""
@@ -42,13 +41,16 @@ class Script:
         self.shape = replace(whole, layers=tuple(_shape_of(whole, group) for group in groups))
         self._tokens, self._groups = tokens, [*groups, ((len(whole.layers), 1.0),)]
         """By their numbers in what is played; the head's is last."""
+        alike = [[(costs.layer_kinds[j], part) for j, part in group] for group in groups]
+        self._kinds = [*(alike.index(group) for group in alike), len(groups)]
         self.tasks = list(tasks(self.shape, len(tokens)))
         self._known: dict[tuple[object, ...], Load] = {}
         self.loads = [self._load(task) for task in self.tasks]
 
     def _load(self, task: Task) -> Load:
         """The load of a task; alike ones have one object."""
-        key = task.kind, task.resource, task.i, task.j, self._costs.batch_kinds[task.k], task.num_parts
+        layers = self._kinds[task.j] if task.j >= 0 else task.j
+        key = task.kind, task.resource, task.i, layers, self._costs.batch_kinds[task.k], task.num_parts
         known = self._known.get(key)
         if known is None:
             group = self._groups[task.j] if task.j >= 0 else ((task.j, 1.0),)
@@ -81,10 +83,10 @@ class Script:
 
     def lanes(self, times_s: Iterable[tuple[float, float]]) -> dict[str, LaneWork]:
         """What each lane did."""
-        lanes: dict[str, LaneWork] = {}
-        for task, (start_s, stop_s) in zip(self.tasks, times_s, strict=True):
-            lanes.setdefault(task.resource, LaneWork()).add(start_s, stop_s)
-        return lanes
+        lanes: dict[str, list[tuple[float, float]]] = {}
+        for task, span_s in zip(self.tasks, times_s, strict=True):
+            lanes.setdefault(task.resource, []).append(span_s)
+        return {name: LaneWork(spans_s) for name, spans_s in lanes.items()}
 
     def work_s(self, within: Iterable[int] | None = None) -> dict[str, float]:
         """By lane and by shared lane, of all tasks or of some, not calibrated by phase."""

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from hwprofiles.units import format_bytes, format_seconds
 from planner.candidate import Candidate, bits_of, limits_of, tier_limits
-from planner.lp import Failure, shortage
+from planner.handover import Failure
+from planner.lp import shortage
 from planner.policy import TIERS, Bits, Tier
 from planner.problem import Problem
 from planner.realise import place_within

@@ -13,7 +13,7 @@ from planner.message_costs import message_moves
 from planner.piece import NOTHING, Piece
 from planner.rates import Rates
 from planner.schedule import PRELUDE, Task, TaskKind
-from planner.work import Choice, Compute, Move, step_of
+from planner.work import Choice, Compute, Held, Move, step_of
 
 SHARED_LANES = ("disk", "link", "cpu_mem", "cores")
 """What tasks of different lanes have in common; names of cost.py's lanes."""
@@ -51,14 +51,16 @@ class TaskCosts:
         )
         kinds = [(id(slabs), id(layer)) for slabs, layer in zip(sizes.slabs, sizes.model.layers, strict=True)]
         specs = [layer for _, layer in kinds]
-        self._weight_kinds = [kinds.index(kind) for kind in kinds]
-        self._layer_kinds = {j: specs.index(spec) for j, spec in enumerate(specs)}
-        self._layer_kinds |= {PRELUDE: PRELUDE, len(kinds): _HEAD}
+        self.layer_kinds = [kinds.index(kind) for kind in kinds]
+        """Of each layer, the same for those that are alike and placed alike."""
+        self._specs = {j: specs.index(spec) for j, spec in enumerate(specs)}
+        self._specs |= {PRELUDE: PRELUDE, len(kinds): _HEAD}
         firsts = first_of_waves(sizes)  # these do the pass's own work
         rows = zip(sizes.placement.cache_rows, sizes.placement.activation_rows, strict=True)
         alike = [(k in firsts, row) for k, row in enumerate(rows)]
         self.batch_kinds = [alike.index(each) for each in alike]
         """Of each gpu batch, the same for alike ones."""
+        self._held: dict[tuple[int, int], Held[float]] = {}
         self._passes: dict[tuple[int, int, int], Loads] = {}
         self._weights: dict[int, Loads] = {}
         self._moves: dict[Move[float], Load] = {}
@@ -76,9 +78,9 @@ class TaskCosts:
 
     def _of_layer(self, task: Task, i: int, j: int) -> Load:
         if task.kind is TaskKind.LOAD_WEIGHT:
-            loads = self._weight_loads(self._weight_kinds[j], task.k)
+            loads = self._weight_loads(self.layer_kinds[j], task.k)
         else:
-            key = i, self._layer_kinds[j], self.batch_kinds[task.k]
+            key = i, self._specs[j], self.batch_kinds[task.k]
             known = self._passes.get(key)
             if known is None:
                 known = self._passes[key] = self._loads(*key)
@@ -96,7 +98,9 @@ class TaskCosts:
     def _loads(self, i: int, j: int, k: int) -> Loads:
         cost, step = self.cost, step_of(self.sizes.workload, i)
         layer = max(j, 0)  # the embedding stores what a layer stores
-        held = held_by_batches(self.sizes, layer, (k,))
+        if (layer, k) not in self._held:
+            self._held[layer, k] = held_by_batches(self.sizes, layer, (k,))
+        held = self._held[layer, k]
         rows = self.sizes.placement.cache_rows[k].total
         moves = [*cost.moves(held, step), *message_moves(self.sizes.messages, rows, step, 1.0)]
         loads = {(move.kind, move.resource, 0): self._moved(move) for move in moves}

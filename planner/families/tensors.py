@@ -44,9 +44,15 @@ class LayerSpec:
     """The MLP multiplies two projections (gate and up)."""
     numel: int = field(init=False, repr=False, compare=False)
     """Number of elements of all its tensors, counted once."""
+    _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "numel", sum(tensor.numel for tensor in self.tensors))
+        object.__setattr__(self, "_hash", hash((self.tensors, self.sliding_window)))
+
+    def __hash__(self) -> int:
+        """Found once: what a layer's kind determines is looked up by the layer, and it has many tensors."""
+        return self._hash
 
     def kept_tokens(self, num_tokens: int) -> int:
         """Of a sequence's tokens, those whose K and V it keeps: as many as its window lets a token attend to.

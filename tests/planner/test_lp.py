@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from hwprofiles.profile import load_profile
 from planner import lp
 from planner.candidate import limits_of, tier_limits
-from planner.lp import Failure, Limits, Solution, shortage, solve
+from planner.handover import Failure, Rows, Vector, minimised
+from planner.lp import Limits, Solution, shortage, solve
 from planner.policy import Tier
 from planner.problem import Problem
 from planner.relaxed import Relaxed
@@ -230,15 +231,14 @@ def test_an_answer_that_breaks_a_row_is_refused(monkeypatch: pytest.MonkeyPatch)
     """A solver that claims an optimum outside the limits is not believed."""
     problem = problem_of(small_opt(), gpu=120 * MB)
     relaxed = relaxed_of(problem)
-    honest = lp._run
 
-    def lying(rows: lp._Rows) -> lp.Vector | Failure:
-        answer = honest(rows)
+    def lying(rows: Rows) -> Vector | Failure:
+        answer = minimised(rows)
         assert not isinstance(answer, Failure)
         answer[0] += 0.5
         return answer
 
-    monkeypatch.setattr(lp, "_run", lying)
+    monkeypatch.setattr(lp, "minimised", lying)
     failure = solve(relaxed, limits(problem, relaxed))
     assert isinstance(failure, Failure)
     assert "breaks" in failure.reason
@@ -248,15 +248,14 @@ def test_an_answer_with_another_price_is_refused(monkeypatch: pytest.MonkeyPatch
     """Times that are not those of the cost model at the claimed shares are not believed."""
     problem = problem_of(small_opt(), gpu=120 * MB)
     relaxed = relaxed_of(problem)
-    honest = lp._run
 
-    def pessimistic(rows: lp._Rows) -> lp.Vector | Failure:
-        answer = honest(rows)
+    def pessimistic(rows: Rows) -> Vector | Failure:
+        answer = minimised(rows)
         assert not isinstance(answer, Failure)
         answer[lp._FIRST_TIME :] *= 2
         return answer
 
-    monkeypatch.setattr(lp, "_run", pessimistic)
+    monkeypatch.setattr(lp, "minimised", pessimistic)
     failure = solve(relaxed, limits(problem, relaxed))
     assert isinstance(failure, Failure)
     assert "cost model" in failure.reason
