@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
+import pulp
 import pytest
 from numpy.typing import NDArray
 
@@ -225,6 +227,40 @@ def test_cpu_attention_is_as_asked(choice: str, share: float) -> None:
     assert isinstance(solution, Solution)
     far = solution.shares.cache["cpu"] + solution.shares.cache["disk"]
     assert solution.shares.attended == pytest.approx(share * far, abs=1e-4)
+
+
+def by_pulp(rows: Rows) -> float:
+    """The least value of the objective, modelled with PuLP and solved by CBC."""
+    problem = pulp.LpProblem("rows", pulp.LpMinimize)
+    bounds = zip(rows.lower, rows.upper, strict=True)
+    x = [
+        problem.add_variable(f"x{index}", low, None if math.isinf(high) else high)
+        for index, (low, high) in enumerate(bounds)
+    ]
+
+    def expression(terms: Vector) -> pulp.LpAffineExpression:
+        return pulp.lpSum(term * one for term, one in zip(terms[:-1], x, strict=True)) + terms[-1]
+
+    problem += expression(rows.objective)
+    for terms in rows.at_most:
+        problem += expression(terms) <= 0
+    for terms in rows.equal:
+        problem += expression(terms) == 0
+    assert problem.solve(pulp.PULP_CBC_CMD(msg=False)) == pulp.LpStatusOptimal
+    return float(pulp.value(problem.objective))
+
+
+@pytest.mark.parametrize("way", [Way(), Way(moves_activations=False, disk="none"), Way(attends=False)])
+@pytest.mark.parametrize("gpu", [120, 400])
+@pytest.mark.filterwarnings("ignore:PULP_CBC_CMD is deprecated")
+def test_another_solver_finds_the_same_optimum(gpu: int, way: Way) -> None:
+    """PuLP's CBC shares no code with HiGHS, nor with how rows are handed over."""
+    problem = problem_of(small_opt(), gpu=gpu * MB)
+    relaxed = relaxed_of(problem)
+    rows = lp.Program(relaxed, limits(problem, relaxed)).rows(tier_limits(problem), way)
+    found = minimised(rows)
+    assert not isinstance(found, Failure)
+    assert float(np.append(found, 1.0) @ rows.objective) == pytest.approx(by_pulp(rows), rel=1e-6)
 
 
 def test_an_answer_that_breaks_a_row_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
