@@ -54,17 +54,25 @@ def _title(result: Result) -> str:
 
 def _origin(result: Result) -> str:
     machine, profile = result.machine, result.profile or {}
-    gpus = machine.get("gpus")
-    where = "; ".join(str(gpu) for gpu in gpus) if isinstance(gpus, list) and gpus else "no GPU"
+    found, cores = machine.get("gpus"), machine.get("cores", "?")
+    gpus = found if isinstance(found, list) else []
+    few = _of_host(machine, "gpus", len(gpus))
+    where = (f"{len(gpus)}{few} GPUs: " if few else "") + "; ".join(map(str, gpus)) if gpus else "no GPU"
     lines = [
         f"{result.created}, commit {result.commit[:12]}, {machine.get('processor', machine['platform'])} "
-        f"({machine.get('cores', '?')} cores), {where}; torch {machine['torch']}, "
+        f"({cores}{_of_host(machine, 'cores', cores)} cores), {where}; torch {machine['torch']}, "
         f"transformers {machine['transformers']}"
     ]
     if profile:
         lines.append(f"Profile {profile['name']} of {profile['created']}, digest {profile['digest']}")
     commands = "\n".join(f"    {command}" for command in result.commands)
     return ".\n".join(lines) + f".\n\n{commands}"
+
+
+def _of_host(machine: Mapping[str, object], name: str, count: object) -> str:
+    """Of how many, where runs had only a part of the host."""
+    whole = machine.get(f"host_{name}", count)
+    return "" if whole == count else f" of {whole}"
 
 
 def _memory(figures: Figures) -> str:

@@ -31,6 +31,8 @@ benchmarks, and what each peer needs, is in [benchmarks/README.md](../benchmarks
 * **to reach**: what was promised of the case before it was run.
 * **peer**: the fastest of its runs in the same session, and how many times as fast ours was.
 * **memory**: the measured peak over the ledger's.
+* **1 of 2 GPUs, 16 of 32 cores**: a control group of so many cores and of that part of the memory; the rest of the
+  host was at work meanwhile, and shares host memory's bandwidth.
 """
 COLUMNS = ("case", "tok/s", "bound", "of bound", "to reach", "peer", "tok/s", "times", "to reach", "memory")
 
