@@ -13,7 +13,7 @@ from benchmarks.accuracy_page import page
 from benchmarks.accuracy_result import Accuracy, AccuracyCase, summed_up
 from benchmarks.json_result import load_json_result, write_json_result
 from benchmarks.plan_runs import load_named
-from benchmarks.setting import setting_of
+from benchmarks.setting import Setting
 from hwprofiles.errors import UserError
 from planner.commands import estimate, search
 from tests.planner.problems import ON_CPU, ON_DISK, ON_GPU, policy_of, small_t4
@@ -42,14 +42,14 @@ def test_a_case_with_an_unknown_key_is_refused(tmp_path: Path) -> None:
         load_named(tmp_path / "cases.yaml", AccuracyCase, [])
 
 
-def test_errors_are_those_of_the_runs(tmp_path: Path) -> None:
+def test_errors_are_those_of_the_runs(setting: Setting, tmp_path: Path) -> None:
     """Of a machine that is slower than its profile: before, and on runs that did not calibrate it, less."""
     profile = small_t4()
     policies = [policy_of(ON_CPU, ON_CPU, ON_GPU, size=size) for size in (8, 16, 24)]
     policies += [policy_of(ON_DISK, ON_CPU, ON_GPU, size=size) for size in (8, 16, 24)]
     reports = {f"case-{n}": report_of(profile, policy, SLOWER) for n, policy in enumerate(policies)}
     cases = {name: AccuracyCase(planner=f"--model opt-125m --{name}") for name in reports}
-    result = summed_up(cases, reports, profile, setting_of(profile, "run"))
+    result = summed_up(cases, reports, profile, setting)
     assert [(row.case, row.phase) for row in result.rows] == [
         (name, phase.phase) for name, report in reports.items() for phase in report.phases
     ]
@@ -65,8 +65,8 @@ def test_errors_are_those_of_the_runs(tmp_path: Path) -> None:
     assert all(text.count(f"| {name} |") >= 2 for name in reports)
 
 
-def test_one_run_is_not_enough() -> None:
+def test_one_run_is_not_enough(setting: Setting) -> None:
     """None would be left to hold the calibration against."""
     profile = small_t4()
     with pytest.raises(UserError, match="at least 2"):
-        summed_up({}, {"one": report_of(profile, policy_of(), {})}, profile, setting_of(profile, ""))
+        summed_up({}, {"one": report_of(profile, policy_of(), {})}, profile, setting)

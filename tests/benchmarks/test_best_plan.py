@@ -14,7 +14,7 @@ from benchmarks.best_plan_result import CHOSEN, BestPlan, BestPlanCase, summed_u
 from benchmarks.best_plan_rivals import rivals
 from benchmarks.json_result import load_json_result, write_json_result
 from benchmarks.plan_runs import load_named
-from benchmarks.setting import setting_of
+from benchmarks.setting import Setting
 from hwprofiles.errors import UserError
 from planner.commands import search
 from planner.plan import Plan
@@ -64,10 +64,9 @@ def run_at(report: RunReport, tokens_per_s: float) -> RunReport:
     return replace(report, throughput_tokens_per_s=tokens_per_s)
 
 
-def test_the_chosen_plan_is_held_against_the_fastest(tmp_path: Path) -> None:
+def test_the_chosen_plan_is_held_against_the_fastest(setting: Setting, tmp_path: Path) -> None:
     """Medians of rounds, the fastest first; the page names every plan."""
-    profile = small_t4()
-    report = report_of(profile, policy_of(), {})
+    report = report_of(small_t4(), policy_of(), {})
     reports = {
         "some-case": {
             CHOSEN: [run_at(report, rate) for rate in (8.0, 9.0, 30.0)],
@@ -76,7 +75,7 @@ def test_the_chosen_plan_is_held_against_the_fastest(tmp_path: Path) -> None:
         }
     }
     cases = {"some-case": BestPlanCase(planner="--model opt-125m")}
-    result = summed_up(cases, reports, setting_of(profile, "run"))
+    result = summed_up(cases, reports, setting)
     (found,) = result.found
     assert [plan.label for plan in found.plans] == ["faster", CHOSEN, "slower"]
     assert found.share == pytest.approx(0.9)
@@ -86,8 +85,7 @@ def test_the_chosen_plan_is_held_against_the_fastest(tmp_path: Path) -> None:
     assert all(f"| {label} |" in text for label in ("**chosen**", "slower", "faster"))
 
 
-def test_without_a_rival_there_is_nothing_to_say() -> None:
+def test_without_a_rival_there_is_nothing_to_say(setting: Setting) -> None:
     """A UserError."""
-    profile = small_t4()
     with pytest.raises(UserError, match="1 plans were run"):
-        summed_up({}, {"some": {CHOSEN: [report_of(profile, policy_of(), {})]}}, setting_of(profile, ""))
+        summed_up({}, {"some": {CHOSEN: [report_of(small_t4(), policy_of(), {})]}}, setting)

@@ -1,20 +1,11 @@
-"""Ranks as processes with a launcher's environment, forked from one that has imported everything."""
+"""Ranks as processes with a launcher's environment, and plans for them."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import re
-import signal
 import socket
-import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from multiprocessing.process import BaseProcess
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-
-import torch
 
 from executor.cli import main
 from hwprofiles.profile import HardwareProfile
@@ -26,11 +17,8 @@ from planner.plan import Plan
 from planner.policy import CommDevice, Policy
 from planner.workload import Workload
 from tests.executor.jobs import THREE_TIERS
-from tests.executor.ranks import PRELOAD
 from tests.planner.problems import emulated
-
-PATIENCE_S = 200
-"""For what takes a second or two on an idle machine."""
+from tests.processes import Forked, start
 
 
 def staged_plan(
@@ -62,49 +50,9 @@ def staged_plan(
     return estimate_stages(cluster, num_stages, min(num_stages, num_gpu_batches), lambda _: policy)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RankProcess:
-    """A rank, and what it has said."""
-
-    process: BaseProcess
-    log: Path
-
-    def wait(self) -> int | None:
-        """Its exit status; None if it does not end."""
-        self.process.join(PATIENCE_S)
-        return self.process.exitcode
-
-    def kill(self) -> None:
-        """As by kill -9."""
-        assert self.process.pid is not None
-        os.kill(self.process.pid, signal.SIGKILL)
-
-    @property
-    def errors(self) -> list[str]:
-        """What it says of why it ended; a progress bar that was cut off may stand before it."""
-        return re.findall(r"error: .*", self.log.read_text())
-
-
-def start_rank(environ: Mapping[str, str], words: Sequence[object], log: Path) -> RankProcess:
+def start_rank(environ: Mapping[str, str], words: Sequence[object], log: Path) -> Forked:
     """`executor WORDS` as a launcher would start it."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*PRELOAD, __name__])
-    process = context.Process(
-        target=_run, args=(dict(environ), [str(word) for word in words], log), daemon=True
-    )
-    process.start()
-    return RankProcess(process=process, log=log)
-
-
-def _run(environ: dict[str, str], words: list[str], log: Path) -> None:
-    os.environ.update(environ)
-    with log.open("w") as file:
-        for stream in (1, 2):
-            os.dup2(file.fileno(), stream)
-    torch.set_num_threads(1)
-    status = main(words)
-    sys.stdout.flush()
-    os._exit(status)
+    return start(partial(main, [str(word) for word in words]), log, environ)
 
 
 def torch_environ(rank: int, size: int, port: int) -> dict[str, str]:
@@ -125,11 +73,3 @@ def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    """Look every few milliseconds."""
-    until = time.monotonic() + PATIENCE_S
-    while not is_so():
-        assert time.monotonic() < until, "it does not come about"
-        time.sleep(0.005)

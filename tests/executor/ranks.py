@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
 import pickle
 import random
 import traceback
@@ -23,13 +22,9 @@ from planner.model import ModelSpec
 from planner.plan import Plan, Stage
 from planner.prompts import Request
 from tests.executor.tiny import make_plan, run_plan
+from tests.processes import forking
 
 WAIT_S = 280
-PRELOAD = (
-    "tests.executor.ranks",
-    "transformers.models.opt.modeling_opt",
-    "transformers.models.llama.modeling_llama",
-)
 Work = Callable[..., object]
 
 
@@ -37,8 +32,7 @@ class RankPool:
     """Started once for many tests: importing torch and transformers takes longer than most of them."""
 
     def __init__(self, size: int) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(list(PRELOAD))
+        context = forking()
         self._pipes: list[Connection] = []
         self._processes = []
         for _ in range(size):

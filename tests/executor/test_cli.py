@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -32,9 +29,7 @@ from tests.executor.jobs import (
     write_plan,
     write_prompts,
 )
-
-ROOT = Path(__file__).parents[2]
-TIMEOUT_S = 60
+from tests.processes import start, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -161,39 +156,23 @@ def test_a_finished_job_run_again(checkpoint: Path, tmp_path: Path) -> None:
 class Child:
     """executor run in a process of its own, on a job of many short blocks."""
 
-    def __init__(self, checkpoint: Path, directory: Path, num_prompts: int = 80) -> None:
+    def __init__(self, checkpoint: Path, directory: Path, num_prompts: int = 40) -> None:
         plan = plan_for(checkpoint, gpu_batch_size=1, num_gpu_batches=2, gen_len=12, splits=ON_DISK)
         self.plan = write_plan(directory / "plan.yaml", plan)
         self.prompts = write_prompts(directory / "p.jsonl", many_prompts(num_prompts))
         self.output, self.offload = directory / "r.jsonl", directory / "offload"
         self.offload.mkdir()
         self.directory, self.checkpoint, self.num_prompts = directory, checkpoint, num_prompts
-        self.errors = directory / "stderr"
         command = ["run", self.plan, "--model-path", checkpoint, "--offload-dir", self.offload,
                    "--input", self.prompts, "--output", self.output]  # fmt: skip
-        with self.errors.open("w") as errors:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "executor", *map(str, command)],
-                cwd=ROOT,
-                stdout=subprocess.DEVNULL,
-                stderr=errors,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )
+        self.process = start(partial(main, [str(word) for word in command]), directory / "log")
 
-    def stop_in_the_middle(self, number: int) -> int:
+    def stop_in_the_middle(self, number: int) -> int | None:
         """Send the signal when some lines are written and others are not; the exit status."""
-        deadline = time.monotonic() + TIMEOUT_S
-        while not self.output.is_file() or self.output.read_bytes().count(b"\n") < 4:
-            assert self.process.poll() is None, self.said()
-            assert time.monotonic() < deadline, "no results"
-            time.sleep(0.01)
+        wait_until(lambda: self.output.is_file() and self.output.read_bytes().count(b"\n") >= 4, self.process)
         assert list(self.offload.iterdir()), "the disk tier is in use"
-        self.process.send_signal(number)
-        return self.process.wait(TIMEOUT_S)
-
-    def said(self) -> str:
-        """Its stderr."""
-        return self.errors.read_text()
+        self.process.send(number)
+        return self.process.wait()
 
     def finish(self) -> dict[str, str]:
         """Run the same command again, here; all results."""
@@ -219,8 +198,8 @@ def test_interrupted(number: int, checkpoint: Path, tmp_path: Path) -> None:
     """Exit 130, no traceback, no offload files, finished blocks kept; the same command finishes the rest."""
     child = Child(checkpoint, tmp_path)
     assert child.stop_in_the_middle(number) == 130
-    assert "Traceback" not in child.said()
-    assert child.said().rstrip().endswith("interrupted")
+    assert "Traceback" not in child.process.said
+    assert child.process.said.rstrip().endswith("interrupted")
     assert list(child.offload.iterdir()) == []
     assert len(child.finish()) == child.num_prompts
 

@@ -12,7 +12,8 @@ import psutil
 from transformers import PreTrainedTokenizerBase
 
 from tests.executor.jobs import many_prompts, results, save_checkpoint, write_plan, write_prompts
-from tests.executor.rank_processes import PATIENCE_S, staged_plan, wait_until
+from tests.executor.rank_processes import staged_plan
+from tests.processes import PATIENCE_S, wait_until
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,6 +6,7 @@ All but the first two tests need two GPUs.
 from __future__ import annotations
 
 import random
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -27,11 +28,12 @@ from planner.schedule import tasks
 from planner.shape import shape_of
 from planner.tasks import TaskKind
 from tests.executor.jobs import many_prompts, results, save_checkpoint, write_plan, write_prompts
-from tests.executor.rank_processes import free_port, staged_plan, start_rank, torch_environ, wait_until
+from tests.executor.rank_processes import free_port, staged_plan, start_rank, torch_environ
 from tests.executor.ranks import RankPool, make_pipeline
 from tests.executor.test_pipeline import CPU_ATTENTION, LENGTHS, THREE_TIERS
 from tests.executor.tiny import random_model, random_prompts, reference_tokens, run_plan, save
 from tests.planner.problems import GB, small_t4
+from tests.processes import wait_until
 
 two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 END_S = 30
@@ -152,11 +154,11 @@ def test_a_job_on_two_gpus(is_killed: bool, tokenizer: PreTrainedTokenizerBase, 
     words += ["--output", tmp_path / "r.jsonl", "--offload-dir", tmp_path / "offload"]
     ranks = [start_rank(torch_environ(r, 2, port), words, tmp_path / f"log{r}") for r in range(2)]
     if not is_killed:
-        assert [rank.wait() for rank in ranks] == [0, 0], [rank.log.read_text() for rank in ranks]
+        assert [rank.wait() for rank in ranks] == [0, 0], [rank.said for rank in ranks]
         assert len(results(tmp_path / "r.jsonl")) == count
         return
     wait_until(lambda: (tmp_path / "r.jsonl").exists() and (tmp_path / "r.jsonl").stat().st_size > 0)
-    ranks[1].kill()
+    ranks[1].send(signal.SIGKILL)
     began_s = time.monotonic()
     assert ranks[0].wait() == 2
     assert time.monotonic() - began_s < END_S

@@ -58,12 +58,22 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS)
-@pytest.mark.parametrize("family", FAMILIES)
+MIXED = ("three tiers", "three tiers, cpu attention", "no gpu, cpu and disk")
+"""All tiers and both places to attend: every family, whose tensors are dealt over the tiers; the rest for some."""
+CASES = [
+    (family, placement)
+    for family in FAMILIES
+    for placement in PLACEMENTS
+    if (placement in MIXED or family in ("opt", "gemma2", "mixtral"))
+    and not (
+        family in EAGER and "attention" in placement
+    )  # its attention is its own: the planner gives no cpu rows
+]
+
+
+@pytest.mark.parametrize(("family", "placement"), CASES)
 def test_tokens_equal_transformers(family: str, placement: str, tmp_path: Path) -> None:
     """Ragged prompts, two gpu batches a block, two blocks, the last one short: token by token the same."""
-    if family in EAGER and "attention" in placement:
-        pytest.skip("the family's attention is its own: the planner gives it no cpu rows")
     model = random_model(family)
     spec = save(model, tmp_path / "model")
     plan = make_plan(spec, **PLACEMENTS[placement])  # type: ignore[arg-type]
@@ -111,7 +121,7 @@ def test_uneven_jobs(changes: dict[str, object], tmp_path: Path) -> None:
     assert tokens == reference_tokens(model, requests)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("family", ["opt", "qwen3", "gemma2"])
 @pytest.mark.parametrize("placement", ["three tiers, cpu attention", "three tiers", "no gpu, cpu and disk"])
 def test_random_delays_change_nothing(family: str, placement: str, seed: int, tmp_path: Path) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import pkgutil
 import signal
-import subprocess
-import sys
 import weakref
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -34,8 +35,8 @@ from tests.executor.jobs import (
 )
 from tests.planner.problems import emulated, policy_of
 from tests.planner.runs import report_of
+from tests.processes import start
 
-ROOT = Path(__file__).parents[2]
 NUM_PROMPTS = 61
 
 
@@ -127,22 +128,20 @@ KILL_AT = {
     "when the first plan's memory is given back": "executor.job.give_memory_back",
     "when the second plan is checked": "executor.job._go_on",
 }
-KILLED = """
-import importlib, os, signal, sys
-module, name = sys.argv[1].rsplit(".", 1)
-setattr(importlib.import_module(module), name, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-from executor.cli import main
-main(sys.argv[2:])
-"""
+
+
+def run_until(place: str, command: list[str]) -> int:
+    """executor run in a process that is killed where it calls this function."""
+    module, _, name = place.rpartition(".")
+    setattr(pkgutil.resolve_name(module), name, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    return main(command)
 
 
 @pytest.mark.parametrize("place", KILL_AT.values(), ids=KILL_AT)
 def test_killed_while_it_replans(place: str, command: list[str], tmp_path: Path) -> None:
     """The same command finishes the rest: no line twice, none lost."""
-    child = subprocess.run(
-        [sys.executable, "-c", KILLED, place, *command], cwd=ROOT, check=False, capture_output=True
-    )
-    assert child.returncode == -signal.SIGKILL, child.stderr.decode()
+    child = start(partial(run_until, place, command), tmp_path / "log")
+    assert child.wait() == -signal.SIGKILL, child.said
     kept = (tmp_path / "r.jsonl").read_text()
     assert len(results(tmp_path / "r.jsonl")) == 2
     assert main(command) == 0

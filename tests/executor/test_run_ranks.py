@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,19 +17,12 @@ from hwprofiles.host import current_fingerprint
 from hwprofiles.profile import load_profile
 from planner.report import load_report
 from tests.executor.jobs import many_prompts, results, save_checkpoint, write_plan, write_prompts
-from tests.executor.rank_processes import (
-    RankProcess,
-    free_port,
-    mpi_environ,
-    staged_plan,
-    start_rank,
-    torch_environ,
-    wait_until,
-)
+from tests.executor.rank_processes import free_port, mpi_environ, staged_plan, start_rank, torch_environ
 from tests.planner.problems import emulated
+from tests.processes import Forked, wait_until
 
 Environ = Callable[[int, int, int], dict[str, str]]
-Start = Callable[..., list[RankProcess]]
+Start = Callable[..., list[Forked]]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +42,7 @@ def start(checkpoint: Path, tmp_path: Path) -> Start:
         ranks: Sequence[int] = (),
         port: int = 0,
         environ: Environ = torch_environ,
-    ) -> list[RankProcess]:
+    ) -> list[Forked]:
         port = port or free_port()
         flags = ["--model-path", checkpoint, "--input", tmp_path / "p.jsonl"]
         flags += ["--output", tmp_path / "r.jsonl", "--offload-dir", tmp_path / "offload", *more]
@@ -67,7 +61,7 @@ def test_one_job_of_two_ranks(checkpoint: Path, tmp_path: Path, start: Start) ->
     path = write_plan(tmp_path / "plan.yaml", plan)
     report_path, trace_path = tmp_path / "report.json", tmp_path / "trace.json"
     ranks = start([path, path], "--report", report_path, "--trace", trace_path)
-    assert [rank.wait() for rank in ranks] == [0, 0], [rank.log.read_text() for rank in ranks]
+    assert [rank.wait() for rank in ranks] == [0, 0], [rank.said for rank in ranks]
     assert sorted(results(tmp_path / "r.jsonl")) == sorted(f"request-{line}" for line in range(1, 14))
     assert list((tmp_path / "offload").iterdir()) == []
     report = load_report(report_path)
@@ -81,8 +75,8 @@ def test_one_job_of_two_ranks(checkpoint: Path, tmp_path: Path, start: Start) ->
     own = [row for rank in report.ranks for row in rank.memory if row.tier == "host"]
     assert host.measured_peak_bytes == sum(row.measured_peak_bytes or 0 for row in own)
     assert all(phase.measured_s > 0 and phase.predicted_s > 0 for phase in report.phases)
-    assert "2 ranks" in ranks[0].log.read_text()
-    shown = ranks[1].log.read_text().splitlines()
+    assert "2 ranks" in ranks[0].said
+    shown = ranks[1].said.splitlines()
     assert all(line.startswith("warning: rank 1 is not bound") for line in shown), "as on a single processor"
     _check_trace(json.loads(trace_path.read_text())["traceEvents"])
 
@@ -126,8 +120,8 @@ def test_the_profile_learns_from_all_ranks(checkpoint: Path, tmp_path: Path, sta
     hw.write_text(host.to_yaml())
     path = write_plan(tmp_path / "plan.yaml", staged_plan(checkpoint, 2, host=host))
     ranks = start([path, path], "--calibrate", hw, "--hw", hw, "--trace", trace_path)
-    assert [rank.wait() for rank in ranks] == [0, 0], [rank.log.read_text() for rank in ranks]
-    assert "Median error" in ranks[0].log.read_text()
+    assert [rank.wait() for rank in ranks] == [0, 0], [rank.said for rank in ranks]
+    assert "Median error" in ranks[0].said
     learned = load_profile(str(hw))
     assert learned.calibration is not None
     assert learned.calibration.num_runs == 1
@@ -144,8 +138,8 @@ def test_few_tokens(gen_len: int, environ: Environ, checkpoint: Path, tmp_path: 
     write_prompts(tmp_path / "p.jsonl", many_prompts(5))
     path = write_plan(tmp_path / "plan.yaml", staged_plan(checkpoint, 2, gen_len=gen_len))
     ranks = start([path, path], "--report", tmp_path / "report.json", environ=environ)
-    assert [rank.wait() for rank in ranks] == [0, 0], [rank.log.read_text() for rank in ranks]
-    shown = ranks[0].log.read_text()
+    assert [rank.wait() for rank in ranks] == [0, 0], [rank.said for rank in ranks]
+    shown = ranks[0].said
     assert "nan" not in shown
     assert "inf" not in shown
     assert ("not run" in shown) == (gen_len == 1)
@@ -162,11 +156,11 @@ def test_a_killed_rank_ends_all(victim: int, checkpoint: Path, tmp_path: Path, s
     output = tmp_path / "r.jsonl"
     ranks = start([write_plan(tmp_path / "plan.yaml", small)] * 3)
     wait_until(lambda: output.exists() and output.stat().st_size > 0)
-    ranks[victim].kill()
+    ranks[victim].send(signal.SIGKILL)
     others = [rank for number, rank in enumerate(ranks) if number != victim]
-    assert [rank.wait() for rank in others] == [2, 2], [rank.log.read_text() for rank in others]
+    assert [rank.wait() for rank in others] == [2, 2], [rank.said for rank in others]
     for rank in others:
-        assert len(rank.errors) == 1, rank.log.read_text()
+        assert len(rank.errors) == 1, rank.said
         assert f"rank {victim} (process {ranks[victim].process.pid} on" in rank.errors[0]
         assert "was killed" in rank.errors[0]
     left = [path.name.split("-")[1] for path in (tmp_path / "offload").iterdir()]
@@ -177,7 +171,7 @@ def test_a_killed_rank_ends_all(victim: int, checkpoint: Path, tmp_path: Path, s
     assert 0 < done < 300
     large = staged_plan(checkpoint, 2, gpu_batch_size=25, num_gpu_batches=4)
     ranks = start([write_plan(tmp_path / "plan2.yaml", large)] * 2)
-    assert [rank.wait() for rank in ranks] == [0, 0], [rank.log.read_text() for rank in ranks]
+    assert [rank.wait() for rank in ranks] == [0, 0], [rank.said for rank in ranks]
     assert len(results(output)) == 300
     assert list((tmp_path / "offload").iterdir()) == []
 
@@ -187,7 +181,7 @@ def test_a_rank_that_never_comes(checkpoint: Path, tmp_path: Path, start: Start)
     write_prompts(tmp_path / "p.jsonl", many_prompts(3))
     path = write_plan(tmp_path / "plan.yaml", staged_plan(checkpoint, 3))
     ranks = start([path] * 3, "--wait-for-ranks", 10, ranks=(0, 2))
-    assert [rank.wait() for rank in ranks] == [2, 2], [rank.log.read_text() for rank in ranks]
+    assert [rank.wait() for rank in ranks] == [2, 2], [rank.said for rank in ranks]
     for rank in ranks:
         assert len(rank.errors) == 1
         assert "rank 1 has not come within 10 s" in rank.errors[0]
@@ -203,7 +197,7 @@ def test_a_port_in_use(checkpoint: Path, tmp_path: Path, start: Start) -> None:
         other.listen()
         port = other.getsockname()[1]
         ranks = start([path] * 2, "--wait-for-ranks", 2, port=port)
-        assert [rank.wait() for rank in ranks] == [2, 2], [rank.log.read_text() for rank in ranks]
+        assert [rank.wait() for rank in ranks] == [2, 2], [rank.said for rank in ranks]
     assert f"127.0.0.1:{port}, where the ranks meet, is in use" in ranks[0].errors[0]
     assert "rank 0 does not answer" in ranks[1].errors[0]
     assert not (tmp_path / "r.jsonl").exists()
@@ -215,7 +209,7 @@ def test_plans_that_differ(checkpoint: Path, tmp_path: Path, start: Start) -> No
     path = write_plan(tmp_path / "plan.yaml", staged_plan(checkpoint, 2))
     other = write_plan(tmp_path / "other.yaml", staged_plan(checkpoint, 2, gen_len=5))
     ranks = start([path, other])
-    assert [rank.wait() for rank in ranks] == [2, 2], [rank.log.read_text() for rank in ranks]
+    assert [rank.wait() for rank in ranks] == [2, 2], [rank.said for rank in ranks]
     for rank in ranks:
         assert len(rank.errors) == 1
         assert f"rank 1 (process {ranks[1].process.pid} on" in rank.errors[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,9 @@ from tests.executor.tiny import make_plan, random_model, random_prompts, referen
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS)
-@pytest.mark.parametrize("family", ["opt", "gemma2", "mixtral"])
+@pytest.mark.parametrize(
+    ("family", "placement"), list(zip(cycle(["gemma2", "mixtral", "opt"]), PLACEMENTS, strict=False))
+)
 def test_tokens_are_the_same_afterwards(family: str, placement: str, tmp_path: Path) -> None:
     """Token by token as transformers, wherever weights, cache and activations are."""
     model = random_model(family)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,20 +17,7 @@ from hwprofiles import cli, measure
 from hwprofiles.budget import Budget
 from hwprofiles.files import write_atomically
 from hwprofiles.profile import Calibration, load_profile
-
-INTERRUPTIBLE = """
-import sys
-from dataclasses import replace
-from hwprofiles import budget, cli, measure
-from hwprofiles.probes.process import ProcessCost
-measure._CACHES_IN_WORKING_SET = 0
-measure.process_cost = lambda *_: ProcessCost(resident_bytes=1, context_bytes=())
-cli.QUICK = replace(
-    budget.QUICK, total_s=10, working_set_bytes=2**20, gemm_rows=(1,), gemm_pool_bytes=2**20,
-    disk_file_bytes=2**22, disk_block_bytes=(2**20,), disk_threads=(1,) * 300,
-)
-sys.exit(cli.main(sys.argv[1:]))
-"""
+from tests.processes import start, wait_until
 
 
 def test_list_names_the_shipped_profiles(capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,21 +133,31 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
     assert [file.read_text() for file in tmp_path.iterdir()] == ["old"]
 
 
+def measure_the_disk_for_long(words: list[str]) -> int:
+    """The command, of which all else takes little time."""
+    measure._CACHES_IN_WORKING_SET = 0
+    measure.process_cost = lambda *_: measure.ProcessCost(resident_bytes=1, context_bytes=())
+    cli.QUICK = replace(
+        cli.QUICK, total_s=10, working_set_bytes=2**20, gemm_rows=(1,), gemm_pool_bytes=2**20,
+        disk_file_bytes=2**22, disk_block_bytes=(2**20,), disk_threads=(1,) * 300,
+    )  # fmt: skip
+    return cli.main(words)
+
+
 @pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_measurement_leaves_nothing(tmp_path: Path, signal_: signal.Signals) -> None:
     """Ctrl-C and SIGTERM while the disk is measured: status 130, no traceback, no file."""
     disk, out = tmp_path / "disk", tmp_path / "out"
     disk.mkdir()
     out.mkdir()
-    arguments = ["measure", "--quick", "--disk-dir", str(disk), "-o", str(out / "hw.yaml")]
-    command = [sys.executable, "-c", INTERRUPTIBLE, *arguments]
-    root = Path(cli.__file__).parents[1]
-    with subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True) as process:
-        _wait_for_scratch_file(process)
-        process.send_signal(signal_)
-        _, errors = process.communicate()
-    assert process.returncode == 130
-    assert "Traceback" not in errors
+    words = ["measure", "--quick", "--disk-dir", str(disk), "-o", str(out / "hw.yaml")]
+    process = start(partial(measure_the_disk_for_long, words), tmp_path / "log")
+    pid = process.process.pid
+    assert pid is not None
+    wait_until(lambda: any(".hwprofile-" in name for name in _open_files(pid)), process)
+    process.send(signal_)
+    assert process.wait() == 130
+    assert "Traceback" not in process.said
     assert list(disk.iterdir()) == list(out.iterdir()) == []
 
 
@@ -176,16 +173,6 @@ def test_the_module_runs_without_torch() -> None:
     )
     assert "t4-host" in done.stdout
     assert "torch" not in {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-
-
-def _wait_for_scratch_file(process: subprocess.Popen[str]) -> None:
-    """Until the process holds its (already nameless) file open."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if any(".hwprofile-" in name for name in _open_files(process.pid)):
-            return
-        time.sleep(0.02)
-    pytest.fail("the measurement never reached the disk")
 
 
 def _open_files(pid: int) -> list[str]:

@@ -53,7 +53,7 @@ def drawn(random: Random) -> Policy:
 def test_a_few_layers_and_tokens_take_as_long_as_all() -> None:
     """Nine policies in ten are within 1%, and none is off by more than 10%; with more visits all are within 0.1%."""
     random, short, long = Random(1), [], []
-    for _ in range(40):
+    for _ in range(20):
         sizes, rates = sizes_of(drawn(random))
         whole = phase_seconds(sizes, rates, everything(sizes))
         for visits, errors in ((300, short), (1000, long)):
