@@ -168,7 +168,7 @@ def test_waves_fill_the_pipe() -> None:
     plan = planned(replace(tight, workload=replace(tight.workload, num_prompts=384)), 4)
     assert plan.policy.num_waves >= 4
     for stage in plan.stages:
-        assert stage.prediction.decode.seconds > 0.6 * plan.prediction.decode.seconds
+        assert stage.prediction.decode.seconds > 0.5 * plan.prediction.decode.seconds
 
 
 def test_more_gpus_are_taken_where_they_help() -> None:

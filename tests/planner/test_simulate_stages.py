@@ -216,7 +216,7 @@ def seconds_of(found: Sequence[Simulation]) -> list[float]:
 @pytest.mark.parametrize("batches", [4, 9])
 @pytest.mark.parametrize("weights", [ON_CPU, Split(gpu=0.45, cpu=0.55, disk=0), THIRDS], ids=str)
 def test_a_few_groups_of_layers_take_as_long_as_all(weights: Split, batches: int) -> None:
-    """Two coarse plays are within 5% of every layer of every token, and play a fraction of them."""
+    """Two coarse plays are within a tenth of every layer of every token, and play a fraction of them."""
     policy = policy_of(weights, Split(gpu=0.5, cpu=0.5, disk=0), ON_GPU, size=8, batches=batches)
     plan = staged(policy, model=small_opt(50), num_waves=3, gen_len=12)
     parts = parts_of(plan)
@@ -229,7 +229,7 @@ def test_a_few_groups_of_layers_take_as_long_as_all(weights: Split, batches: int
             )
     short = [stages_times(parts, 300)[0][phase].seconds for phase in PHASES]
     assert short == pytest.approx(
-        seconds_of(simulate_stages(parts, representatives([part.sizes for part in parts], 99))), rel=0.05
+        seconds_of(simulate_stages(parts, representatives([part.sizes for part in parts], 99))), rel=0.1
     )
 
 
