@@ -8,7 +8,7 @@ import random
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,7 +24,8 @@ from planner.prompts import Request
 from tests.executor.tiny import make_plan, run_plan
 from tests.processes import forking
 
-WAIT_S = 280
+WAIT_S, FAILED_WAIT_S = 280, 20
+"""For an answer; for the others' once a rank has failed."""
 Work = Callable[..., object]
 
 
@@ -53,6 +54,10 @@ class RankPool:
             pipe.close()
         for process in self._processes:
             process.join(5)
+        self._kill()
+
+    def _kill(self) -> None:
+        for process in self._processes:
             process.kill()
 
     def run(self, size: int, work: Work, *arguments: object) -> list[object]:
@@ -60,13 +65,19 @@ class RankPool:
         store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         for rank, pipe in enumerate(self._pipes[:size]):
             pipe.send_bytes(pickle.dumps((store.port, size, rank, work, arguments)))
-        answers = []
-        for rank, pipe in enumerate(self._pipes[:size]):
-            assert pipe.poll(WAIT_S), f"rank {rank} does not answer"
-            answers.append(pickle.loads(pipe.recv_bytes()))
-        failures = [answer for is_done, answer in answers if not is_done]
+        answers: dict[int, tuple[bool, object]] = {}
+        while len(answers) < size:
+            failures = [answer for is_done, answer in answers.values() if not is_done]
+            waiting = [pipe for rank, pipe in enumerate(self._pipes[:size]) if rank not in answers]
+            ready = wait(waiting, FAILED_WAIT_S if failures else WAIT_S)
+            for pipe in ready:
+                answers[self._pipes.index(pipe)] = pickle.loads(pipe.recv_bytes())
+            if not ready:
+                self._kill()  # a rank that waits for one that failed would answer in the middle of another test
+                raise AssertionError("\n".join(map(str, failures)) or f"only ranks {sorted(answers)} answer")
+        failures = [answer for is_done, answer in answers.values() if not is_done]
         assert not failures, "\n".join(map(str, failures))
-        return [answer for _, answer in answers]
+        return [answers[rank][1] for rank in range(size)]
 
 
 def _serve(pipe: Connection) -> None:
