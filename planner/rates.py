@@ -21,7 +21,7 @@ from hwprofiles.points import (
 )
 from hwprofiles.profile import Gpu, HardwareProfile, Host
 from planner.factors import HANDOVER, LAUNCH, Factors, factor_of
-from planner.packed_work import PackedRates, Reading
+from planner.packed_work import PackedRates, Reading, packed_attention
 
 _IO_SHARE = 4
 """One core in this many is left to copies and disk threads while the CPU attends."""
@@ -186,7 +186,7 @@ def make_rates(profile: HardwareProfile, dtype: Dtype, *, spreads: float = 0.0) 
         memory_bytes_per_s=memory,
         attention_bytes_per_s=min(memory, max(at(p.bytes_per_s) for p in attention)) if on_cpu else memory,
         cpu_attention_bytes_per_s=attended,
-        cpu_packed_attention_values_per_s=_packed_attention(host, attention, threads, at),
+        cpu_packed_attention_values_per_s=packed_attention(host.packed, attention, threads, at),
         query_head_share=_query_head_share(host.grouped_attention.get(dtype), attention),
         cpu_memory_bytes_per_s=at(host.memory_bytes_per_s),
         h2d=h2d,
@@ -252,16 +252,6 @@ def _attention_threads(points: Sequence[AttentionPoint], cores: int, at: Reading
     allowed = [point for point in points if point.threads <= most]
     best = max(allowed, key=lambda point: (point.bytes_per_s.median, -point.threads))
     return best.threads, at(best.bytes_per_s)
-
-
-def _packed_attention(
-    host: Host, points: Sequence[AttentionPoint], threads: int, at: Reading
-) -> float | None:
-    """By so many threads. It is measured with all cores: fewer are slower as in attention to what is not packed."""
-    if host.packed is None or host.packed.attend_values_per_s is None:
-        return None
-    rates = {point.threads: point.bytes_per_s.median for point in points}
-    return at(host.packed.attend_values_per_s) * min(1.0, rates[threads] / rates[max(rates)])
 
 
 def _query_head_share(grouped: GroupedAttention | None, points: Sequence[AttentionPoint]) -> float:

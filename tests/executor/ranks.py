@@ -65,19 +65,20 @@ class RankPool:
         store = distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         for rank, pipe in enumerate(self._pipes[:size]):
             pipe.send_bytes(pickle.dumps((store.port, size, rank, work, arguments)))
-        answers: dict[int, tuple[bool, object]] = {}
+        answers: dict[int, object] = {}
+        failures: list[str] = []
         while len(answers) < size:
-            failures = [answer for is_done, answer in answers.values() if not is_done]
             waiting = [pipe for rank, pipe in enumerate(self._pipes[:size]) if rank not in answers]
             ready = wait(waiting, FAILED_WAIT_S if failures else WAIT_S)
-            for pipe in ready:
-                answers[self._pipes.index(pipe)] = pickle.loads(pipe.recv_bytes())
             if not ready:
                 self._kill()  # a rank that waits for one that failed would answer in the middle of another test
-                raise AssertionError("\n".join(map(str, failures)) or f"only ranks {sorted(answers)} answer")
-        failures = [answer for is_done, answer in answers.values() if not is_done]
-        assert not failures, "\n".join(map(str, failures))
-        return [answers[rank][1] for rank in range(size)]
+                raise AssertionError("\n".join(failures) or f"only ranks {sorted(answers)} answer")
+            for pipe in ready:
+                is_done, answer = pickle.loads(pipe.recv_bytes())
+                answers[self._pipes.index(pipe)] = answer
+                failures += [] if is_done else [answer]
+        assert not failures, "\n".join(failures)
+        return [answers[rank] for rank in range(size)]
 
 
 def _serve(pipe: Connection) -> None:
