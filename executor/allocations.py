@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from executor.activations import ActivationHomes
+from executor.arena import Arena
 from executor.cache import CacheHomes
 from executor.disk import DiskStore
 from executor.layer_compute import LayerCompute
@@ -17,7 +18,7 @@ from executor.transfer import Delay, make_streams
 from executor.transport import Transport
 from executor.weight_slots import WeightSlots
 from executor.weights import WeightHomes
-from planner.ledger import Sizes
+from planner.ledger import IDS_KEPT, Sizes
 from planner.plan import Plan
 from planner.shape import shape_of
 
@@ -68,6 +69,9 @@ class Allocations:
         self._closers.append(self.activations.close)
         self.messages = MessageSlots(self.sizes, compute_device=device)
         self._closers.append(self.messages.close)
+        is_gpu = device.type == "cuda"
+        self._ids = Arena(self.sizes.token_ids(), torch.device("cpu"), register=is_gpu)
+        self._closers.append(self._ids.close)
         self.compute = LayerCompute(
             self.sizes,
             device,
@@ -79,7 +83,11 @@ class Allocations:
         )
         self._closers.append(self.compute.close)
         if options.transport:
-            self.mail = Mail(self.messages, self.activations, options.transport, device)
+            self.mail = Mail(self.messages, self.activations, options.transport)
+
+    def token_ids(self) -> torch.Tensor:
+        """[gpu batches, IDS_KEPT, gpu batch size] int64 on the host, which a GPU's copies need not wait for."""
+        return self._ids.tensor.view(torch.int64).view(-1, IDS_KEPT, self.plan.policy.gpu_batch_size)
 
     def close(self) -> None:
         """Give all memory back and remove the offload files; safe to call twice."""

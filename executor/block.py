@@ -10,7 +10,7 @@ from executor.attention import Part
 from executor.batching import Block, GpuBatch
 from executor.sampling import Sampler
 from executor.template import Arguments
-from planner.ledger import Sizes
+from planner.ledger import IDS_KEPT, Sizes
 from planner.placement import CacheRows, TierRows
 
 
@@ -28,6 +28,8 @@ class BatchState:
     """The same on the host."""
     chunks: tuple[tuple[int, int], ...]
     """(first row, rows) of each prefill chunk."""
+    host_ids: torch.Tensor
+    """[IDS_KEPT, rows] int64 on the host: ids of the last tokens, sampled here or on another stage."""
     arguments: list[tuple[Arguments, ...]] = field(default_factory=list)
     """For each chunk of this token, each layer's arguments."""
     last_hidden: torch.Tensor | None = None
@@ -42,8 +44,6 @@ class BatchState:
     """[1] int64 on the GPU: tokens cached before this step; None where no layer is replayed as a graph."""
     graphs: dict[int, torch.cuda.CUDAGraph] = field(default_factory=dict)
     """By layer."""
-    sampled: dict[int, torch.Tensor] = field(default_factory=dict)
-    """Token number -> ids on the host, sampled here or on another stage, until nothing needs them."""
 
     @property
     def num_rows(self) -> int:
@@ -58,20 +58,22 @@ class BatchState:
         """Tokens that token i's pass feeds in."""
         return self.batch.prompt_len if i == 0 else 1
 
+    def sampled(self, i: int) -> torch.Tensor:
+        """[rows] int64 on the host for token i, until token i + IDS_KEPT is sampled."""
+        return self.host_ids[i % IDS_KEPT]
+
     def chunks_of(self, i: int) -> tuple[tuple[int, int], ...]:
         """Prefill goes in chunks of rows, decode takes all at once."""
         return self.chunks if i == 0 else ((0, self.num_rows),)
 
 
-def host_ids(rows: int, device: torch.device) -> torch.Tensor:
-    """[rows] int64 on the host, which a copy from `device` need not wait for."""
-    return torch.empty(rows, dtype=torch.long, pin_memory=device.type == "cuda")
-
-
 def batch_states(
-    block: Block, samplers: list[Sampler], sizes: Sizes, device: torch.device
+    block: Block, samplers: list[Sampler], sizes: Sizes, host_ids: torch.Tensor, device: torch.device
 ) -> list[BatchState]:
-    """The state of each gpu batch of a block, which may have fewer rows than planned."""
+    """The state of each gpu batch of a block, which may have fewer rows than planned.
+
+    `host_ids` is [gpu batches, IDS_KEPT, gpu batch size] int64 on the host.
+    """
     states = []
     for k, (batch, sampler) in enumerate(zip(block.gpu_batches, samplers, strict=True)):
         rows, step = len(batch.requests), sizes.policy.prefill_rows
@@ -84,6 +86,7 @@ def batch_states(
                 activation_rows=sizes.placement.activation_rows[k].first(rows),
                 pads=None if pads is None else pads.to(device),
                 host_pads=pads,
+                host_ids=host_ids[k, :, :rows],
                 chunks=tuple((first, min(step, rows - first)) for first in range(0, rows, step)),
             )
         )

@@ -31,7 +31,7 @@ class BlockRun:
         measurements: Measurements,
     ) -> None:
         self.held, self.reporter, self.measurements = held, reporter, measurements
-        self.states = batch_states(block, list(samplers), held.sizes, held.options.device)
+        self.states = batch_states(block, list(samplers), held.sizes, held.token_ids(), held.options.device)
         self.sizes = held.sizes.of_rows([state.num_rows for state in self.states])
         self.shape = shape_of(self.sizes)
         self.lanes = Lanes(held.streams, overlap=held.options.overlap, delay=held.options.delay)
@@ -92,8 +92,7 @@ class BlockRun:
                 if i == 0:
                     self.reporter.advance("prefill", sum(len(r.prompt_ids) for r in state.batch.requests))
                 self.reporter.advance("decode", state.sampler.finished.count(False))
-                self.unfinished[k] = state.sampler.accept(state.sampled[i].tolist())
-                state.sampled.pop(i - 2, None)  # token i - 1's may still have to be sent on
+                self.unfinished[k] = state.sampler.accept(state.sampled(i).tolist())
             if final:
                 self.measurements.token_done(final, state.num_rows * state.num_new(i))
 

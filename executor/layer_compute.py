@@ -9,13 +9,14 @@ from greenlet import getcurrent, greenlet
 
 from executor.activations import ActivationHomes
 from executor.attention import ATTENTION_NAME, Exchange, Part, RowAttention, Step, TierCache
-from executor.block import BatchState, host_ids
+from executor.block import BatchState
 from executor.cache import CacheHomes, KvView
 from executor.graphs import LayerGraphs, refresh
 from executor.messages import MessageSlots
 from executor.template import Arguments, LayerTemplates
 from executor.weight_slots import WeightSlots
 from executor.weights import WeightHomes
+from planner.graphs import CAPTURE_PASS
 from planner.layout import is_resident
 from planner.ledger import Sizes
 from planner.placement import CacheGroup, group_tier
@@ -133,7 +134,7 @@ class LayerCompute:
                 self._working(task, state)[first : first + count] = recorded.hidden
             state.arguments.append(recorded.arguments)
         if task.i and self._replays(task.k):
-            self._prepare_replay(state, past, before[0] if task.i > 1 else None)
+            self._prepare_replay(state, past, before[0] if task.i >= CAPTURE_PASS else None)
 
     def _replays(self, k: int) -> bool:
         """Whether layers are replayed for this gpu batch."""
@@ -158,7 +159,7 @@ class LayerCompute:
             return state.batch.input_ids
         if not self.sizes.model.has_embedding:
             return torch.zeros(state.num_rows, dtype=torch.long, device=self.device)
-        ids = state.last_ids if self.sizes.model.has_head else state.sampled[task.i - 1]
+        ids = state.last_ids if self.sizes.model.has_head else state.sampled(task.i - 1)
         assert ids is not None
         return ids
 
@@ -174,7 +175,7 @@ class LayerCompute:
         if self._bound != (bound := (task.i, task.j, task.slots.weight)):
             self.templates.bind_layer(task.j, self.weights.tensors(task.j, task.slots))
             self._bound = bound
-        if is_replayed and task.i > 1:
+        if is_replayed and task.i >= CAPTURE_PASS:
             self._replay(task, state)
         else:
             self._call(task, state)
@@ -244,8 +245,7 @@ class LayerCompute:
         logits = self.templates.tail(state.last_hidden)
         self.observe_logits(task, logits)
         state.last_ids = state.sampler.sample(logits.float())
-        state.sampled[task.i] = host_ids(state.num_rows, self.device)
-        state.sampled[task.i].copy_(state.last_ids, non_blocking=True)
+        state.sampled(task.i).copy_(state.last_ids, non_blocking=True)
 
     def observe_logits(self, task: Task, logits: torch.Tensor) -> None:
         """[rows, vocab] of one token of one gpu batch; `verify` listens here."""

@@ -9,7 +9,7 @@ import torch
 
 from executor.activations import ActivationHomes
 from executor.arena import Arena
-from executor.block import BatchState, host_ids
+from executor.block import BatchState
 from executor.transport import Transport
 from planner.ledger import Sizes
 from planner.messages import Messages
@@ -75,10 +75,8 @@ def lanes_on_device(place: Place, messages: Messages) -> tuple[Resource, ...]:
 class Mail:
     """The bodies of send and receive tasks."""
 
-    def __init__(
-        self, slots: MessageSlots, activations: ActivationHomes, transport: Transport, device: torch.device
-    ) -> None:
-        self.slots, self.activations, self.transport, self.device = slots, activations, transport, device
+    def __init__(self, slots: MessageSlots, activations: ActivationHomes, transport: Transport) -> None:
+        self.slots, self.activations, self.transport = slots, activations, transport
 
     def carry(self, task: Task, state: BatchState) -> int:
         """Do the task; the bytes that moved."""
@@ -107,19 +105,14 @@ class Mail:
 
     def _carry_ids(self, task: Task, state: BatchState) -> int:
         """What the last stage has sampled goes to the first."""
-        if task.kind is TaskKind.SEND:
-            ids = state.sampled[task.i]
-            self.transport.send(ids)
-        else:
-            ids = host_ids(state.num_rows, self.device)
-            self.transport.receive(ids)
-            state.sampled[task.i] = ids
+        ids = state.sampled(task.i)
+        (self.transport.send if task.kind is TaskKind.SEND else self.transport.receive)(ids)
         return ids.nbytes
 
     def _send(self, task: Task, state: BatchState) -> int:
         message = self._outgoing(task, state)
         if task.i > 0:
-            message.ids.copy_(state.sampled[task.i - 1], non_blocking=True)
+            message.ids.copy_(state.sampled(task.i - 1), non_blocking=True)
         self.transport.send(message.data)
         return message.data.nbytes
 
@@ -127,8 +120,7 @@ class Mail:
         message = self._incoming(task, state)
         self.transport.receive(message.data)
         if task.i > 0:
-            ids = host_ids(state.num_rows, self.device)
-            state.sampled[task.i - 1] = ids.copy_(message.ids, non_blocking=True)
+            state.sampled(task.i - 1).copy_(message.ids, non_blocking=True)
         return message.data.nbytes
 
     def _incoming(self, task: Task, state: BatchState) -> Message:

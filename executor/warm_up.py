@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from executor.allocations import Allocations
 from executor.batching import Block
-from executor.block import host_ids
 from executor.block_run import BlockRun
 from executor.measure import Measurements
 from executor.progress import SilentReporter
@@ -24,8 +23,7 @@ class WarmUpRun(BlockRun):
         num_layers = len(self.sizes.model.layers)
         self.stops = {PRELUDE, 0, num_layers - 1, num_layers}
         for state in self.states:  # what another stage would send
-            ids = host_ids(state.num_rows, held.options.device).zero_()
-            state.sampled.update(dict.fromkeys(range(state.batch.gen_len), ids))
+            state.host_ids.zero_()
 
     def wanted(self, task: Task) -> bool:
         """Other stages are left alone."""

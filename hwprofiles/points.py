@@ -113,6 +113,8 @@ class Graph:
     """Host time to start one."""
     operation_bytes: int
     """What the driver keeps on the GPU for each operation in one."""
+    capture_s: Rate | None = None
+    """Host time to make one and to start it for the first time, beside calling the operations; None: not measured."""
 
     def __post_init__(self) -> None:
         check_positive(operation_bytes=self.operation_bytes)

@@ -65,7 +65,9 @@ class ComputeCost:
         num_attends = held.counts.attended_cache * float(is_decode)
         issue_s = held.batches * linear.issue_s + held.passes * unpacking.issue_s
         if self.rates.graph_s is not None and is_decode:
-            issue_s = issue_s + held.graphed * (self.rates.graph_s + self._task_s - linear.issue_s)
+            saved_s = linear.issue_s - self._task_s - self.rates.graph_s
+            captured_s = self.rates.capture_s * step.captured
+            issue_s = issue_s + held.graphed * (captured_s - saved_s * (1 - step.eager))
         return Compute(
             count=held.batches,
             linear_s=held.batches * self.seconds(linear, step.phase)

@@ -15,6 +15,8 @@ MOST_GRAPHS = 512
 """A plan that would take more has larger things to do than to wait for the host."""
 LEAST_TOKENS = 5
 """Shorter generations are over before a graph has paid: one pass of decode goes ahead, the next one is captured."""
+CAPTURE_PASS = 2
+"""The token whose pass captures the layers, calling them as the passes before it do."""
 _OWN_OPERATIONS = 8
 """Beside a layer's: writing K and V, attention, its merge, and copies to where the result lies."""
 

@@ -307,6 +307,10 @@ class Sizes:
         values = rows * self.model.num_heads * self.model.head_dim
         return ATTENDED_AT_ONCE * 2 * values * DTYPE_BYTES["float32"]
 
+    def token_ids(self) -> int:
+        """Ids of the last tokens of a block, int64 on the host."""
+        return IDS_KEPT * self.policy.block_size * 8
+
     def activations(self, tier: Tier) -> int:
         """Homes of the hidden states of a block on a tier."""
         return sum(self.activation_rows(dict(rows.counts())[tier]) for rows in self.placement.activation_rows)
@@ -345,8 +349,11 @@ def _buffers(sizes: Sizes) -> Iterator[Entry]:
     yield _arena("cpu", "attention staging", sizes.attention_staging())
     yield _arena("cpu", "activation staging", ACTIVATION_SLOTS * sizes.activation_staging())
     yield _arena(sizes.messages.tier, "messages", sizes.messages.nbytes)
+    yield _arena("cpu", "token ids", sizes.token_ids())
 
 
+IDS_KEPT = 4
+"""Tokens: one is sampled while the one before is sent on, and the host looks at the one before that, a pass later."""
 ACTIVATION_SLOTS = 3
 """One loading, one computing, one storing."""
 WEIGHT_STAGING = 2

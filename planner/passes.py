@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.batching import BlockLengths
+from planner.graphs import CAPTURE_PASS
 from planner.policy import Policy
 from planner.work import MAX_DECODE_GROUPS, Step, steps_of
 from planner.workload import Workload
@@ -109,8 +110,18 @@ def _decode(
     group = _groups(np.lexsort((context, share)), passes, num_groups)
     count, mean_share = _sums(group, passes), _means(group, passes, share)
     mean_context = _means(group, passes * share, context)
+    captured = min(1.0, float(weights.sum() / passes.sum()))  # once a block
+    eager = min(1.0, CAPTURE_PASS * captured)
     return [
-        Step(phase="decode", num_new=1, context=length, num_steps=number, share=part)
+        Step(
+            phase="decode",
+            num_new=1,
+            context=length,
+            num_steps=number,
+            share=part,
+            eager=eager,
+            captured=captured,
+        )
         for number, length, part in zip(
             count.tolist(), mean_context.tolist(), mean_share.tolist(), strict=True
         )

@@ -104,6 +104,8 @@ class Rates:
     """Calibration: predicted seconds are multiplied by these."""
     graph_s: float | None = None
     """Host time to start a layer as a CUDA graph; None where runs use none."""
+    capture_s: float = 0.0
+    """Host time to make such a graph, beside calling the layer."""
     packed: PackedRates | None = None
     """4-bit values on the compute device; None where the profile does not have them."""
     net: Curve
@@ -153,6 +155,7 @@ class Rates:
             operation_s=self.operation_s * launch,
             task_overhead_s=self.task_overhead_s * handover,
             graph_s=self.graph_s and self.graph_s * launch,
+            capture_s=self.capture_s * launch,
             packed=self.packed and replace(self.packed, issue_s=self.packed.issue_s * launch),
             factors=factors,
         )
@@ -207,6 +210,7 @@ def make_rates(profile: HardwareProfile, dtype: Dtype, *, spreads: float = 0.0) 
         attention_threads=threads,
         factors={},
         graph_s=None if on_cpu or gpu is None or gpu.graph is None else overhead(gpu.graph.replay_s),
+        capture_s=overhead(gpu.graph.capture_s) if gpu and gpu.graph and gpu.graph.capture_s else 0.0,
         packed=PackedRates.of((host if on_cpu or gpu is None else gpu).packed, at, overhead),
         net=_net(profile, at),
         gemm_small=_gemm_small(host, dtype, at) if on_cpu else None,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.graphs import CAPTURE_PASS
 from planner.ledger import Sizes
 from planner.policy import TIERS
 from planner.schedule import tasks
@@ -63,12 +64,14 @@ def representatives(stages: Sequence[Sizes], num_tokens: int | None = None) -> l
     gen_len = stages[0].workload.gen_len
     if num_tokens is None:
         num_tokens = gen_len if _num_tokens(stages, MAX_TASKS) == gen_len else NUM_TOKENS
-    return [_of_tokens(sizes, _spread(gen_len, num_tokens)) for sizes in stages]
+    first = _first_like_others(stages)
+    return [_of_tokens(sizes, _spread(gen_len, num_tokens, first), first) for sizes in stages]
 
 
 def first_tokens(stages: Sequence[Sizes], max_tasks: int) -> list[Sample]:
     """All layers; prefill and as many decode passes as come to about `max_tasks` tasks of all stages."""
-    return [_of_tokens(sizes, range(_num_tokens(stages, max_tasks))) for sizes in stages]
+    tokens, first = range(_num_tokens(stages, max_tasks)), _first_like_others(stages)
+    return [_of_tokens(sizes, tokens, first) for sizes in stages]
 
 
 def _num_tokens(stages: Sequence[Sizes], max_tasks: int) -> int:
@@ -85,37 +88,43 @@ def thinned(sizes: Sizes, max_visits: int) -> Sample:
 
 
 def few_tokens(sizes: Sizes) -> Sample:
-    """All layers; prefill, the first and the last decode pass, and one for those between, or more where they differ."""
+    """All layers; prefill, the first and the last decode passes, and one for those between, more where they differ."""
     workload = sizes.workload
     grows = workload.gen_len > _GROWTH * workload.prompt_len
-    return _of_tokens(sizes, _spread(workload.gen_len, _NUM_GROWING if grows else 1))
+    first = _first_like_others([sizes])
+    return _of_tokens(sizes, _spread(workload.gen_len, _NUM_GROWING if grows else 1, first), first)
 
 
-def _spread(gen_len: int, num_between: int) -> list[int]:
-    """Prefill, the first and the last decode pass, and `num_between` evenly from those between."""
-    first, last = 2, gen_len - 2
+def _first_like_others(stages: Sequence[Sizes]) -> int:
+    """The first pass that stands for others: decode's second one, or the one after layers were captured as graphs."""
+    return CAPTURE_PASS + 1 if any(sizes.graphs.num_operations for sizes in stages) else 2
+
+
+def _spread(gen_len: int, num_between: int, first: int) -> list[int]:
+    """All before `first`, the last decode pass, and `num_between` evenly from those between."""
+    last = gen_len - 2
     if num_between >= last - first + 1:
         return list(range(gen_len))
     if num_between == 1:
-        return [0, 1, (first + last) // 2, gen_len - 1]
+        return [*range(first), (first + last) // 2, gen_len - 1]
     between = {first + round((last - first) * n / (num_between - 1)) for n in range(num_between)}
-    return [0, 1, *sorted(between), gen_len - 1]
+    return [*range(first), *sorted(between), gen_len - 1]
 
 
-def _of_tokens(sizes: Sizes, tokens: Sequence[int]) -> Sample:
+def _of_tokens(sizes: Sizes, tokens: Sequence[int], first: int) -> Sample:
     return Sample(
         tokens=tuple(tokens),
-        weights=tuple(_weights(tokens, sizes.workload.gen_len)),
+        weights=tuple(_weights(tokens, sizes.workload.gen_len, first)),
         layers=tuple(range(len(sizes.slabs))),
     )
 
 
-def _weights(played: Sequence[int], gen_len: int) -> Iterator[float]:
+def _weights(played: Sequence[int], gen_len: int, first: int) -> Iterator[float]:
     """Passes that each token stands for: itself, and its share of those between it and its neighbours.
 
-    The first and the last decode pass are like no others and stand for none, unless there is nothing else.
+    Those before `first` and the last decode pass are like no others and stand for none, unless there is nothing else.
     """
-    inner = [token for token in played if 1 < token < gen_len - 1] or list(played)
+    inner = [token for token in played if first <= token < gen_len - 1] or list(played)
     weights = dict.fromkeys(played, 1.0)
     for i in range(gen_len):
         if i not in weights:

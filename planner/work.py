@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, Protocol, Self, TypeVar
 
+from planner.graphs import CAPTURE_PASS
 from planner.plan import Phase
 from planner.policy import Bits, Policy
 from planner.schedule import TaskKind
@@ -63,6 +64,10 @@ class Step:
     """Variance of the prompts' lengths in prefill: so many more pairs are attended to than `num_new * context`."""
     share: float = 1.0
     """Of the gpu batches, those it is made for: the others have ended."""
+    eager: float = 0.0
+    """Of its passes, those that call every layer, and so are not replayed as graphs."""
+    captured: float = 0.0
+    """Of its passes, those in which layers are captured."""
 
     def loaded(self, kept: int) -> float:
         """Tokens whose K and V were there before, in a layer that keeps so many."""
@@ -176,8 +181,18 @@ def steps_of(workload: Workload, max_groups: int = MAX_DECODE_GROUPS) -> list[St
     groups = min(max_groups, num_decode)
     for index in range(groups):
         first, end = num_decode * index // groups + 1, num_decode * (index + 1) // groups + 1
-        mean = prompt + (first + end - 1) / 2
-        steps.append(Step(phase="decode", num_new=1, context=mean, num_steps=end - first))
+        mean, passes = prompt + (first + end - 1) / 2, end - first
+        eager, captured = max(0, min(end, CAPTURE_PASS + 1) - first), first <= CAPTURE_PASS < end
+        steps.append(
+            Step(
+                phase="decode",
+                num_new=1,
+                context=mean,
+                num_steps=passes,
+                eager=eager / passes,
+                captured=captured / passes,
+            )
+        )
     return steps
 
 
@@ -185,4 +200,11 @@ def step_of(workload: Workload, i: int) -> Step:
     """The one pass of token i."""
     if i == 0:
         return steps_of(workload, 0)[0]
-    return Step(phase="decode", num_new=1, context=workload.prompt_len + i, num_steps=1)
+    return Step(
+        phase="decode",
+        num_new=1,
+        context=workload.prompt_len + i,
+        num_steps=1,
+        eager=float(i <= CAPTURE_PASS),
+        captured=float(i == CAPTURE_PASS),
+    )

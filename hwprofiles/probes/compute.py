@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Sequence
 
 import torch
@@ -21,6 +22,7 @@ TORCH_DTYPE: dict[Dtype, torch.dtype] = {
 _FEWEST_COLUMNS = 256
 _MANY_ROWS = 256
 _ROUNDS_IN_A_SLICE = 5
+_HEATING_ROWS, _HEAT_S = 1024, 1.0
 Shape = tuple[int, int]
 _LAUNCHES_PER_ROUND = 100
 
@@ -44,10 +46,19 @@ def gemm_curves(
                 while columns > _FEWEST_COLUMNS and _flops(device, columns, rows) > flops_at_once:
                     columns //= 2
             run = _products(pool, rows, matrices(device, columns, rows))
+            if device.type == "cuda" and rows >= _HEATING_ROWS:
+                _heat(run)
             rate = measured_rate(run, _flops(device, columns, rows), slice_s)
             points.append(GemmPoint(rows=rows, flops_per_s=rate))
         curves[dtype] = tuple(points)
     return curves
+
+
+def _heat(run: Rounds) -> None:
+    """Compute until clocks are what they are in a long prefill: a GPU that was idle is a tenth faster at first."""
+    deadline = time.perf_counter() + _HEAT_S
+    while time.perf_counter() < deadline:
+        run(_ROUNDS_IN_A_SLICE)
 
 
 def launch_overhead(device: torch.device, slice_s: float) -> Rate:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import torch
 
@@ -25,16 +26,18 @@ def measure_graph(device: torch.device, slice_s: float) -> Graph | None:
         values += 1  # its kernel is loaded before anything is weighed
         torch.cuda.synchronize(device)
         before = _driver_bytes(device)
-        graphs = [_captured(values) for _ in range(_GRAPHS)]
-        for graph in graphs:
-            graph.replay()
+        graphs, capture_s = zip(*(_captured(values) for _ in range(_GRAPHS)), strict=True)
         torch.cuda.synchronize(device)
         kept = _driver_bytes(device) - before
         seconds = _replay_seconds(graphs, device, slice_s)
-    return Graph(replay_s=seconds, operation_bytes=max(1, kept // (_GRAPHS * _OPERATIONS)))
+    return Graph(
+        replay_s=seconds,
+        operation_bytes=max(1, kept // (_GRAPHS * _OPERATIONS)),
+        capture_s=rate_of(capture_s),
+    )
 
 
-def _replay_seconds(graphs: list[torch.cuda.CUDAGraph], device: torch.device, slice_s: float) -> Rate:
+def _replay_seconds(graphs: Sequence[torch.cuda.CUDAGraph], device: torch.device, slice_s: float) -> Rate:
     """Of the host alone, which does not wait for the device."""
     deadline, samples = time.perf_counter() + slice_s, list[float]()
     while len(samples) < MIN_REPEATS or time.perf_counter() < deadline:
@@ -47,14 +50,21 @@ def _replay_seconds(graphs: list[torch.cuda.CUDAGraph], device: torch.device, sl
     return Rate(median=rounded(found.median), spread=found.spread)
 
 
-def _captured(values: torch.Tensor) -> torch.cuda.CUDAGraph:
-    """Without a tensor of its own, so that it takes no memory but the driver's."""
+def _captured(values: torch.Tensor) -> tuple[torch.cuda.CUDAGraph, float]:
+    """A graph, started once, and the seconds that took beside its operations.
+
+    It has no tensor of its own, so that it takes no memory but the driver's.
+    """
+    began = time.perf_counter()
     graph = torch.cuda.CUDAGraph()
     graph.capture_begin(capture_error_mode="thread_local")
+    called = time.perf_counter()
     for _ in range(_OPERATIONS):
         values += 1
+    done = time.perf_counter()
     graph.capture_end()
-    return graph
+    graph.replay()
+    return graph, time.perf_counter() - done + called - began
 
 
 def _driver_bytes(device: torch.device) -> int:

@@ -100,5 +100,22 @@ def test_replayed_decode_waits_less_for_the_host() -> None:
     assert with_.prefill.seconds == pytest.approx(without.prefill.seconds)
 
 
+def test_capturing_takes_its_time_once_a_block() -> None:
+    """So much longer takes decode, and no other phase, as all layers of all gpu batches take to be captured."""
+    quick = with_graphs()
+    graph = quick.gpus[0].graph
+    assert graph is not None
+    slow = replace(quick, gpus=(replace(quick.gpus[0], graph=replace(graph, capture_s=Rate(median=0.01))),))
+    policy = policy_of(*NEAR, size=1, batches=2)
+    for gen_len in (5, 12, 40):
+        first, second = (
+            problem_of("opt-1.3b", profile, gen_len=gen_len).plan(policy).prediction
+            for profile in (quick, slow)
+        )
+        longer_s = second.decode.seconds - first.decode.seconds
+        assert longer_s == pytest.approx(0.01 * 24 * 2, rel=0.02)
+        assert second.prefill.seconds == pytest.approx(first.prefill.seconds)
+
+
 def replace_graph(profile: HardwareProfile) -> HardwareProfile:
     return replace(profile, gpus=(replace(profile.gpus[0], graph=None),))
