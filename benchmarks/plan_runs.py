@@ -98,8 +98,7 @@ def parser_of(
     commands.choices["run"].add_argument(
         "--quick-start",
         action="store_true",
-        help="fork runs from a process that has imported the libraries: some seconds less each, and less of "
-        "those libraries in their host memory",
+        help="start each run's process while the one before it runs: some seconds less each",
     )
     commands.choices["sum"].add_argument("-o", "--output", type=Path, required=True, help="result, JSON")
     command = commands.add_parser("page", help=(write_page.__doc__ or "").lower())
