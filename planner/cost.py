@@ -35,9 +35,9 @@ SHARED: Mapping[str, tuple[str, ...]] = {
 """Lanes that several resources have in common; the busiest of them is said to bind."""
 HOST = "host"
 """The lane of the thread that issues a GPU's work."""
-COPY_CALLS = 1.1
-"""What the engine does to issue a copy over the link (events, waits, views), in layers' calls' worth of time: between
-0.9 and 1.2 in the runs on an H200 host that the host bound (docs/accuracy.md: opt-1.3b-many, qwen3-32b-planned)."""
+COPY_CALLS = 0.9
+"""What the engine does to issue a copy over the link (events, waits, views), in layers' calls' worth of time: 0.16 ms
+on an H200 host."""
 _COPIES = ("h2d", "d2h", "disk_read", "disk_write", "net_in", "net_out")
 _BY_THREADS = frozenset(_COPIES[2:])
 """Copies that threads of their own make."""

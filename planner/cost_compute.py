@@ -26,9 +26,14 @@ OPERATIONS_OF_END = 18
 ENGINE_CALLS = 0.8
 """What the engine does around a layer's call (binding weights, finding rows, notes), in calls' worth of time: seen on
 two cores with tiny layers of OPT, Llama and Qwen 3."""
-STARTED_SHARE = 0.7
-"""Of the host's time to call a layer for a chunk of prefill, what it adds to a GPU's: kernels start and end one after
-another. On an H200, chunks of 2 prompts of 512 tokens: 0.20 ms of 0.28 (OPT-6.7B)."""
+TASK_CALLS, AROUND_CALLS = 0.5, 1.3
+"""The same beside a GPU: for any compute task (its place in the schedule, events, notes), and for one that calls
+modules (binding weights, finding rows). On an H200 host 0.1 and 0.25 ms, with layers of OPT-1.3B."""
+EXCHANGE_OPERATIONS = 6
+"""Of a gpu batch that the CPU attends rows of: queries to float32 and to the host, results back."""
+STARTED_SHARE = 0.8
+"""Of the host's time for a layer's operations, what a chunk of prefill adds to a GPU's: kernels start and end one after
+another. On an H200, chunks of 2 prompts of 512 tokens: 0.20 ms a layer (OPT-6.7B)."""
 LOGITS_BYTES, LOGIT_BYTES = 12, 4
 """Moved for each logit beside its product: to float32, and read again for the next token. The size of one."""
 EAGER_PASSES = 6
@@ -64,6 +69,9 @@ class ComputeCost:
         near = held.near_rows + held.attended_rows * float(not is_decode)
         num_attends = held.counts.attended_cache * float(is_decode)
         issue_s = held.batches * linear.issue_s + held.passes * unpacking.issue_s
+        num_parts = num_attends + held.counts.split_cache * float(is_decode)
+        exchange_s = EXCHANGE_OPERATIONS * self.rates.operation_s
+        issue_s = issue_s + num_parts * self._task_s + num_attends * exchange_s
         if self.rates.graph_s is not None and is_decode:
             saved_s = linear.issue_s - self._task_s - self.rates.graph_s
             captured_s = self.rates.capture_s * step.captured
@@ -78,7 +86,7 @@ class ComputeCost:
             attend_s=attended * (far.seconds * self.rates.factor("cpu", TaskKind.ATTEND))
             + num_attends * self.rates.task_overhead_s,
             attend_count=num_attends,
-            num_parts=num_attends + held.counts.split_cache * float(is_decode),
+            num_parts=num_parts,
             flops=held.batches * linear.flops + near * row.flops,
             num_bytes=held.batches * linear.num_bytes
             + held.passes * unpacking.num_bytes
@@ -123,12 +131,14 @@ class ComputeCost:
         """Calling modules of so many operations, as one task."""
         rates = self.rates
         calls = num_calls * (rates.call_s + operations * rates.operation_s)
-        return Piece(0.0, issue_s=calls + self._task_s)
+        around_s = 0.0 if rates.on_cpu else AROUND_CALLS * rates.call_s
+        return Piece(0.0, issue_s=calls + around_s + self._task_s)
 
     @property
     def _task_s(self) -> float:
         """Of any compute task, whatever it calls."""
-        return ENGINE_CALLS * self.rates.call_s + self.rates.task_overhead_s
+        calls = ENGINE_CALLS if self.rates.on_cpu else TASK_CALLS
+        return calls * self.rates.call_s + self.rates.task_overhead_s
 
     @property
     def _element_bytes(self) -> int:
@@ -147,8 +157,9 @@ class ComputeCost:
         ]
         products = self._products(layer, tokens, hit)
         called = self._host_time(counted.operations, chunks)
-        starts_s = called.issue_s * STARTED_SHARE * float(step.phase == "prefill" and not self.rates.on_cpu)
-        parts = [total([*products, *own]) * chunks, Piece(starts_s), called]
+        is_chunked = step.phase == "prefill" and not self.rates.on_cpu
+        starts_s = STARTED_SHARE * counted.operations * self.rates.operation_s * float(is_chunked)
+        parts = [total([*products, *own, Piece(starts_s)]) * chunks, called]
         return total([*parts, self._kernel_starts(step, chunks)])
 
     def _kernel_starts(self, step: Step, chunks: int) -> Piece:

@@ -22,7 +22,7 @@ TORCH_DTYPE: dict[Dtype, torch.dtype] = {
 _FEWEST_COLUMNS = 256
 _MANY_ROWS = 256
 _ROUNDS_IN_A_SLICE = 5
-_HEATING_ROWS, _HEAT_S = 1024, 1.0
+_HEATING_ROWS, _SETTLE_S, _BURST_S = 1024, 1.0, 0.25
 Shape = tuple[int, int]
 _LAUNCHES_PER_ROUND = 100
 
@@ -46,19 +46,31 @@ def gemm_curves(
                 while columns > _FEWEST_COLUMNS and _flops(device, columns, rows) > flops_at_once:
                     columns //= 2
             run = _products(pool, rows, matrices(device, columns, rows))
-            if device.type == "cuda" and rows >= _HEATING_ROWS:
-                _heat(run)
-            rate = measured_rate(run, _flops(device, columns, rows), slice_s)
+            measure = _rate_idle_and_warm if _is_heating(device, dtype, rows) else measured_rate
+            rate = measure(run, _flops(device, columns, rows), slice_s)
             points.append(GemmPoint(rows=rows, flops_per_s=rate))
         curves[dtype] = tuple(points)
     return curves
 
 
-def _heat(run: Rounds) -> None:
-    """Compute until clocks are what they are in a long prefill: a GPU that was idle is a tenth faster at first."""
-    deadline = time.perf_counter() + _HEAT_S
+def _is_heating(device: torch.device, dtype: Dtype, rows: int) -> bool:
+    """Whether a GPU soon lowers its clocks under such products."""
+    return device.type == "cuda" and dtype != "float32" and rows >= _HEATING_ROWS
+
+
+def _rate_idle_and_warm(run: Rounds, amount: float, slice_s: float) -> Rate:
+    """Half-way between a GPU that was idle, a tenth faster for about its first second, and one that has been at work.
+
+    Prefills are of both kinds; the spread tells how far they are from the median.
+    """
+    time.sleep(_SETTLE_S)
+    idle = seconds_per_round(run, min(slice_s, _BURST_S))
+    deadline = time.perf_counter() + _SETTLE_S
     while time.perf_counter() < deadline:
         run(_ROUNDS_IN_A_SLICE)
+    warm = seconds_per_round(run, min(slice_s, _BURST_S))
+    count = min(len(idle), len(warm))
+    return rate_of([amount / seconds for seconds in (*idle[-count:], *warm[-count:])])
 
 
 def launch_overhead(device: torch.device, slice_s: float) -> Rate:

@@ -8,7 +8,6 @@ as transformers' layers write them. The rate of a prompt's attention to itself.
 from __future__ import annotations
 
 import time
-from functools import partial
 
 import torch
 from torch import nn
@@ -19,12 +18,11 @@ from hwprofiles.budget import DTYPES, Pace
 from hwprofiles.points import Dtype, LayerPoint, Rate
 from hwprofiles.probes.buffers import fill_random
 from hwprofiles.probes.compute import TORCH_DTYPE, synchronize
-from hwprofiles.probes.timing import Rounds, measured_rate, rate_of, rounds_of, seconds_per_round
+from hwprofiles.probes.timing import Rounds, measured_rate, rate_of, rounds_of
 from hwprofiles.units import MIB
 
 _SMALL = 64
-_ROUNDS = 5
-_FEW_LAYERS, _MORE_LAYERS = 2, 10
+_NUM_LAYERS = 10
 FAMILIES: dict[str, tuple[int, dict[str, object]]] = {
     "opt": (13, {"ffn_dim": 2 * _SMALL, "word_embed_proj_dim": _SMALL}),
     "qwen3": (54, {"intermediate_size": 2 * _SMALL, "num_key_value_heads": 4, "head_dim": 16}),
@@ -33,41 +31,33 @@ FAMILIES: dict[str, tuple[int, dict[str, object]]] = {
 LAYER_POINTS = len(FAMILIES)
 ELEMENTWISE_BYTES, SMALL_ELEMENTWISE_BYTES = 8 * MIB, 2 * MIB
 """Of a new tensor: one that is a mapping of its own, whose pages are new each time, and one that is not."""
+ISSUER_SWEPT_BYTES = 64 * MIB
+"""More than a core has for itself: beside a GPU the host's memory is not gone through as where it computes."""
 _TENSORS = 8
 """In turn: as many as a layer has in use."""
 _PROMPT, _HEADS, _HEAD_SIZE = 256, 16, 64
 _PROMPT_ROWS = {"cpu": 4, "cuda": 64}
 
 
-def issued_layer_points(device: torch.device, pace: Pace) -> tuple[LayerPoint, ...]:
-    """Host seconds of one token's pass through a small layer on a GPU; nothing waits for its kernels."""
-    points = []
-    for family, (operations, _) in FAMILIES.items():
-        slice_s = pace.next(f"{device} layer of {operations} operations")
-        few, more = (decoder(family, num_layers, device) for num_layers in (_FEW_LAYERS, _MORE_LAYERS))
-        seconds = [_layer_seconds(few, more, device, slice_s / _ROUNDS) for _ in range(_ROUNDS)]
-        points.append(LayerPoint(operations=operations, seconds=rate_of(seconds)))
-    return tuple(points)
+def layer_points(device: torch.device, swept_bytes: int, pace: Pace) -> tuple[LayerPoint, ...]:
+    """Host seconds of one token's pass through a small layer, with caches that other data has gone through.
 
-
-def computed_layer_points(cache_bytes: int, pace: Pace) -> tuple[LayerPoint, ...]:
-    """Seconds of one token's pass through a small layer on the CPU, with caches that other data has gone through.
-
-    So a run finds them, as the weights of the layer before went through: the interpreter is half as fast again then.
+    So a run finds them, as the layer before and what the engine does went through: the interpreter is half as fast
+    again then. A CPU computes the layer in that time; a GPU is asked for it, and nothing waits for its kernels.
     """
-    device = torch.device("cpu")
-    other = torch.ones(cache_bytes // torch.float32.itemsize)
+    other = torch.ones(swept_bytes // torch.float32.itemsize)
     points = []
     for family, (operations, _) in FAMILIES.items():
         deadline = time.perf_counter() + pace.next(f"{device} layer of {operations} operations")
-        model = decoder(family, _MORE_LAYERS, device)
+        model = decoder(family, _NUM_LAYERS, device)
         found = _timed_layers(model, other)
-        ids = torch.ones(1, 1, dtype=torch.long)
+        ids = torch.ones(1, 1, dtype=torch.long, device=device)
         with torch.inference_mode():
             model(input_ids=ids, use_cache=False)
             found.clear()  # the first pass chooses kernels
             while not found or time.perf_counter() < deadline:
                 model(input_ids=ids, use_cache=False)
+        synchronize(device)
         points.append(LayerPoint(operations=operations, seconds=rate_of(found)))
     return tuple(points)
 
@@ -90,18 +80,6 @@ def _timed_layers(model: nn.Module, other: torch.Tensor) -> list[float]:
             layer.register_forward_pre_hook(begin)
             layer.register_forward_hook(end)
     return found
-
-
-def _layer_seconds(few: nn.Module, more: nn.Module, device: torch.device, slice_s: float) -> float:
-    """What the layers that only one of two models has take, each; both are timed in turn."""
-    ids = torch.ones(1, 1, dtype=torch.long, device=device)
-    with torch.inference_mode():
-        short, long = (
-            min(seconds_per_round(rounds_of(partial(model, input_ids=ids, use_cache=False)), slice_s / 2))
-            for model in (few, more)
-        )
-    synchronize(device)
-    return max(long - short, 1e-9) / (_MORE_LAYERS - _FEW_LAYERS)
 
 
 def elementwise_rate(device: torch.device, tensor_bytes: int, slice_s: float) -> Rate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -14,8 +15,9 @@ from hwprofiles.probes.buffers import fill_random
 from hwprofiles.probes.compute import synchronize
 from hwprofiles.probes.cpu_attention import Decode, attend_native
 from hwprofiles.probes.kernels import AMPERE, usable
+from hwprofiles.probes.layers import ISSUER_SWEPT_BYTES
 from hwprofiles.probes.quantize import dequantise, quantise_pair
-from hwprofiles.probes.timing import measured_rate, rate_of, rounds_of, seconds_per_round
+from hwprofiles.probes.timing import MIN_REPEATS, measured_rate, rate_of, rounds_of
 
 PACKED_POINTS = {"cpu": 3, "cuda": 4}
 _MATRIX = {"cpu": 2**22, "cuda": 2**26}
@@ -83,9 +85,17 @@ def _packed_attention(query: torch.Tensor, cache: torch.Tensor) -> Callable[[], 
 
 
 def _issue_seconds(device: torch.device, pace: Pace) -> Rate:
-    """Host time of starting one such function."""
-    slice_s, unpack = pace.next(f"{device} starting a kernel"), _unpacking(_FEW, device)
-    seconds = seconds_per_round(rounds_of(unpack), slice_s)
+    """Host time of starting one such function, with caches as `layers.py` has them."""
+    deadline, unpack = (
+        time.perf_counter() + pace.next(f"{device} starting a kernel"),
+        _unpacking(_FEW, device),
+    )
+    other, seconds = torch.ones(ISSUER_SWEPT_BYTES // torch.float32.itemsize), list[float]()
+    while len(seconds) < MIN_REPEATS or time.perf_counter() < deadline:
+        other.sum()
+        began = time.perf_counter()
+        unpack()
+        seconds.append(time.perf_counter() - began)
     synchronize(device)
     return rate_of(seconds)
 

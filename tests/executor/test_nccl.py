@@ -145,7 +145,7 @@ def test_a_job_on_two_gpus(is_killed: bool, tokenizer: PreTrainedTokenizerBase, 
     checkpoint = save_checkpoint(tmp_path / "model", tokenizer, num_hidden_layers=4)
     gpu = replace(small_t4().gpus[0], memory_bytes=2 * GB)
     host = replace(small_t4(), gpus=(gpu, gpu))
-    plan = staged_plan(checkpoint, 2, host=host, gen_len=200 if is_killed else 6, comm_device="cuda")
+    plan = staged_plan(checkpoint, 2, host=host, gen_len=90 if is_killed else 6, comm_device="cuda")
     path, count = write_plan(tmp_path / "plan.yaml", plan), 400 if is_killed else 13
     write_prompts(tmp_path / "p.jsonl", many_prompts(count))
     (tmp_path / "offload").mkdir()

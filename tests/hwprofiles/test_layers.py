@@ -10,8 +10,8 @@ from hwprofiles.probes.attention import attention_curves, grouped_attention
 from hwprofiles.probes.layers import (
     FAMILIES,
     LAYER_POINTS,
-    computed_layer_points,
     decoder,
+    layer_points,
     prompt_attention_rates,
 )
 from hwprofiles.probes.packed import PACKED_POINTS, measure_packed
@@ -38,7 +38,7 @@ def test_the_operations_are_those_of_the_layers(family: str) -> None:
 def test_more_operations_take_longer() -> None:
     """A point for each family, and a rate of attention for each dtype."""
     pace = Pace(2.0, LAYER_POINTS + 3, lambda *_: None)
-    few, many = sorted(computed_layer_points(8 * MIB, pace), key=lambda point: point.operations)
+    few, many = sorted(layer_points(torch.device("cpu"), 8 * MIB, pace), key=lambda point: point.operations)
     assert many.seconds.median > few.seconds.median > 0
     assert set(prompt_attention_rates(CPU, pace)) == {"float32", "float16", "bfloat16"}
 

@@ -99,7 +99,7 @@ def test_a_slower_gpu_gets_fewer_layers() -> None:
 
 def test_the_head_costs_layers() -> None:
     """A large vocabulary: the last stage, which has the head, gets fewer layers than the first."""
-    model = small_opt(num_layers=12, hidden_size=512, vocab_size=160_000)
+    model = small_opt(num_layers=12, hidden_size=1024, vocab_size=160_000)
     plan = planned(cluster(several_t4(2), model=model, gpu=2 * GB), 2)
     assert counts(plan)[1] < counts(plan)[0]
 
