@@ -25,12 +25,13 @@ from hwprofiles.probes.disk import check_directory, measure_disk, scratch_file
 from hwprofiles.probes.graphs import measure_graph
 from hwprofiles.probes.layers import (
     ELEMENTWISE_BYTES,
-    ISSUER_SWEPT_BYTES,
     LAYER_POINTS,
     SMALL_ELEMENTWISE_BYTES,
     elementwise_rate,
     layer_points,
     prompt_attention_rates,
+    sweep_all,
+    sweep_core,
 )
 from hwprofiles.probes.links import BOTH_BYTES, measure_link
 from hwprofiles.probes.memory import memory_rate
@@ -212,7 +213,7 @@ def _measure_host(
         task_overhead_s=task_overhead(pace.next("handing a task to a thread")),
         process_bytes=cost.resident_bytes,
         elementwise_bytes_per_s=elementwise_rate(CPU, ELEMENTWISE_BYTES, pace.next("elementwise operations")),
-        layer=layer_points(CPU, _CACHES_IN_WORKING_SET * cpu.cache_bytes, pace),
+        layer=layer_points(CPU, sweep_all(_CACHES_IN_WORKING_SET * cpu.cache_bytes), pace),
         prompt_attention=prompt_attention_rates(CPU, pace),
         process_spread_bytes=cost.spread_bytes,
         occupied_bytes=occupied,
@@ -260,7 +261,7 @@ def _measure_gpu(request: Request, device: torch.device, host: Host, cost: Proce
         context_bytes=0 if emulated else cost.context_bytes[device.index],
         margins=NO_MARGINS if emulated else cost.margins,
         link=measure_link(device, buffer_bytes, request.budget, pace),
-        layer=() if emulated else layer_points(device, ISSUER_SWEPT_BYTES, pace),
+        layer=() if emulated else layer_points(device, sweep_core(), pace),
         prompt_attention={} if emulated else prompt_attention_rates(device, pace),
         numa_node=None if emulated else _numa_node(device),
         packed=None if emulated else measure_packed(device, pace),

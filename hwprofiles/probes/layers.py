@@ -8,7 +8,9 @@ as transformers' layers write them. The rate of a prompt's attention to itself.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -31,26 +33,35 @@ FAMILIES: dict[str, tuple[int, dict[str, object]]] = {
 LAYER_POINTS = len(FAMILIES)
 ELEMENTWISE_BYTES, SMALL_ELEMENTWISE_BYTES = 8 * MIB, 2 * MIB
 """Of a new tensor: one that is a mapping of its own, whose pages are new each time, and one that is not."""
-ISSUER_SWEPT_BYTES = 64 * MIB
-"""More than a core has for itself: beside a GPU the host's memory is not gone through as where it computes."""
+_CORE_BYTES = 16 * MIB
+"""More cache than a core has for itself."""
 _TENSORS = 8
 """In turn: as many as a layer has in use."""
 _PROMPT, _HEADS, _HEAD_SIZE = 256, 16, 64
 _PROMPT_ROWS = {"cpu": 4, "cuda": 64}
 
 
-def layer_points(device: torch.device, swept_bytes: int, pace: Pace) -> tuple[LayerPoint, ...]:
-    """Host seconds of one token's pass through a small layer, with caches that other data has gone through.
+def sweep_all(num_bytes: int) -> Callable[[], object]:
+    """Reads so much memory with all cores, as where they compute and weights go through their caches."""
+    return torch.ones(num_bytes // torch.float32.itemsize).sum
+
+
+def sweep_core() -> Callable[[], object]:
+    """Reads what takes the place of all that this core's own cache held, as beside a GPU one thread's work does."""
+    return np.ones(_CORE_BYTES // np.dtype(np.float32).itemsize, dtype=np.float32).sum
+
+
+def layer_points(device: torch.device, sweep: Callable[[], object], pace: Pace) -> tuple[LayerPoint, ...]:
+    """Host seconds of one token's pass through a small layer, with caches that other data has gone through: `sweep`.
 
     So a run finds them, as the layer before and what the engine does went through: the interpreter is half as fast
     again then. A CPU computes the layer in that time; a GPU is asked for it, and nothing waits for its kernels.
     """
-    other = torch.ones(swept_bytes // torch.float32.itemsize)
     points = []
     for family, (operations, _) in FAMILIES.items():
         deadline = time.perf_counter() + pace.next(f"{device} layer of {operations} operations")
         model = decoder(family, _NUM_LAYERS, device)
-        found = _timed_layers(model, other)
+        found = _timed_layers(model, sweep)
         ids = torch.ones(1, 1, dtype=torch.long, device=device)
         with torch.inference_mode():
             model(input_ids=ids, use_cache=False)
@@ -62,14 +73,14 @@ def layer_points(device: torch.device, swept_bytes: int, pace: Pace) -> tuple[La
     return tuple(points)
 
 
-def _timed_layers(model: nn.Module, other: torch.Tensor) -> list[float]:
-    """Seconds of each layer from now on, all of `other` being read before it."""
+def _timed_layers(model: nn.Module, sweep: Callable[[], object]) -> list[float]:
+    """Seconds of each layer from now on, with a sweep before it."""
     found: list[float] = []
     started = 0.0
 
     def begin(*_: object) -> None:
         nonlocal started
-        other.sum()
+        sweep()
         started = time.perf_counter()
 
     def end(*_: object) -> None:

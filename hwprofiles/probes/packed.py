@@ -15,7 +15,7 @@ from hwprofiles.probes.buffers import fill_random
 from hwprofiles.probes.compute import synchronize
 from hwprofiles.probes.cpu_attention import Decode, attend_native
 from hwprofiles.probes.kernels import AMPERE, usable
-from hwprofiles.probes.layers import ISSUER_SWEPT_BYTES
+from hwprofiles.probes.layers import sweep_core
 from hwprofiles.probes.quantize import dequantise, quantise_pair
 from hwprofiles.probes.timing import MIN_REPEATS, measured_rate, rate_of, rounds_of
 
@@ -90,9 +90,9 @@ def _issue_seconds(device: torch.device, pace: Pace) -> Rate:
         time.perf_counter() + pace.next(f"{device} starting a kernel"),
         _unpacking(_FEW, device),
     )
-    other, seconds = torch.ones(ISSUER_SWEPT_BYTES // torch.float32.itemsize), list[float]()
+    sweep, seconds = sweep_core(), list[float]()
     while len(seconds) < MIN_REPEATS or time.perf_counter() < deadline:
-        other.sum()
+        sweep()
         began = time.perf_counter()
         unpack()
         seconds.append(time.perf_counter() - began)

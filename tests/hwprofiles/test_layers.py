@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -13,6 +15,8 @@ from hwprofiles.probes.layers import (
     decoder,
     layer_points,
     prompt_attention_rates,
+    sweep_all,
+    sweep_core,
 )
 from hwprofiles.probes.packed import PACKED_POINTS, measure_packed
 from hwprofiles.units import MIB
@@ -35,10 +39,11 @@ def test_the_operations_are_those_of_the_layers(family: str) -> None:
     assert operations(family, 3) - operations(family, 2) == FAMILIES[family][0]
 
 
-def test_more_operations_take_longer() -> None:
+@pytest.mark.parametrize("sweep", [sweep_all(8 * MIB), sweep_core()], ids=["all cores", "one core"])
+def test_more_operations_take_longer(sweep: Callable[[], object]) -> None:
     """A point for each family, and a rate of attention for each dtype."""
     pace = Pace(2.0, LAYER_POINTS + 3, lambda *_: None)
-    few, many = sorted(layer_points(torch.device("cpu"), 8 * MIB, pace), key=lambda point: point.operations)
+    few, many = sorted(layer_points(CPU, sweep, pace), key=lambda point: point.operations)
     assert many.seconds.median > few.seconds.median > 0
     assert set(prompt_attention_rates(CPU, pace)) == {"float32", "float16", "bfloat16"}
 
