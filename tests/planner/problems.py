@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from hwprofiles.points import NO_MARGINS
 from hwprofiles.profile import HardwareProfile, load_profile
-from planner.ledger import LIBRARY_BYTES, LOADING_BYTES
+from planner.ledger import LOADING_BYTES, library_bytes
 from planner.machine import Caps
 from planner.model import ModelSpec, load_model, spec_from_config
 from planner.policy import Policy, Split
@@ -107,11 +107,12 @@ def problem_of(
     """A model on a machine (the small T4 host) under caps in bytes; `cpu` is beside what any run takes for itself."""
     workload = Workload(prompt_len=prompt_len, gen_len=gen_len, num_prompts=num_prompts)
     spec = load_model(model) if isinstance(model, str) else model
+    profile = profile or small_t4()
     if cpu is not None:
-        cpu += LOADING_BYTES + LIBRARY_BYTES + tokenizer_bytes(spec)
-    return make_problem(
-        spec, workload, profile or small_t4(), Caps(gpu_bytes=gpu, cpu_bytes=cpu, disk_bytes=disk)
-    )
+        gpus = profile.gpus
+        libraries = library_bytes("gpu" if gpus else "cpu", emulated=bool(gpus) and gpus[0].emulated)
+        cpu += LOADING_BYTES + libraries + tokenizer_bytes(spec)
+    return make_problem(spec, workload, profile, Caps(gpu_bytes=gpu, cpu_bytes=cpu, disk_bytes=disk))
 
 
 def policy_of(
