@@ -27,7 +27,7 @@ from planner.layout import (
     kv_vector_bytes,
     layer_slabs,
 )
-from planner.messages import Messages
+from planner.messages import ID_BYTES, Messages
 from planner.model import LayerSpec, ModelSpec
 from planner.placement import CacheRows, Placement, group_tier
 from planner.policy import TIERS, Policy, Tier
@@ -312,7 +312,7 @@ class Sizes:
 
     def token_ids(self) -> int:
         """Ids of the last tokens of a block, int64 on the host."""
-        return IDS_KEPT * self.policy.block_size * 8
+        return IDS_KEPT * self.policy.block_size * ID_BYTES
 
     def activations(self, tier: Tier) -> int:
         """Homes of the hidden states of a block on a tier."""

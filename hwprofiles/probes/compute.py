@@ -23,6 +23,7 @@ _FEWEST_COLUMNS = 256
 _MANY_ROWS = 256
 _ROUNDS_IN_A_SLICE = 5
 _HEATING_ROWS, _SETTLE_S, _BURST_S = 1024, 1.0, 0.25
+"""Rows from which products draw a GPU's full power; after how long its clocks are settled; what a burst may take."""
 Shape = tuple[int, int]
 _LAUNCHES_PER_ROUND = 100
 

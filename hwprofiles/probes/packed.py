@@ -86,11 +86,8 @@ def _packed_attention(query: torch.Tensor, cache: torch.Tensor) -> Callable[[], 
 
 def _issue_seconds(device: torch.device, pace: Pace) -> Rate:
     """Host time of starting one such function, with caches as `layers.py` has them."""
-    deadline, unpack = (
-        time.perf_counter() + pace.next(f"{device} starting a kernel"),
-        _unpacking(_FEW, device),
-    )
-    sweep, seconds = sweep_core(), list[float]()
+    slice_s, unpack, sweep = pace.next(f"{device} starting a kernel"), _unpacking(_FEW, device), sweep_core()
+    deadline, seconds = time.perf_counter() + slice_s, list[float]()
     while len(seconds) < MIN_REPEATS or time.perf_counter() < deadline:
         sweep()
         began = time.perf_counter()
