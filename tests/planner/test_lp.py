@@ -74,7 +74,7 @@ def brute_force_way(relaxed: Relaxed, allowed: Limits, *, attends: bool) -> floa
     """
     random = np.random.default_rng(1)
     best, centre, width = np.inf, np.full(5, 0.5), 0.5
-    for _ in range(48):
+    for _ in range(64):
         low, high = np.clip(centre - width, 0, 1), np.clip(centre + width, 0, 1)
         axes = [np.linspace(a, b, 7) for a, b in zip(low, high, strict=True)]
         grid = np.stack([axis.ravel() for axis in np.meshgrid(*axes, indexing="ij")])
@@ -85,7 +85,7 @@ def brute_force_way(relaxed: Relaxed, allowed: Limits, *, attends: bool) -> floa
         index = int(np.argmin(seconds))
         if seconds[index] < best:
             best, centre = float(seconds[index]), grid[:, index]
-        width *= 0.9
+        width *= 0.92
     return best
 
 
