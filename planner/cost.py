@@ -35,7 +35,7 @@ SHARED: Mapping[str, tuple[str, ...]] = {
 """Lanes that several resources have in common; the busiest of them is said to bind."""
 HOST = "host"
 """The lane of the thread that issues a GPU's work."""
-COPY_CALLS = 0.9
+COPY_CALLS = 0.45
 """What the engine does to issue a copy over the link (events, waits, views), in layers' calls' worth of time: 0.16 ms
 on an H200 host."""
 _COPIES = ("h2d", "d2h", "disk_read", "disk_write", "net_in", "net_out")
@@ -87,7 +87,7 @@ class CostModel:
 
     def _calibrated(self, piece: Piece, kind: str) -> Piece:
         issued = 0.0 if self.rates.on_cpu else piece.issue_s
-        return Piece(max(self.computing.seconds(piece, kind), issued), piece.flops, piece.num_bytes)
+        return Piece(self.computing.seconds(piece, kind), piece.flops, piece.num_bytes, issued)
 
     def attended_bytes(self, held: Held[A], step: Step) -> A:
         """K and V, as they are cached, that the CPU attends to in one decode pass of one layer."""

@@ -26,7 +26,7 @@ OPERATIONS_OF_END = 18
 ENGINE_CALLS = 0.8
 """What the engine does around a layer's call (binding weights, finding rows, notes), in calls' worth of time: seen on
 two cores with tiny layers of OPT, Llama and Qwen 3."""
-TASK_CALLS, AROUND_CALLS = 0.5, 1.3
+TASK_CALLS, AROUND_CALLS = 0.25, 0.75
 """The same beside a GPU: for any compute task (its place in the schedule, events, notes), and for one that calls
 modules (binding weights, finding rows). On an H200 host 0.1 and 0.25 ms, with layers of OPT-1.3B."""
 EXCHANGE_OPERATIONS = 6

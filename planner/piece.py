@@ -15,6 +15,11 @@ class Piece:
     num_bytes: float = 0.0
     issue_s: float = 0.0
 
+    @property
+    def alone_s(self) -> float:
+        """Time with nothing before or after it: it is not done before it is issued."""
+        return max(self.seconds, self.issue_s)
+
     def __mul__(self, times: float) -> Piece:
         return Piece(self.seconds * times, self.flops * times, self.num_bytes * times, self.issue_s * times)
 

@@ -163,17 +163,18 @@ def _add_step(
     lanes = [
         _add_layers(total, cost, group, step, timed) for group, timed in zip(layers, all_timed, strict=True)
     ]
+    pieces, tier, held = cost.ends(step), cost.compute_tier, layers[0].held
+    ends, times = total_of(pieces), step.num_steps * held.batches
     sums = [(same[0][0], sum(seconds for _, seconds in same)) for same in zip(*lanes, strict=True)]
-    total.add_lanes(sums, step.num_steps)
-    ends, tier, held = total_of(cost.ends(step)), cost.compute_tier, layers[0].held
-    times = step.num_steps * held.batches
+    issued_s = ends.issue_s * held.batches
+    total.add_lanes([(name, s + issued_s if name == HOST else s) for name, s in sums], step.num_steps)
     total.seconds += ends.seconds * times
     total.lanes[tier] += ends.seconds * times
     total.add(
         TaskKind.COMPUTE.value,
         tier,
         times,
-        _TaskSum(1 + cost.model.has_head, ends.num_bytes, ends.flops, ends.seconds),
+        _TaskSum(1 + cost.model.has_head, ends.num_bytes, ends.flops, sum(piece.alone_s for piece in pieces)),
     )
     if step.phase == "prefill":  # nothing runs before the first layer has come
         loads_s = sum(seconds for move, seconds in all_timed[0] if move.kind == TaskKind.LOAD_WEIGHT)

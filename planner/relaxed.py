@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from planner.cost import CostModel
+from planner.cost import HOST, CostModel
 from planner.ledger import ACTIVATION_SLOTS, WEIGHT_STAGING, Entry, make_ledger
 from planner.passes import mean_steps
 from planner.placement import CacheRows, Placement, TierRows
@@ -146,7 +146,10 @@ class Relaxed:
         for step in self.steps:
             kinds = zip(self.kinds, all_held, strict=True)
             lanes, blocked = zip(*(self._lanes(kind, held, step) for kind, held in kinds), strict=True)
-            yield StepTime(step=step, lanes=_summed(lanes), blocked=_summed(blocked))
+            issued_s = sum(piece.issue_s for piece in self.cost.ends(step)) * step.num_steps
+            ends = shares.one * (issued_s / self.choice.gpu_batch_size)
+            own = tuple((name, s + ends if name == HOST else s) for name, s in _summed(lanes))
+            yield StepTime(step=step, lanes=own, blocked=_summed(blocked))
 
     def _lanes(self, kind: LayerKind, held: Held[A], step: Step) -> tuple[Lanes[A], Lanes[A]]:
         """The lanes of all layers of a kind in one step, and those that count where computing keeps the caller."""

@@ -96,8 +96,12 @@ def few_tokens(sizes: Sizes) -> Sample:
 
 
 def _first_like_others(stages: Sequence[Sizes]) -> int:
-    """The first pass that stands for others: decode's second one, or the one after layers were captured as graphs."""
-    return CAPTURE_PASS + 1 if any(sizes.graphs.num_operations for sizes in stages) else 2
+    """The first pass that stands for others: decode's second one, or beside a GPU the third.
+
+    The first one there was asked for while prefill went on, so that the host is early for it and late for the next
+    one; and in that, layers are captured as graphs.
+    """
+    return CAPTURE_PASS + 1 if any(sizes.compute_tier == "gpu" for sizes in stages) else 2
 
 
 def _spread(gen_len: int, num_between: int, first: int) -> list[int]:

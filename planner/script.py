@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
 from planner.activity import Span
+from planner.cost import HOST
 from planner.schedule import tasks
 from planner.shape import LayerShape, Shape, shape_of
 from planner.task_costs import SHARED_LANES, Group, Load, TaskCosts
@@ -30,6 +33,14 @@ class LaneWork:
         """Seconds at work until each time."""
         found: list[float] = np.interp(times_s, self._times_s, self._work_s).tolist()
         return found
+
+
+class Call(NamedTuple):
+    """What the caller's thread does to ask a GPU for a compute task, and for the copies that belong to it."""
+
+    seconds: float
+    waits: Ids
+    """Tasks that it waits for."""
 
 
 class Script:
@@ -62,17 +73,56 @@ class Script:
         return self._tokens[task.i], self._groups[task.j][0][0] if task.j >= 0 else task.j
 
     def waits(self) -> Iterator[Ids]:
-        """What each task waits for beside its lane.
+        """What each task waits for beside its lane; where the caller's thread computes nothing later is issued before.
 
-        Where the caller's thread computes nothing later is issued before, nor while it waits for the CPU's attention.
+        Beside a GPU calls stand before it, too: `calls`.
         """
         blocker: Ids = ()
         for task, load in zip(self.tasks, self.loads, strict=True):
             yield task.deps + blocker
             if load.is_blocking:
                 blocker = (task.id,)
-            elif task.kind is TaskKind.COMPUTE and 0 < task.part == task.num_parts - 1:
-                blocker = task.deps
+
+    def calls(self) -> tuple[list[Call], list[int]]:
+        """What the caller's thread does beside a GPU, in this order; for each task how many of them stand before it.
+
+        Its own does not: the GPU begins with the first kernel that it is asked for. The thread runs ahead of the GPU,
+        but for two things that it waits for: the ids of the last token but one before it begins the next pass, and the
+        CPU's attention before it goes on with a layer.
+        """
+        calls: list[Call] = []
+        before: list[int] = []
+        last_of, late = {k: wave[-1] for wave in self.shape.waves for k in wave}, self._late()
+        begun: set[tuple[int, int]] = set()
+        known: dict[tuple[int, int], Ids] = {}
+        """By token and the last gpu batch of a wave."""
+        for task, load in zip(self.tasks, self.loads, strict=True):
+            before.append(len(calls))
+            if task.kind is TaskKind.COMPUTE and not load.is_blocking:
+                deps = task.deps if 0 < task.part == task.num_parts - 1 else ()
+                if (wave := (task.i, last_of[task.k])) not in begun:
+                    begun.add(wave)
+                    deps += known.get((task.i - 1 - (task.i not in late), wave[1]), ())
+                calls.append(Call(load.issue_s, deps))
+            if self.shape.is_final(task):
+                known[task.i, task.k] = (task.id,)
+                before[-1] = len(calls)  # its last kernel is asked for at the end
+        return calls, before
+
+    def _late(self) -> set[int]:
+        """Passes that follow others which are left out, and in which the host has the most to do.
+
+        It is ahead of the first passes of decode, but no longer of these.
+        """
+        follows = {
+            i for i, (before, token) in enumerate(pairwise(self._tokens), start=1) if token > before + 1
+        }
+        work_s = {i: defaultdict[str, float](float) for i in follows}
+        for task, load in zip(self.tasks, self.loads, strict=True):
+            if task.i in follows:
+                work_s[task.i][task.resource] += load.seconds
+                work_s[task.i][HOST] += load.issue_s
+        return {i for i, lanes in work_s.items() if lanes and lanes[HOST] >= max(lanes.values())}
 
     def spans(self, times_s: Iterable[tuple[float, float]]) -> Iterator[Span]:
         """The tasks from start to stop, in the order of the schedule."""
@@ -97,6 +147,8 @@ class Script:
         for (resource, kind), count in alike.items():
             load = loads[kind]
             work[resource] = work.get(resource, 0.0) + load.seconds * count
+            if load.issue_s:
+                work[HOST] = work.get(HOST, 0.0) + load.issue_s * count
             for name, share in zip(SHARED_LANES, load.shares, strict=True):
                 if share:
                     work[name] = work.get(name, 0.0) + share * load.seconds * count

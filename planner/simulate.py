@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from hwprofiles.profile import HardwareProfile
 from planner.activity import Activity, Span, Timeline
 from planner.contention import Commons
+from planner.cost import HOST
 from planner.ledger import Sizes
 from planner.plan import PHASES, Phase, Plan
 from planner.player import Pieces, play
@@ -22,7 +23,7 @@ from planner.same_machine import check_tier
 from planner.sample import Sample, representative
 from planner.schedule import Resource, TaskKind
 from planner.script import LaneWork, Script
-from planner.task_costs import TaskCosts
+from planner.task_costs import SHARED_LANES, TaskCosts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,13 +142,20 @@ class _Played:
         script = self.script
         lanes: dict[Resource, int] = {}
         kinds: dict[tuple[float, ...], int] = {}
+        calls, before = script.calls()
+        count, nothing = len(script.tasks), (0.0,) * len(SHARED_LANES)
         pieces = Pieces(
             lanes=[lanes.setdefault(task.resource, len(lanes)) for task in script.tasks],
             seconds=[load.seconds for load in script.loads],
             kinds=[kinds.setdefault(load.shares, len(kinds)) for load in script.loads],
-            deps=list(script.waits()),
+            deps=[
+                (*deps, count + n - 1) if n else deps for deps, n in zip(script.waits(), before, strict=True)
+            ],
         )
-        return play(pieces, len(lanes), Commons(list(kinds)))
+        for call in calls:
+            pieces.add(len(lanes), call.seconds, kinds.setdefault(nothing, len(kinds)), call.waits)
+        starts, stops = play(pieces, len(lanes) + 1, Commons(list(kinds)))
+        return starts[:count], stops[:count]
 
     def _marks(self) -> tuple[_Mark, ...]:
         """Of each token, calibrated."""
@@ -177,7 +185,12 @@ class _Played:
         for n, task in enumerate(self.script.tasks):
             if first <= task.j < stop:
                 within[task.i].append(n)
-        return [max(self.script.work_s(tasks).values(), default=0.0) for tasks in within]
+        return [self._busiest_s(tasks) for tasks in within]
+
+    def _busiest_s(self, tasks: Sequence[int]) -> float:
+        """What the busiest lane has to do for these tasks; the host may be a whole pass ahead."""
+        work_s = self.script.work_s(tasks)
+        return max((seconds for name, seconds in work_s.items() if name != HOST), default=0.0)
 
     def _at(self, time_s: float) -> float:
         """A time stretched by each phase's own calibration factor."""

@@ -7,13 +7,15 @@ its links, memory and disk.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from planner.activity import Activity
 from planner.coarse import Coarse, of_single_layers, plays, whole
 from planner.contention import Commons, Shares
+from planner.cost import HOST
 from planner.ledger import Sizes
 from planner.plan import PHASES, Phase, Plan
 from planner.player import Pieces, play
@@ -115,12 +117,13 @@ class _Played:
 
     def least_seconds(self, phase: Phase) -> float:
         """What the busiest lane has to do in a phase."""
-        work = dict[tuple[int, Resource], float]()
+        work = defaultdict[tuple[int, str], float](float)
         for s, script in enumerate(self._scripts):
             for task, load in zip(script.tasks, script.loads, strict=True):
                 if phase_of(task.i) == phase:
-                    lane, times = (s, task.resource), self.coarse.weights[task.i]
-                    work[lane] = work.get(lane, 0.0) + load.seconds * times
+                    times = self.coarse.weights[task.i]
+                    work[s, task.resource] += load.seconds * times
+                    work[s, HOST] += load.issue_s * times
         return max(work.values(), default=0.0) * self._factors[PHASES.index(phase)]
 
     def sums(self, stage: int) -> dict[Phase, Activity]:
@@ -186,28 +189,42 @@ def _places(scripts: Sequence[Script]) -> list[list[int]]:
 def _play(
     parts: Sequence[Part], scripts: Sequence[Script], places: Sequence[Sequence[int]]
 ) -> tuple[list[float], list[float]]:
-    """A lane for each resource of each stage, and one from each stage to the next."""
+    """A lane for each resource of each stage, one for its caller's thread, and one from each stage to the next."""
     common = _Common(parts)
+    calls = [script.calls() for script in scripts]
+    num_tasks = 1 + max(place for own in places for place in own)
+    firsts = list(accumulate((len(own) for own, _ in calls), initial=num_tasks))
+    waits = [
+        [
+            (*(own[dep] for dep in deps), *((first + num_before - 1,) if num_before else ()))
+            for deps, num_before in zip(script.waits(), before, strict=True)
+        ]
+        for script, own, (_, before), first in zip(scripts, places, calls, firsts, strict=False)
+    ]
     received = {
-        place: (load, tuple(places[s][dep] for dep in deps))
+        place: (load, deps)
         for s, script in enumerate(scripts)
-        for task, load, deps, place in zip(script.tasks, script.loads, script.waits(), places[s], strict=True)
+        for task, load, deps, place in zip(script.tasks, script.loads, waits[s], places[s], strict=True)
         if task.resource == "net_in"
     }
     pieces, lanes = Pieces(), dict[tuple[int, Resource], int]()
     for s, script in enumerate(scripts):
-        for task, load, deps, place in zip(
-            script.tasks, script.loads, script.waits(), places[s], strict=True
-        ):
+        for task, load, deps, place in zip(script.tasks, script.loads, waits[s], places[s], strict=True):
             if task.resource == "net_in":
                 continue
-            seconds, waits = load.seconds, tuple(places[s][dep] for dep in deps)
+            seconds, more = load.seconds, ()
             if task.resource == "net_out":
                 other, more = received[place]
-                seconds, waits = min(seconds, other.seconds), waits + more
+                seconds = min(seconds, other.seconds)
             lane = lanes.setdefault((s, task.resource), len(lanes))
-            pieces.add(lane, seconds, common.kind(s, task, load), waits)
-    return play(pieces, len(lanes), common.commons())
+            pieces.add(lane, seconds, common.kind(s, task, load), (*deps, *more))
+    for s, (own, _) in enumerate(calls):
+        for call in own:
+            pieces.add(
+                len(lanes) + s, call.seconds, common.nothing(s), tuple(places[s][dep] for dep in call.waits)
+            )
+    starts, stops = play(pieces, len(lanes) + len(parts), common.commons())
+    return starts[:num_tasks], stops[:num_tasks]
 
 
 class _Common:
@@ -238,6 +255,10 @@ class _Common:
         key = stage, task.resource, shares, round(full, _DIGITS)
         kind = self._known[stage, id(load)] = self._kinds.setdefault(key, len(self._kinds))
         return kind
+
+    def nothing(self, stage: int) -> int:
+        """The number of the kind of what takes nothing of what is shared."""
+        return self._kinds.setdefault((stage, "", (0.0,) * len(SHARED_LANES), 0.0), len(self._kinds))
 
     def commons(self) -> Commons:
         """For the player."""

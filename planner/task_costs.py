@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from planner.cost import CostModel, compute_seconds
+from planner.cost import CostModel
 from planner.held import first_of_waves, held_by_batches
 from planner.ledger import Sizes
 from planner.message_costs import message_moves
@@ -29,6 +29,8 @@ class Load(NamedTuple):
     """Of each of SHARED_LANES, as long as the task runs at its own speed."""
     is_blocking: bool
     """The caller's thread does it: nothing later is issued before."""
+    issue_s: float = 0.0
+    """What the caller's thread takes to ask a GPU for it, and for the copies that belong to it."""
 
 
 Group = tuple[tuple[int, float], ...]
@@ -127,9 +129,9 @@ class TaskCosts:
     def _computed(self, compute: Compute[float]) -> Load:
         """All but the CPU's attention."""
         alone = replace(compute, attend_s=0.0, attend_count=0.0, num_parts=0.0, attend_bytes=0.0)
-        seconds = compute_seconds(alone)
+        seconds = compute.linear_s + compute.near_s
         shares = _shares(self.cost.lanes([], alone), seconds)
-        return Load(seconds, compute.num_bytes, shares, self.cost.rates.on_cpu)
+        return Load(seconds, compute.num_bytes, shares, self.cost.rates.on_cpu, compute.issue_s)
 
     def _attended(self, compute: Compute[float], num_bytes: float) -> Load:
         """The CPU's attention alone."""
@@ -149,6 +151,7 @@ def _together(loads: Sequence[tuple[Load, float]]) -> Load:
         sum(load.num_bytes * part for load, part in loads),
         tuple(share / seconds if seconds else 0.0 for share in shares),
         any(load.is_blocking for load, _ in loads),
+        sum(load.issue_s * part for load, part in loads),
     )
 
 
@@ -174,7 +177,7 @@ def _end(piece: Piece) -> Compute[float]:
         count=1.0,
         linear_s=piece.seconds,
         first_s=0.0,
-        issue_s=0.0,
+        issue_s=piece.issue_s,
         near_s=0.0,
         attend_s=0.0,
         attend_count=0.0,

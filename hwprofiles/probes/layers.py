@@ -33,8 +33,8 @@ FAMILIES: dict[str, tuple[int, dict[str, object]]] = {
 LAYER_POINTS = len(FAMILIES)
 ELEMENTWISE_BYTES, SMALL_ELEMENTWISE_BYTES = 8 * MIB, 2 * MIB
 """Of a new tensor: one that is a mapping of its own, whose pages are new each time, and one that is not."""
-_CORE_BYTES = 16 * MIB
-"""More cache than a core has for itself."""
+_CORE_BYTES = 2 * MIB
+"""About the cache that a core has for itself."""
 _TENSORS = 8
 """In turn: as many as a layer has in use."""
 _PROMPT, _HEADS, _HEAD_SIZE = 256, 16, 64
@@ -47,7 +47,7 @@ def sweep_all(num_bytes: int) -> Callable[[], object]:
 
 
 def sweep_core() -> Callable[[], object]:
-    """Reads what takes the place of all that this core's own cache held, as beside a GPU one thread's work does."""
+    """Reads what takes the place of most that this core's own cache held, as what the engine does in between does."""
     return np.ones(_CORE_BYTES // np.dtype(np.float32).itemsize, dtype=np.float32).sum
 
 

@@ -157,7 +157,7 @@ def test_small_decode_batches_are_bound_by_gpu_memory() -> None:
     plan = problem.plan(policy_of(ON_GPU, ON_GPU, ON_GPU, size=1, batches=1, prefill_rows=1))
     rates = problem.rates
     reading = 8 * problem.model.weight_bytes(2) / rates.memory_bytes_per_s
-    assert reading < plan.prediction.decode.seconds < 1.25 * reading
+    assert 0.99 * reading < plan.prediction.decode.seconds < 1.25 * reading
 
 
 def test_loads_and_compute_overlap() -> None:

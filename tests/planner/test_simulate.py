@@ -124,9 +124,12 @@ def test_one_task_costs_what_all_of_its_kind_cost_together(case: tuple[Problem, 
         return
     for lane in ("gpu", "cpu", "h2d", "d2h", "disk_read", "disk_write"):
         of_lane = [task for task in prediction.tasks if task.resource == lane]
-        total_s = sum(task.seconds for task in of_lane)
-        off = 0.03 if lane == "gpu" else 0.01  # of tiny tasks each by itself is not done before it is issued
-        assert simulation.work_s.get(lane, 0.0) == pytest.approx(total_s, rel=off)
+        total_s, work_s = sum(task.seconds for task in of_lane), simulation.work_s.get(lane, 0.0)
+        if lane == "gpu":  # the formula's tasks are each as long as the host takes to ask for them, at least
+            assert work_s <= total_s * 1.03
+            assert total_s <= (work_s + simulation.work_s.get("host", 0.0)) * 1.03
+        else:
+            assert work_s == pytest.approx(total_s, rel=0.01)
 
 
 DOMINATED = {
@@ -164,7 +167,7 @@ def test_some_tokens_stand_for_all() -> None:
     problem = problem_of(small_opt(), prompt_len=64, gen_len=40)
     sizes = sizes_of(problem, policy_of(THIRDS, THIRDS, THIRDS, size=10, batches=3))
     few, everything = representative(sizes, 4), representative(sizes)
-    assert (few.tokens, everything.tokens) == ((0, 1, 2, 14, 26, 38, 39), tuple(range(40)))
+    assert (few.tokens, everything.tokens) == ((0, 1, 2, 3, 15, 26, 38, 39), tuple(range(40)))
     sampled, whole = (simulate(sizes, problem.rates, which) for which in (few, everything))
     assert sampled.phases["prefill"].seconds == pytest.approx(whole.phases["prefill"].seconds)
     assert sampled.phases["decode"].seconds == pytest.approx(whole.phases["decode"].seconds, rel=0.01)

@@ -110,7 +110,7 @@ def test_a_slower_policy_names_the_work_it_has_more_of() -> None:
 
 def test_work_that_does_not_overlap_is_said_to_be_so() -> None:
     """One gpu batch instead of two has the same work, but nothing to compute while its hidden states travel."""
-    problem = problem_of(small_opt(), gpu=GB)
+    problem = problem_of(small_opt(), gpu=GB, prompt_len=512, gen_len=2)
     plan = problem.plan(policy_of(ON_GPU, ON_GPU, ON_CPU, size=4, batches=4))
     policy = policy_of(ON_GPU, ON_GPU, ON_CPU, size=4, batches=1)
     lost = why_not(problem, plan, policy)
