@@ -7,7 +7,7 @@ import torch
 from executor.arena import Arena
 from executor.transfer import copy_bytes
 from executor.weights import WeightHomes, tensor_views
-from hwprofiles.probes.quantize import dequantise
+from hwprofiles.probes.quantize import Dequantise
 from planner.layout import align
 from planner.ledger import WEIGHT_STAGING, Sizes
 from planner.schedule import Slots, Task
@@ -30,7 +30,7 @@ class WeightSlots:
         self._dequantised = Arena(sizes.dequantised_weights(), compute_device, register=False)
         self._slots = [self._slot_arena.take(slot_bytes) for _ in range(count)]
         self._staging = [self._staging_arena.take(staging_bytes) for _ in range(WEIGHT_STAGING)]
-        self._views: dict[tuple[int, int], dict[str, torch.Tensor]] = {}
+        self._views: dict[tuple[int, int], tuple[dict[str, torch.Tensor], Dequantise]] = {}
         """By layer and slot: making them anew for every pass would take a tenth of a small layer's time."""
 
     def read_disk(self, j: int, slots: Slots) -> int:
@@ -55,10 +55,12 @@ class WeightSlots:
 
     def tensors(self, j: int, slots: Slots) -> dict[str, torch.Tensor]:
         """Layer j's parameters by name, in the model's dtype, dequantised where they are packed."""
-        views = self._views.get((j, slots.weight))
-        if views is None:
-            views = self._views[j, slots.weight] = self._packed(j, slots)
-        return self._unpack(j, views) if self.sizes.policy.weight_bits == 4 else views
+        known = self._views.get((j, slots.weight))
+        if known is None:
+            known = self._views[j, slots.weight] = self._unpacked(j, self._packed(j, slots))
+        views, dequantise = known
+        dequantise()
+        return views
 
     def _packed(self, j: int, slots: Slots) -> dict[str, torch.Tensor]:
         """Views of layer j's parameters, as they are kept, where they lie on the compute tier."""
@@ -74,16 +76,20 @@ class WeightSlots:
                 start += slabs[other].nbytes
         return views
 
-    def _unpack(self, j: int, packed: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _unpacked(
+        self, j: int, packed: dict[str, torch.Tensor]
+    ) -> tuple[dict[str, torch.Tensor], Dequantise]:
+        """Views of layer j's parameters as they are computed with, and what fills those that are packed."""
         found, used = dict(packed), 0
+        vectors: list[tuple[torch.Tensor, int, torch.Tensor]] = []
         for tensor in self.sizes.model.layers[j].tensors:
-            if tensor.quantizable:
+            if tensor.quantizable and self.sizes.policy.weight_bits == 4:
                 nbytes = tensor.numel * self.dtype.itemsize
                 out = self._dequantised.tensor[used : used + nbytes].view(self.dtype)
-                dequantise(found[tensor.name], tensor.numel, out)
+                vectors.append((packed[tensor.name], tensor.numel, out))
                 found[tensor.name] = out.view(tensor.shape)
                 used += align(nbytes, 256)
-        return found
+        return found, Dequantise(vectors)
 
     def close(self) -> None:
         """Give the memory back."""

@@ -35,9 +35,9 @@ SHARED: Mapping[str, tuple[str, ...]] = {
 """Lanes that several resources have in common; the busiest of them is said to bind."""
 HOST = "host"
 """The lane of the thread that issues a GPU's work."""
-COPY_CALLS = 0.45
-"""What the engine does to issue a copy over the link (events, waits, views), in layers' calls' worth of time: 0.16 ms
-on an H200 host."""
+COPY_CALLS = 0.32
+"""What the engine does to issue a copy over the link (events, waits, views), in calls of a small layer: 0.16 to 0.2 ms
+on H200 hosts."""
 _COPIES = ("h2d", "d2h", "disk_read", "disk_write", "net_in", "net_out")
 _BY_THREADS = frozenset(_COPIES[2:])
 """Copies that threads of their own make."""
@@ -197,7 +197,7 @@ class CostModel:
         copies = [move.count for move in moves if move.resource in ("h2d", "d2h")]
         if not copies:
             return compute.issue_s
-        return compute.issue_s + reduce(add, copies) * (COPY_CALLS * self.rates.call_s)
+        return compute.issue_s + reduce(add, copies) * (COPY_CALLS * self.rates.small_layer_s)
 
     def _shared_lanes(
         self, busy: Mapping[str, A], moved: Mapping[str, A], compute: Compute[A]

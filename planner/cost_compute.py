@@ -23,12 +23,12 @@ from planner.work import A, Choice, Compute, Held, Step
 
 OPERATIONS_OF_END = 18
 """Embedding, positions and what layers are called with; final norm, head and sampling."""
-ENGINE_CALLS = 0.8
-"""What the engine does around a layer's call (binding weights, finding rows, notes), in calls' worth of time: seen on
-two cores with tiny layers of OPT, Llama and Qwen 3."""
-TASK_CALLS, AROUND_CALLS = 0.25, 0.75
+ENGINE_CALLS = 0.6
+"""What the engine does around a layer's call (binding weights, finding rows, notes), in calls of a small layer
+(`Rates.small_layer_s`): seen on two cores with tiny layers of OPT, Llama and Qwen 3."""
+TASK_CALLS, AROUND_CALLS = 0.2, 0.62
 """The same beside a GPU: for any compute task (its place in the schedule, events, notes), and for one that calls
-modules (binding weights, finding rows). On an H200 host 0.1 and 0.25 ms, with layers of OPT-1.3B."""
+modules (binding weights, finding rows). On H200 hosts 0.1 and 0.25 to 0.4 ms, with layers of OPT-1.3B."""
 EXCHANGE_OPERATIONS = 6
 """Of a gpu batch that the CPU attends rows of: queries to float32 and to the host, results back."""
 STARTED_SHARE = 0.8
@@ -131,14 +131,14 @@ class ComputeCost:
         """Calling modules of so many operations, as one task."""
         rates = self.rates
         calls = num_calls * (rates.call_s + operations * rates.operation_s)
-        around_s = 0.0 if rates.on_cpu else AROUND_CALLS * rates.call_s
+        around_s = 0.0 if rates.on_cpu else AROUND_CALLS * rates.small_layer_s
         return Piece(0.0, issue_s=calls + around_s + self._task_s)
 
     @property
     def _task_s(self) -> float:
         """Of any compute task, whatever it calls."""
         calls = ENGINE_CALLS if self.rates.on_cpu else TASK_CALLS
-        return calls * self.rates.call_s + self.rates.task_overhead_s
+        return calls * self.rates.small_layer_s + self.rates.task_overhead_s
 
     @property
     def _element_bytes(self) -> int:
@@ -201,7 +201,7 @@ class ComputeCost:
         if self.choice.weight_bits == 16:
             return NOTHING
         found = [tensor.numel for tensor in layer.tensors if tensor.quantizable]
-        return unpacked(sum(found), len(found), *self._conversion)
+        return unpacked(sum(found), 1, *self._conversion)
 
     def _attention(self, step: Step, kept: int) -> Piece:
         """One sequence's attention on the compute device; half of the pairs where the mask is causal."""

@@ -62,6 +62,10 @@ UNUSED = Curve(((1.0, 1.0),))
 """Of a link or a disk that is not there."""
 
 
+_FEW_OPERATIONS = 13
+"""Of the smallest layer that profiles have: OPT's."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
     """How fast each resource works; bytes, FLOP or seconds."""
@@ -136,6 +140,14 @@ class Rates:
             return 0.0
         slower = _SUM_BYTES / self.elementwise_bytes_per_s - _SUM_BYTES / self.elementwise_small_bytes_per_s
         return max(0.0, slower) * num_bytes
+
+    @property
+    def small_layer_s(self) -> float:
+        """Host time of calling a layer of few operations: how fast the host's interpreter is.
+
+        A figure as measured; how it falls into call and operations differs more from one measurement to the next.
+        """
+        return self.call_s + _FEW_OPERATIONS * self.operation_s
 
     @property
     def has_disk(self) -> bool:

@@ -7,7 +7,7 @@ then scale and minimum of each group as float16. Source: FlexGen, section 4.2 (a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -63,6 +63,30 @@ def dequantise(packed: torch.Tensor, n: int, out: torch.Tensor) -> None:
         kernels.dequantise(_three_dims(packed), n, _three_dims(out))
         return
     dequantise_reference(packed, n, out)
+
+
+class Dequantise:
+    """`dequantise` of the same vectors again and again, packed [bytes] to out [n], in one launch if it can.
+
+    A launch takes longer to ask for than a small vector to do.
+    """
+
+    def __init__(self, vectors: Sequence[tuple[torch.Tensor, int, torch.Tensor]]) -> None:
+        """(packed, n, out) of each; they start where alignment to 16 bytes is kept, and stay where they are."""
+        self._vectors = vectors
+        self._at_once: Callable[[], None] | None = None
+        if vectors and usable(vectors[0][2].device):
+            from hwprofiles.probes.kernels import quantize as kernels  # noqa: PLC0415 - needs Triton
+
+            self._at_once = kernels.DequantiseAll(vectors)
+
+    def __call__(self) -> None:
+        """Do it."""
+        if self._at_once is not None:
+            self._at_once()
+            return
+        for packed, n, out in self._vectors:
+            dequantise_reference(packed, n, out)
 
 
 def _is_simple(values: torch.Tensor, packed: torch.Tensor) -> bool:

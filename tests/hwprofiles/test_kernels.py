@@ -113,6 +113,32 @@ def test_dequantised_values_are_the_references(n: int, dtype: torch.dtype, devic
     torch.testing.assert_close(out[:, :, 1:3].cpu(), expected, equal_nan=True, **cut)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("lengths", [(64,), (5000, 1, 70, 8192), (64, 128, 4096 * 3, 63, 1000)])
+def test_several_vectors_at_once_are_the_references(
+    lengths: tuple[int, ...], dtype: torch.dtype, device: str
+) -> None:
+    """Wherever they lie, before or after the first one; what lies between them is left alone."""
+    from hwprofiles.probes.kernels import quantize as kernels  # noqa: PLC0415
+
+    source = torch.full((2**16,), 99, dtype=torch.uint8, device=device)
+    target = torch.full((2**16,), 99, dtype=dtype, device=device)
+    vectors, expected, at, to = [], target.clone(), 2**16, 0
+    for n in lengths:  # from the end on, and to the start on
+        at -= -(-quantised_bytes(n) // 256) * 256
+        packed = packed_of(torch.randn(n))
+        source[at : at + packed.numel()] = packed.to(device)
+        values = torch.empty(n, dtype=dtype)
+        dequantise_reference(packed, n, values)
+        expected[to : to + n] = values.to(device)
+        vectors.append((source[at : at + packed.numel()], n, target[to : to + n]))
+        to += -(-n // 128) * 128
+    kernels.DequantiseAll(vectors)()
+    cut = {"rtol": 2**-7 if dtype == torch.bfloat16 and not ON_CUDA else 0.0, "atol": 0.0}
+    torch.testing.assert_close(target, expected, **cut)
+
+
 @pytest.mark.gpu
 def test_a_large_tensor_on_cuda() -> None:
     """A layer's largest matrix, flat: every value is the reference's."""

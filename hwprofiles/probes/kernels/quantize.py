@@ -6,6 +6,8 @@ values b and b + 32 of its group, and the group's two float16 constants as one w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -16,6 +18,9 @@ DEQUANTISE_GROUPS = 64
 """Groups a program dequantises."""
 QUANTISE_GROUPS = 64
 NUM_WARPS = 4
+_ALIGNED = 16
+_NEVER = 2**62
+"""A program that there is none of."""
 _NAN_CONSTANTS = tl.constexpr(0x7E00)
 """Scale NaN, minimum 0."""
 _FLOAT32_MAX = tl.constexpr(3.4028234663852886e38)
@@ -49,6 +54,40 @@ def dequantise(
         BLOCK=groups_per_program,
         num_warps=NUM_WARPS,
     )
+
+
+class DequantiseAll:
+    """The same vectors again and again, wherever they lie, in one launch: packed [quantised_bytes(n)] to out [n]."""
+
+    def __init__(self, vectors: Sequence[tuple[torch.Tensor, int, torch.Tensor]]) -> None:
+        """(packed, n, out) of each, all `out` of one dtype; packed starts on multiples of 16 bytes, as `out` does."""
+        packed, _, out = vectors[0]
+        self._codes, self._words, self._out = packed, packed.view(torch.int32), out
+        self._segments = max(2, triton.next_power_of_2(len(vectors)))
+        rows: list[tuple[int, int, int, int]] = []
+        self._num_programs = 0
+        for source, n, target in vectors:
+            from_bytes = source.data_ptr() - packed.data_ptr()
+            to_bytes = target.data_ptr() - out.data_ptr()
+            assert from_bytes % _ALIGNED == to_bytes % _ALIGNED == 0, (from_bytes, to_bytes)
+            rows.append((self._num_programs, from_bytes, to_bytes // out.element_size(), n))
+            self._num_programs += triton.cdiv(-(-n // GROUP_SIZE), DEQUANTISE_GROUPS)
+        rows += [(_NEVER, 0, 0, 0)] * (self._segments - len(rows))
+        self._table = torch.tensor(rows, dtype=torch.int64).T.contiguous().to(packed.device)
+        self._is_ragged = any(n % GROUP_SIZE for _, n, _ in vectors)
+
+    def __call__(self) -> None:
+        """Do it."""
+        _dequantise_all[(self._num_programs,)](
+            self._codes,
+            self._words,
+            self._out,
+            self._table,
+            SEGMENTS=self._segments,
+            RAGGED=self._is_ragged,
+            BLOCK=DEQUANTISE_GROUPS,
+            num_warps=NUM_WARPS,
+        )
 
 
 def quantise(values: torch.Tensor, packed: torch.Tensor) -> None:
@@ -128,7 +167,48 @@ def _dequantise(
     b = (vector // size_c % size_b).to(tl.int64)
     c = (vector % size_c).to(tl.int64)
     start = a * packed_a + b * packed_b + c * packed_c
+    target = out + (a * out_a + b * out_b + c * out_c)
+    _unpack_groups(codes, words, start, target, group, num_groups, inside, n, RAGGED)
 
+
+@triton.jit
+def _dequantise_all(
+    codes: tl.tensor,
+    words: tl.tensor,
+    out: tl.tensor,
+    table: tl.tensor,
+    SEGMENTS: tl.constexpr,
+    RAGGED: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    program = tl.program_id(0)
+    begun = tl.load(table + tl.arange(0, SEGMENTS)) <= program
+    mine = table + tl.sum(begun.to(tl.int32), 0) - 1
+    first, n = tl.load(mine), tl.load(mine + 3 * SEGMENTS)
+    source = tl.multiple_of(tl.load(mine + SEGMENTS), 16)
+    target = tl.multiple_of(tl.load(mine + 2 * SEGMENTS), 4)  # 16 bytes are 4 values at least
+    num_groups = (n + 63) // 64
+    group = (program - first) * BLOCK + tl.arange(0, BLOCK)
+    inside = group < num_groups
+    nothing = tl.zeros([BLOCK], tl.int64)
+    _unpack_groups(
+        codes, words, source + nothing, out + (target + nothing), group, num_groups, inside, n, RAGGED
+    )
+
+
+@triton.jit
+def _unpack_groups(
+    codes: tl.tensor,
+    words: tl.tensor,
+    start: tl.tensor,
+    out: tl.tensor,
+    group: tl.tensor,
+    num_groups: tl.tensor,
+    inside: tl.tensor,
+    n: tl.tensor,
+    RAGGED: tl.constexpr,
+) -> None:
+    """Groups [BLOCK] of vectors whose bytes `start` [BLOCK] there and whose values go to `out` [BLOCK]."""
     column = tl.max_contiguous(tl.arange(0, 32), 8)  # 8 codes a thread are 16 bytes of a 16-bit result
     code = tl.load(codes + (start + group * 32)[:, None] + column[None, :], mask=inside[:, None], other=0)
     code = code.to(tl.uint32)
@@ -138,7 +218,7 @@ def _dequantise(
     second = (code >> 4).to(tl.float32) * scale[:, None] + low[:, None]
 
     position = (group * 64)[:, None] + column[None, :]
-    target = out + (a * out_a + b * out_b + c * out_c)[:, None] + position
+    target = out[:, None] + position
     first_inside = inside[:, None]
     second_inside = first_inside
     if RAGGED:
