@@ -73,6 +73,8 @@ class LayerPoint:
 
     operations: int
     seconds: Rate
+    is_cold: bool = False
+    """Whether other memory was read before each call, more than a core's own cache holds."""
 
     def __post_init__(self) -> None:
         check_positive(operations=self.operations)

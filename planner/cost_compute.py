@@ -17,7 +17,7 @@ from planner.packed_work import PACKED_BYTES, PackedRates, packed, unpacked
 from planner.piece import NOTHING, Piece, total
 from planner.plan import Phase
 from planner.policy import Tier
-from planner.rates import Rates
+from planner.rates import FEW_OPERATIONS, Rates
 from planner.schedule import TaskKind
 from planner.work import A, Choice, Compute, Held, Step
 
@@ -31,9 +31,10 @@ TASK_CALLS, AROUND_CALLS = 0.2, 0.62
 modules (binding weights, finding rows). On H200 hosts 0.1 and 0.25 to 0.4 ms, with layers of OPT-1.3B."""
 EXCHANGE_OPERATIONS = 6
 """Of a gpu batch that the CPU attends rows of: queries to float32 and to the host, results back."""
-STARTED_SHARE = 0.8
-"""Of the host's time for a layer's operations, what a chunk of prefill adds to a GPU's: kernels start and end one after
-another. On an H200, chunks of 2 prompts of 512 tokens: 0.20 ms a layer (OPT-6.7B)."""
+STARTED_SHARE = 0.2
+"""Of a small layer's call, for as many operations as it has, what a chunk of prefill adds to GPU time: kernels start
+and end one after another. On an H200 0.20 ms a layer with chunks of 2 prompts of 512 tokens (OPT-6.7B), and hardly any
+with chunks of 8: 0.1 ms is taken."""
 LOGITS_BYTES, LOGIT_BYTES = 12, 4
 """Moved for each logit beside its product: to float32, and read again for the next token. The size of one."""
 EAGER_PASSES = 6
@@ -158,7 +159,8 @@ class ComputeCost:
         products = self._products(layer, tokens, hit)
         called = self._host_time(counted.operations, chunks)
         is_chunked = step.phase == "prefill" and not self.rates.on_cpu
-        starts_s = STARTED_SHARE * counted.operations * self.rates.operation_s * float(is_chunked)
+        operation_s = self.rates.small_layer_s / FEW_OPERATIONS
+        starts_s = STARTED_SHARE * counted.operations * operation_s * float(is_chunked)
         parts = [total([*products, *own, Piece(starts_s)]) * chunks, called]
         return total([*parts, self._kernel_starts(step, chunks)])
 

@@ -62,7 +62,9 @@ UNUSED = Curve(((1.0, 1.0),))
 """Of a link or a disk that is not there."""
 
 
-_FEW_OPERATIONS = 13
+_OF_COLD, _OF_WARM = 0.75, 1.5
+"""What a layer's call takes in a run beside a GPU, of what it takes with cold caches and with those to itself."""
+FEW_OPERATIONS = 13
 """Of the smallest layer that profiles have: OPT's."""
 
 
@@ -147,7 +149,7 @@ class Rates:
 
         A figure as measured; how it falls into call and operations differs more from one measurement to the next.
         """
-        return self.call_s + _FEW_OPERATIONS * self.operation_s
+        return self.call_s + FEW_OPERATIONS * self.operation_s
 
     @property
     def has_disk(self) -> bool:
@@ -185,6 +187,9 @@ def make_rates(profile: HardwareProfile, dtype: Dtype, *, spreads: float = 0.0) 
     def overhead(rate: Rate) -> float:
         return rate.median * math.exp(-spreads * rate.spread)
 
+    def issued(rate: Rate) -> float:
+        return _in_a_run(profile) * overhead(rate)
+
     host, gpu = profile.host, profile.gpus[0] if profile.gpus else None
     on_cpu = gpu is None or gpu.emulated
     gemm = _of_dtype(gpu.gemm if gpu else host.gemm, dtype, profile.name, "GEMM")
@@ -203,7 +208,7 @@ def make_rates(profile: HardwareProfile, dtype: Dtype, *, spreads: float = 0.0) 
         cpu_attention_bytes_per_s=attended,
         cpu_packed_attention_values_per_s=packed_attention(host.packed, attention, threads, at),
         query_head_share=_query_head_share(host.grouped_attention.get(dtype), attention),
-        cpu_memory_bytes_per_s=at(host.memory_bytes_per_s),
+        cpu_memory_bytes_per_s=_host_memory(profile, at),
         h2d=h2d,
         d2h=d2h,
         both_bytes_per_s=both,
@@ -223,7 +228,7 @@ def make_rates(profile: HardwareProfile, dtype: Dtype, *, spreads: float = 0.0) 
         factors={},
         graph_s=None if on_cpu or gpu is None or gpu.graph is None else overhead(gpu.graph.replay_s),
         capture_s=overhead(gpu.graph.capture_s) if gpu and gpu.graph and gpu.graph.capture_s else 0.0,
-        packed=PackedRates.of((host if on_cpu or gpu is None else gpu).packed, at, overhead),
+        packed=PackedRates.of((host if on_cpu or gpu is None else gpu).packed, at, issued),
         net=_net(profile, at),
         gemm_small=_gemm_small(host, dtype, at) if on_cpu else None,
         elementwise_small_bytes_per_s=at(host.elementwise_small_bytes_per_s)
@@ -287,11 +292,38 @@ def _host_time(profile: HardwareProfile, at: Callable[[Rate], float]) -> tuple[f
     points = profile.host.layer if gpu is None or gpu.emulated else gpu.layer
     if not points:
         return 0.0, at(gpu.launch_overhead_s) if gpu else 0.0
+    share = _in_a_run(profile)
     (few, less_s), *_, (many, more_s) = sorted(
-        (point.operations, at(point.seconds)) for point in (*points, points[0])
+        (point.operations, share * at(point.seconds)) for point in (*points, points[0])
     )
     operation_s = max(0.0, more_s - less_s) / max(1, many - few)
     return max(0.0, less_s - few * operation_s), operation_s
+
+
+def _in_a_run(profile: HardwareProfile) -> float:
+    """Host time in a run over that in a probe: a CPU's probe has the caches of a run."""
+    gpu = profile.gpus[0] if profile.gpus else None
+    if gpu is None or gpu.emulated or not gpu.layer:
+        return 1.0
+    return _OF_COLD if gpu.layer[0].is_cold else _OF_WARM
+
+
+def _host_memory(profile: HardwareProfile, at: Reading) -> float:
+    """What goes through the host's memory a second: half-way between what its cores read and what all parts bring.
+
+    On an H200 host cores read 79 GB/s, and attention, both copies and the disk move 157 at once. Attention beside
+    copies to the GPU alone moves 113 to 125: some parts hinder one another more than others.
+    """
+    one, together = at(profile.host.memory_bytes_per_s), profile.concurrent
+    if together is None or not profile.gpus or profile.gpus[0].emulated:
+        return one
+    parts = (
+        together.cpu_attention_bytes_per_s,
+        together.h2d_bytes_per_s,
+        together.d2h_bytes_per_s,
+        together.disk_read_bytes_per_s,
+    )
+    return max(one, (one + sum(at(rate) for rate in parts if rate is not None)) / 2)
 
 
 def _io_threads(profile: HardwareProfile) -> int:

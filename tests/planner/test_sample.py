@@ -51,7 +51,7 @@ def drawn(random: Random) -> Policy:
 
 
 def test_a_few_layers_and_tokens_take_as_long_as_all() -> None:
-    """Nine policies in ten are within 1%, and none is off by more than 10%; with more visits all are within 0.3%.
+    """Nine policies in ten are within 1.5%, and none is off by more than 10%; with more visits all are within 0.3%.
 
     The host is early for the first pass of decode by as much with few layers as with all.
     """
@@ -63,7 +63,7 @@ def test_a_few_layers_and_tokens_take_as_long_as_all() -> None:
             found = phase_seconds(sizes, rates, thinned(sizes, visits))
             errors += [abs(found[phase] / whole[phase] - 1) for phase in PHASES]
     short.sort()
-    assert short[len(short) * 9 // 10] < 0.01
+    assert short[len(short) * 9 // 10] < 0.015
     assert short[-1] < 0.1
     assert max(long) < 0.003
 
@@ -78,7 +78,7 @@ def test_layers_with_windows_and_without_are_both_in_the_sample() -> None:
     sample = thinned(sizes, 300)
     assert len(sample.layers) < NUM_LAYERS
     whole = phase_seconds(sizes, problem.rates, everything(sizes))
-    assert phase_seconds(sizes, problem.rates, sample) == pytest.approx(whole, rel=0.015)
+    assert phase_seconds(sizes, problem.rates, sample) == pytest.approx(whole, rel=0.02)
 
 
 def test_alike_layers_are_extrapolated_exactly() -> None:
