@@ -19,7 +19,7 @@ from planner.layout import DTYPE_BYTES
 from planner.model import LayerSpec, ModelSpec
 from planner.piece import Piece
 from planner.policy import Tier
-from planner.rates import Rates
+from planner.rates import Curve, Rates
 from planner.schedule import TaskKind
 from planner.work import A, Choice, Compute, Held, Move, Step, Timed
 from planner.workload import Workload
@@ -82,8 +82,19 @@ class CostModel:
 
     def ends(self, step: Step) -> tuple[Piece, Piece]:
         """The compute of one gpu batch's embedding and of its head, their seconds calibrated."""
-        embedding, head = self.computing.embedding(step), self.computing.head()
-        return self._calibrated(embedding, step.phase), self._calibrated(head, step.phase)
+        key = step.phase, step.num_new
+        if key not in self._known_ends:
+            embedding, head = self.computing.embedding(step), self.computing.head()
+            self._known_ends[key] = (
+                self._calibrated(embedding, step.phase),
+                self._calibrated(head, step.phase),
+            )
+        return self._known_ends[key]
+
+    @cached_property
+    def _known_ends(self) -> dict[tuple[str, float], tuple[Piece, Piece]]:
+        """By what they depend on of a step."""
+        return {}
 
     def _calibrated(self, piece: Piece, kind: str) -> Piece:
         issued = 0.0 if self.rates.on_cpu else piece.issue_s
@@ -145,21 +156,16 @@ class CostModel:
             ]
         return moves
 
-    def speed(self, resource: str, transfer_bytes: float) -> float:
-        """Bytes per second of copies of this size."""
-        curves = {
-            "h2d": self.rates.h2d,
-            "d2h": self.rates.d2h,
-            "disk_read": self.rates.disk_read,
-            "disk_write": self.rates.disk_write,
-            "net_in": self.rates.net,
-            "net_out": self.rates.net,
-        }
-        return curves[resource].at(transfer_bytes)
+    @cached_property
+    def _curves(self) -> Mapping[str, Curve]:
+        """Bytes per second of copies over each resource."""
+        rates = self.rates
+        each = rates.h2d, rates.d2h, rates.disk_read, rates.disk_write, rates.net, rates.net
+        return dict(zip(_COPIES, each, strict=True))
 
     def speeds(self, moves: Iterable[Move[float]]) -> list[float]:
         """The speed of each move at its mean size."""
-        return [self.speed(m.resource, m.num_bytes / max(m.count, 1e-9)) for m in moves]
+        return [self._curves[m.resource].at(m.num_bytes / max(m.count, 1e-9)) for m in moves]
 
     def timed(self, moves: Iterable[Move[A]], speeds: Iterable[float]) -> list[Timed[A]]:
         """Each move with its time at its own speed."""

@@ -110,13 +110,16 @@ class Program:
         shares, times = _shares_of([*unit[:_FIRST_TIME], unit[-1]]), unit[self._times]
         self._fixed = relaxed.fixed_seconds(shares) / relaxed.unit_s
         self._objective = times.sum(axis=0) + self._fixed
-        at_most, blocked = [*self._limited(shares, times)], []
+        at_most, blocked = [np.array([*self._limited(shares, times)])], []
         for time, variable in zip(relaxed.times(shares), times, strict=True):
-            lanes = np.array([seconds for _, seconds in time.lanes]) / relaxed.unit_s
-            at_most += [*(lanes - variable)]
+            lanes, more = (
+                np.array([seconds for _, seconds in each]) / relaxed.unit_s
+                for each in (time.lanes, time.blocked)
+            )
             self._objective += lanes.sum(axis=0) * _WORK_WEIGHT
-            blocked += [seconds / relaxed.unit_s - variable for _, seconds in time.blocked]
-        self._at_most, self._blocked = np.array(at_most), np.array([*at_most, *blocked])
+            at_most.append(lanes - variable)
+            blocked.append(more - variable)
+        self._at_most, self._blocked = np.concatenate(at_most), np.concatenate((*at_most, *blocked))
         """Every lane of every step takes at most the step's time; where computing keeps the caller, some more do."""
         self._equal = np.array([*self._totals(shares)])
         self._add_memory(shares, dict(zip(growing, unit[self._times.stop : -1], strict=True)))

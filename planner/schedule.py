@@ -200,11 +200,11 @@ class _Generator:
         are written before attention.
         """
         num_parts = 2 + self.shape.batches[visit.k].near_cache
-        begun = self.emit(TaskKind.COMPUTE, "gpu", visit, slots, deps, (0, num_parts))
+        begun = self.emit(TaskKind.COMPUTE, "gpu", visit, slots, deps, 0, num_parts)
         attended = self.emit(TaskKind.ATTEND, "cpu", visit, slots, begun)
         used = begun + attended
         if num_parts > 2:
-            used += self.emit(TaskKind.COMPUTE, "gpu", visit, slots, begun, (1, num_parts))
+            used += self.emit(TaskKind.COMPUTE, "gpu", visit, slots, begun, 1, num_parts)
         self._store_cache(visit, slots, begun, used)
         self._finish_open()
         self.open = _Open(visit, slots, attended, num_parts)
@@ -216,7 +216,7 @@ class _Generator:
         if self.open is None:
             return ()
         (visit, slots, attended, num_parts), self.open = self.open, None
-        done = self.emit(TaskKind.COMPUTE, "gpu", visit, slots, attended, (num_parts - 1, num_parts))
+        done = self.emit(TaskKind.COMPUTE, "gpu", visit, slots, attended, num_parts - 1, num_parts)
         self._pass_on(visit, slots, done)
         self._leave(visit, done)
         return done
@@ -271,14 +271,16 @@ class _Generator:
         visit: Visit,
         slots: Slots,
         deps: Ids,
-        part: tuple[int, int] = (0, 1),
+        part: int = 0,
+        num_parts: int = 1,
     ) -> Ids:
         """Queue one task; its id as a tuple."""
-        unique = tuple(dict.fromkeys(deps)) if len(deps) > 1 else deps
-        task = Task(self.next_id, kind, resource, visit.i, visit.j, visit.k, slots, unique, *part)
-        self.pending.append(task)
-        self.next_id += 1
-        return (self.next_id - 1,)
+        if len(deps) > 1:
+            deps = tuple(dict.fromkeys(deps))
+        number, (i, j, k, _, _) = self.next_id, visit
+        self.pending.append(Task(number, kind, resource, i, j, k, slots, deps, part, num_parts))
+        self.next_id = number + 1
+        return (number,)
 
 
 class _Open(NamedTuple):
@@ -370,8 +372,9 @@ class _Weights:
         if not self.loading:
             return
         load = self.loading[0]
-        part = (self.num_done, load.num_parts)
-        ids = self.generator.emit(TaskKind.LOAD_WEIGHT, "h2d", load.visit, load.slots, load.deps, part)
+        ids = self.generator.emit(
+            TaskKind.LOAD_WEIGHT, "h2d", load.visit, load.slots, load.deps, self.num_done, load.num_parts
+        )
         self.ready[load.n] = ids  # one lane, in order: the last part is done when all are
         self.num_done += 1
         if self.num_done == load.num_parts:

@@ -55,17 +55,27 @@ class Script:
         alike = [[(costs.layer_kinds[j], part) for j, part in group] for group in groups]
         self._kinds = [*(alike.index(group) for group in alike), len(groups)]
         self.tasks = list(tasks(self.shape, len(tokens)))
-        self._known: dict[tuple[object, ...], Load] = {}
-        self.loads = [self._load(task) for task in self.tasks]
+        self.alike: list[Load] = []
+        """The loads that there are."""
+        self._known: dict[tuple[object, ...], int] = {}
+        self._places: dict[int, int] = {}
+        self.kinds = [self._kind(task) for task in self.tasks]
+        """Of each task the place of its load in `alike`."""
+        self.loads = [self.alike[kind] for kind in self.kinds]
 
-    def _load(self, task: Task) -> Load:
-        """The load of a task; alike ones have one object."""
+    def _kind(self, task: Task) -> int:
+        """The place of a task's load."""
         layers = self._kinds[task.j] if task.j >= 0 else task.j
-        key = task.kind, task.resource, task.i, layers, self._costs.batch_kinds[task.k], task.num_parts
+        part = task.part if task.kind is TaskKind.COMPUTE else 0  # all parts of a layer's weights are alike
+        batch = self._costs.batch_kinds[task.k]
+        key = task.kind, task.resource, task.i, layers, batch, part, task.num_parts
         known = self._known.get(key)
         if known is None:
             group = self._groups[task.j] if task.j >= 0 else ((task.j, 1.0),)
-            known = self._known[key] = self._costs.load(task, self._tokens[task.i], group)
+            load = self._costs.load(task, self._tokens[task.i], group)
+            known = self._known[key] = self._places.setdefault(id(load), len(self.alike))
+            if known == len(self.alike):
+                self.alike.append(load)
         return known
 
     def _named(self, task: Task) -> tuple[int, int]:
@@ -142,10 +152,8 @@ class Script:
         """By lane and by shared lane, of all tasks or of some, not calibrated by phase."""
         work: dict[str, float] = {}
         each = range(len(self.tasks)) if within is None else within
-        alike = Counter((self.tasks[n].resource, id(self.loads[n])) for n in each)
-        loads = {id(load): load for load in self.loads}
-        for (resource, kind), count in alike.items():
-            load = loads[kind]
+        for (resource, kind), count in Counter((self.tasks[n].resource, self.kinds[n]) for n in each).items():
+            load = self.alike[kind]
             work[resource] = work.get(resource, 0.0) + load.seconds * count
             if load.issue_s:
                 work[HOST] = work.get(HOST, 0.0) + load.issue_s * count

@@ -144,10 +144,11 @@ class _Played:
         kinds: dict[tuple[float, ...], int] = {}
         calls, before = script.calls()
         count, nothing = len(script.tasks), (0.0,) * len(SHARED_LANES)
+        kind_of = [kinds.setdefault(load.shares, len(kinds)) for load in script.alike]
         pieces = Pieces(
             lanes=[lanes.setdefault(task.resource, len(lanes)) for task in script.tasks],
             seconds=[load.seconds for load in script.loads],
-            kinds=[kinds.setdefault(load.shares, len(kinds)) for load in script.loads],
+            kinds=[kind_of[kind] for kind in script.kinds],
             deps=[
                 (*deps, count + n - 1) if n else deps for deps, n in zip(script.waits(), before, strict=True)
             ],

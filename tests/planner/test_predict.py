@@ -84,7 +84,7 @@ def test_in_gpu_memory_formula_and_simulation_agree() -> None:
     problem = problem_of(small_opt(), gen_len=8)
     for phase in PHASES:
         predicted = problem.plan(policy_of(ON_GPU, ON_GPU, ON_GPU)).prediction.of(phase)
-        assert 0.85 < predicted.beyond_formula < 1.05
+        assert 0.8 < predicted.beyond_formula < 1.05
 
 
 def test_a_plan_that_was_searched_is_predicted_as_one_that_is_given() -> None:
