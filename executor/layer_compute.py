@@ -68,6 +68,7 @@ class LayerCompute:
     def bind_ends(self, homes: WeightHomes) -> None:
         """Once the weights are loaded."""
         self.templates.bind_ends({tensor.name: homes.end(tensor.name) for tensor in self.sizes.model.ends})
+        self.weights.prepare()
 
     def start_block(self) -> None:
         """Slots hold other layers now."""

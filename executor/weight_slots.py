@@ -55,14 +55,24 @@ class WeightSlots:
 
     def tensors(self, j: int, slots: Slots) -> dict[str, torch.Tensor]:
         """Layer j's parameters by name, in the model's dtype, dequantised where they are packed."""
-        known = self._views.get((j, slots.weight))
-        if known is None:
-            known = self._views[j, slots.weight] = self._unpacked(j, self._packed(j, slots))
-        views, dequantise = known
+        views, dequantise = self._views_in(j, slots.weight)
         dequantise()
         return views
 
-    def _packed(self, j: int, slots: Slots) -> dict[str, torch.Tensor]:
+    def prepare(self) -> None:
+        """Make all views of packed layers, before a run: what unpacks them is copied to the device, which waits."""
+        if self.sizes.policy.weight_bits == 4:
+            for j in range(len(self.sizes.slabs)):
+                for slot in range(len(self._slots)) if self.sizes.streamed(j) else (-1,):
+                    self._views_in(j, slot)
+
+    def _views_in(self, j: int, slot: int) -> tuple[dict[str, torch.Tensor], Dequantise]:
+        known = self._views.get((j, slot))
+        if known is None:
+            known = self._views[j, slot] = self._unpacked(j, self._packed(j, slot))
+        return known
+
+    def _packed(self, j: int, slot: int) -> dict[str, torch.Tensor]:
         """Views of layer j's parameters, as they are kept, where they lie on the compute tier."""
         layer, slabs = self.sizes.model.layers[j], self.sizes.slabs[j]
         views: dict[str, torch.Tensor] = {}
@@ -71,7 +81,7 @@ class WeightSlots:
             views.update(tensor_views(self.homes.slab(j, tier), slabs[tier], layer, self.dtype))
         for other in ("cpu", "disk"):
             if other != tier and slabs[other].nbytes:
-                data = self._slots[slots.weight][start : start + slabs[other].nbytes]
+                data = self._slots[slot][start : start + slabs[other].nbytes]
                 views.update(tensor_views(data, slabs[other], layer, self.dtype))
                 start += slabs[other].nbytes
         return views
