@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from hwprofiles.allocation import LARGE_BYTES
-from hwprofiles.points import LARGE_COLUMNS, SMALL_COLUMNS, GemmPoint, Rate
-from hwprofiles.profile import HardwareProfile, load_profile
+from hwprofiles.points import LARGE_COLUMNS, SMALL_COLUMNS, GemmPoint, LayerPoint, Rate
+from hwprofiles.profile import Concurrent, HardwareProfile, load_profile
 from planner.host_share import share_of
 from planner.machine_change import parse_changes
 from planner.plan import Plan
@@ -112,3 +112,40 @@ def test_faster_cores_are_faster_at_both_sizes() -> None:
     assert twice.product_flops_per_s(1, 64) == pytest.approx(2 * SMALL)
     assert twice.elementwise_s(FAST) == pytest.approx(0.5)
     assert twice.new_tensor_s(LARGE_BYTES) == pytest.approx(rates().new_tensor_s(LARGE_BYTES) / 2)
+
+
+def test_a_cold_call_counts_three_quarters_and_a_warm_one_half_as_much_again() -> None:
+    """Beside a GPU; launches that were timed beside it count likewise, a CPU's own layers as they are."""
+    profile = load_profile("h200-host")
+    gpu, host = profile.gpus[0], profile.host
+    points = tuple(
+        LayerPoint(operations=count, seconds=Rate(median=seconds))
+        for count, seconds in ((13, 4e-4), (54, 8e-4))
+    )
+    cold = tuple(replace(point, is_cold=True) for point in points)
+    found = [
+        make_rates(replace(profile, gpus=(replace(gpu, layer=layer),)), "float16") for layer in (points, cold)
+    ]
+    assert [rates.small_layer_s for rates in found] == pytest.approx([6e-4, 3e-4])
+    assert [rates.operation_s for rates in found] == pytest.approx([1.5 * 4e-4 / 41, 0.75 * 4e-4 / 41])
+    assert gpu.packed is not None
+    assert gpu.packed.issue_s is not None
+    issued = [rates.packed.issue_s for rates in found if rates.packed]
+    assert issued == pytest.approx([1.5 * gpu.packed.issue_s.median, 0.75 * gpu.packed.issue_s.median])
+    alone = replace(profile, gpus=(), host=replace(host, layer=cold))
+    assert make_rates(alone, "float32").small_layer_s == pytest.approx(4e-4)
+
+
+def test_host_memory_brings_more_than_its_cores_read() -> None:
+    """Half-way to what attention, copies and the disk bring together; never less than the cores read."""
+    profile = load_profile("h200-host")
+    together = Concurrent(
+        h2d_bytes_per_s=Rate(median=40e9),
+        d2h_bytes_per_s=Rate(median=50e9),
+        cpu_attention_bytes_per_s=Rate(median=60e9),
+        disk_read_bytes_per_s=Rate(median=10e9),
+    )
+    for own, expected in ((70e9, 115e9), (200e9, 200e9)):
+        host = replace(profile.host, memory_bytes_per_s=Rate(median=own))
+        rates = make_rates(replace(profile, host=host, concurrent=together), "float16")
+        assert rates.cpu_memory_bytes_per_s == pytest.approx(expected)

@@ -162,6 +162,30 @@ def test_waiting_for_slots_shows() -> None:
     assert three[1].phases["prefill"].seconds == pytest.approx(formula_s, rel=0.02)
 
 
+def test_the_host_runs_ahead_until_it_waits_for_ids() -> None:
+    """A slow host asks for decode's first pass while the GPU is at prefill; later passes take as long as its calls."""
+    problem = problem_of(small_opt(), prompt_len=512, gen_len=6)
+    sizes = sizes_of(problem, policy_of(ON_GPU, ON_GPU, ON_GPU, size=32, batches=1))
+    free = simulate(sizes, replace(problem.rates, call_s=0.0, operation_s=0.0, task_overhead_s=0.0))
+    slow = simulate(sizes, replace(problem.rates, call_s=4e-4, operation_s=0.0, task_overhead_s=0.0))
+    first, second, *others = (b - a for a, b in pairwise(slow.token_ends_s))
+    assert first == pytest.approx(free.token_ends_s[1] - free.token_ends_s[0], rel=0.01)
+    assert others == pytest.approx([others[0]] * 3)
+    assert others[0] > 2 * first
+    assert first + second == pytest.approx(others[0], rel=0.05)
+
+
+def test_parts_of_a_layer_have_their_own_work() -> None:
+    """Products before and after, and between them the GPU's own attention of the rows that the CPU leaves it."""
+    problem = problem_of(small_opt(), prompt_len=512, gen_len=3)
+    sizes = sizes_of(problem, policy_of(ON_GPU, THIRDS, ON_GPU, size=10, batches=2, cpu_attention=1.0))
+    simulation = simulate(sizes, problem.rates)
+    spans = [s for s in simulation.spans if (s.kind, s.i, s.j, s.k) == ("compute", 2, 0, 0)]
+    before, near, after = (span.stop_s - span.start_s for span in spans)
+    assert before == pytest.approx(after)
+    assert near != pytest.approx(before, rel=0.01)
+
+
 def test_some_tokens_stand_for_all() -> None:
     """A few decode passes, interpolated, give the time of playing every one."""
     problem = problem_of(small_opt(), prompt_len=64, gen_len=40)
