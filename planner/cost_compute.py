@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 
 from planner.elementwise import elementwise
 from planner.factors import UNPACK
+from planner.host_rates import FEW_OPERATIONS
 from planner.layout import DTYPE_BYTES, kv_vector_bytes
 from planner.model import LayerSpec, ModelSpec
 from planner.packed_work import PACKED_BYTES, PackedRates, packed, unpacked
 from planner.piece import NOTHING, Piece, total
 from planner.plan import Phase
 from planner.policy import Tier
-from planner.rates import FEW_OPERATIONS, Rates
+from planner.rates import Rates
 from planner.schedule import TaskKind
 from planner.work import A, Choice, Compute, Held, Step
 

@@ -21,6 +21,7 @@ from hwprofiles.points import (
 )
 from hwprofiles.profile import Gpu, HardwareProfile, Host
 from planner.factors import HANDOVER, LAUNCH, Factors, factor_of
+from planner.host_rates import FEW_OPERATIONS, host_memory, host_time, in_a_run
 from planner.packed_work import PackedRates, Reading, packed_attention
 
 _IO_SHARE = 4
@@ -60,12 +61,6 @@ class Curve:
 
 UNUSED = Curve(((1.0, 1.0),))
 """Of a link or a disk that is not there."""
-
-
-_OF_COLD, _OF_WARM = 0.75, 1.5
-"""What a layer's call takes in a run beside a GPU, of what it takes with cold caches and with those to itself."""
-FEW_OPERATIONS = 13
-"""Of the smallest layer that profiles have: OPT's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,7 +183,7 @@ def make_rates(profile: HardwareProfile, dtype: Dtype, *, spreads: float = 0.0) 
         return rate.median * math.exp(-spreads * rate.spread)
 
     def issued(rate: Rate) -> float:
-        return _in_a_run(profile) * overhead(rate)
+        return in_a_run(profile) * overhead(rate)
 
     host, gpu = profile.host, profile.gpus[0] if profile.gpus else None
     on_cpu = gpu is None or gpu.emulated
@@ -198,7 +193,7 @@ def make_rates(profile: HardwareProfile, dtype: Dtype, *, spreads: float = 0.0) 
     memory = at(gpu.memory_bytes_per_s if gpu else host.memory_bytes_per_s)
     io_threads = _io_threads(profile)
     h2d, d2h, both = _link(gpu, at)
-    call_s, operation_s = _host_time(profile, overhead)
+    call_s, operation_s = host_time(profile, overhead)
     prompt = (host if on_cpu or gpu is None else gpu).prompt_attention.get(dtype)
     measured = Rates(
         on_cpu=on_cpu,
@@ -208,7 +203,7 @@ def make_rates(profile: HardwareProfile, dtype: Dtype, *, spreads: float = 0.0) 
         cpu_attention_bytes_per_s=attended,
         cpu_packed_attention_values_per_s=packed_attention(host.packed, attention, threads, at),
         query_head_share=_query_head_share(host.grouped_attention.get(dtype), attention),
-        cpu_memory_bytes_per_s=_host_memory(profile, at),
+        cpu_memory_bytes_per_s=host_memory(profile, at),
         h2d=h2d,
         d2h=d2h,
         both_bytes_per_s=both,
@@ -281,49 +276,6 @@ def _query_head_share(grouped: GroupedAttention | None, points: Sequence[Attenti
     if grouped is None or not alone:
         return 0.0
     return max(0.0, alone[0] / grouped.bytes_per_s.median - 1) / (grouped.group - 1)
-
-
-def _host_time(profile: HardwareProfile, at: Callable[[Rate], float]) -> tuple[float, float]:
-    """Seconds of a layer's call and of one operation: a line through the measured layers.
-
-    Older and published profiles have no such layers: then every operation takes what a launch does.
-    """
-    gpu = profile.gpus[0] if profile.gpus else None
-    points = profile.host.layer if gpu is None or gpu.emulated else gpu.layer
-    if not points:
-        return 0.0, at(gpu.launch_overhead_s) if gpu else 0.0
-    share = _in_a_run(profile)
-    (few, less_s), *_, (many, more_s) = sorted(
-        (point.operations, share * at(point.seconds)) for point in (*points, points[0])
-    )
-    operation_s = max(0.0, more_s - less_s) / max(1, many - few)
-    return max(0.0, less_s - few * operation_s), operation_s
-
-
-def _in_a_run(profile: HardwareProfile) -> float:
-    """Host time in a run over that in a probe: a CPU's probe has the caches of a run."""
-    gpu = profile.gpus[0] if profile.gpus else None
-    if gpu is None or gpu.emulated or not gpu.layer:
-        return 1.0
-    return _OF_COLD if gpu.layer[0].is_cold else _OF_WARM
-
-
-def _host_memory(profile: HardwareProfile, at: Reading) -> float:
-    """What goes through the host's memory a second: half-way between what its cores read and what all parts bring.
-
-    On an H200 host cores read 79 GB/s, and attention, both copies and the disk move 157 at once. Attention beside
-    copies to the GPU alone moves 113 to 125: some parts hinder one another more than others.
-    """
-    one, together = at(profile.host.memory_bytes_per_s), profile.concurrent
-    if together is None or not profile.gpus or profile.gpus[0].emulated:
-        return one
-    parts = (
-        together.cpu_attention_bytes_per_s,
-        together.h2d_bytes_per_s,
-        together.d2h_bytes_per_s,
-        together.disk_read_bytes_per_s,
-    )
-    return max(one, (one + sum(at(rate) for rate in parts if rate is not None)) / 2)
 
 
 def _io_threads(profile: HardwareProfile) -> int:

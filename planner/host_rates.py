@@ -1,0 +1,54 @@
+"""Host rates: the host's time to ask for work, and what goes through its memory, where other parts are at work too."""
+
+from __future__ import annotations
+
+from hwprofiles.profile import HardwareProfile
+from planner.packed_work import Reading
+
+_OF_COLD, _OF_WARM = 0.75, 1.5
+"""What a layer's call takes in a run beside a GPU, of what it takes with cold caches and with those to itself."""
+FEW_OPERATIONS = 13
+"""Of the smallest layer that profiles have: OPT's."""
+
+
+def host_time(profile: HardwareProfile, at: Reading) -> tuple[float, float]:
+    """Seconds of a layer's call and of one operation: a line through the measured layers.
+
+    Older and published profiles have no such layers: then every operation takes what a launch does.
+    """
+    gpu = profile.gpus[0] if profile.gpus else None
+    points = profile.host.layer if gpu is None or gpu.emulated else gpu.layer
+    if not points:
+        return 0.0, at(gpu.launch_overhead_s) if gpu else 0.0
+    share = in_a_run(profile)
+    (few, less_s), *_, (many, more_s) = sorted(
+        (point.operations, share * at(point.seconds)) for point in (*points, points[0])
+    )
+    operation_s = max(0.0, more_s - less_s) / max(1, many - few)
+    return max(0.0, less_s - few * operation_s), operation_s
+
+
+def in_a_run(profile: HardwareProfile) -> float:
+    """Host time in a run over that in a probe: a CPU's probe has the caches of a run."""
+    gpu = profile.gpus[0] if profile.gpus else None
+    if gpu is None or gpu.emulated or not gpu.layer:
+        return 1.0
+    return _OF_COLD if gpu.layer[0].is_cold else _OF_WARM
+
+
+def host_memory(profile: HardwareProfile, at: Reading) -> float:
+    """What goes through the host's memory a second: half-way between what its cores read and what all parts bring.
+
+    Some parts hinder one another more than others: attention beside copies to a GPU moves more than the cores alone
+    read, and less than all parts together.
+    """
+    one, together = at(profile.host.memory_bytes_per_s), profile.concurrent
+    if together is None or not profile.gpus or profile.gpus[0].emulated:
+        return one
+    parts = (
+        together.cpu_attention_bytes_per_s,
+        together.h2d_bytes_per_s,
+        together.d2h_bytes_per_s,
+        together.disk_read_bytes_per_s,
+    )
+    return max(one, (one + sum(at(rate) for rate in parts if rate is not None)) / 2)
