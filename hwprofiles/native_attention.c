@@ -28,6 +28,8 @@
 #define LINE 64 /* bytes */
 #define AHEAD 2 /* blocks from the one that is read to the one that is asked for */
 #define TASK_VALUES 2048 /* of a token that a task reads at most, unless one head has more */
+#define UNIT_VALUES 512 /* of a token that the last tasks read */
+#define LEFT_TO_OTHERS 2 /* a task is a thread's even share of what is left, over this */
 
 typedef float vec __attribute__((vector_size(4 * WIDTH), aligned(4)));
 typedef int32_t ivec __attribute__((vector_size(4 * WIDTH), aligned(4)));
@@ -337,22 +339,37 @@ static void attend_heads(const struct job *job, int64_t row, int64_t head, int64
     }
 }
 
+/* The next units of the counter for one thread: a share of what is left, so that all threads end at about the same time
+   although each begins with much at once; of one row, and no more than `most`. False when nothing is left. */
+static int take(int64_t *taken, int64_t rows, int64_t parts, int64_t most, int64_t threads, int64_t *first, int64_t *count) {
+    int64_t all = rows * parts, begin = __atomic_load_n(taken, __ATOMIC_RELAXED), n;
+    do {
+        if (begin >= all) return 0;
+        n = (all - begin) / (LEFT_TO_OTHERS * threads);
+        n = n < 1 ? 1 : n > most ? most : n;
+        if (n > parts - begin % parts) n = parts - begin % parts;
+    } while (!__atomic_compare_exchange_n(taken, &begin, begin + n, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+    *first = begin, *count = n;
+    return 1;
+}
+
+static int64_t at_most(int64_t x, int64_t most) { return x < most ? x : most; }
+
 /* 0; 1 when memory ran out; 2 when heads are too large. */
 int attend(const struct job *job) {
     if (job->head_dim > MAX_HEAD_DIM) return 2;
-    int64_t heads = TASK_VALUES / job->head_dim < job->heads ? TASK_VALUES / job->head_dim : job->heads;
-    while (heads > 1 && job->rows * ((job->heads + heads - 1) / heads) < 3 * job->threads) heads = (heads + 1) / 2;
-    int64_t parts = (job->heads + heads - 1) / heads, queries = heads * job->group;
+    int64_t unit = UNIT_VALUES / job->head_dim > 1 ? at_most(UNIT_VALUES / job->head_dim, job->heads) : 1; /* heads */
+    int64_t most = TASK_VALUES / job->head_dim > unit ? TASK_VALUES / job->head_dim / unit : 1;            /* units */
+    int64_t parts = (job->heads + unit - 1) / unit, queries = most * unit * job->group, taken = 0;
     int failed = 0;
 #pragma omp parallel num_threads(job->threads) reduction(| : failed)
     {
         float *room = malloc(sizeof(float) * queries * (SPAN + 2));
+        int64_t first, count;
         failed = !room;
-#pragma omp for schedule(dynamic)
-        for (int64_t task = 0; task < job->rows * parts; task++) {
-            if (failed) continue;
-            int64_t head = task % parts * heads;
-            attend_heads(job, task / parts, head, job->heads - head < heads ? job->heads - head : heads, room);
+        while (room && take(&taken, job->rows, parts, most, job->threads, &first, &count)) {
+            int64_t head = first % parts * unit;
+            attend_heads(job, first / parts, head, at_most(count * unit, job->heads - head), room);
         }
         free(room);
     }
