@@ -15,6 +15,7 @@ from planner.policy import Tier
 class ActivationHomes:
     """Rows of each gpu batch's hidden states on their tiers; a slot holds the whole gpu batch while it computes.
 
+    That is so for prompts. One token's hidden states, in decode, are not worth a copy: their home is the compute tier.
     Hidden states are [rows, tokens, hidden] in the model's dtype; each tier's rows are one contiguous piece.
     """
 
@@ -28,6 +29,11 @@ class ActivationHomes:
         }
         disk_bytes = sizes.activations("disk")
         self.file: DiskFile | None = store.create("activations", disk_bytes) if store and disk_bytes else None
+        self._token_arena = Arena(sizes.token_activations(), compute_device, register=False)
+        self._token_homes = [
+            self._token_arena.take(sizes.token_activation_rows(rows))
+            for rows in sizes.placement.activation_rows
+        ]
         slot_bytes, staging_bytes = sizes.activation_slot(), sizes.activation_staging()
         self._slot_arena = Arena(ACTIVATION_SLOTS * slot_bytes, compute_device, register=False)
         self._staging_arena = Arena(ACTIVATION_SLOTS * staging_bytes, host, register=register)
@@ -47,6 +53,8 @@ class ActivationHomes:
         """What the layers read and write: the slot, or the home itself where nothing moves."""
         if slot >= 0:
             return self._shaped(self._slots[slot], rows.total, num_tokens)
+        if not self.is_resident(rows):
+            return self._shaped(self._token_homes[k], rows.total, num_tokens)
         tier = self.sizes.compute_tier
         return self._shaped(self._arenas[tier].tensor[self._offset(k, tier) :], rows.total, num_tokens)
 
@@ -72,12 +80,13 @@ class ActivationHomes:
         return self._offset(k, "disk"), self._staging[slot][:nbytes]
 
     def is_resident(self, rows: TierRows) -> bool:
-        """Whether these rows never leave the compute tier."""
+        """Whether these rows, a prompt's too, never leave the compute tier."""
         return activations_resident(rows, self.sizes.compute_tier)
 
     def close(self) -> None:
         """Give the memory back; the store removes the file."""
         self._slots.clear()
         self._staging.clear()
-        for arena in (*self._arenas.values(), self._slot_arena, self._staging_arena):
+        self._token_homes.clear()
+        for arena in (*self._arenas.values(), self._slot_arena, self._staging_arena, self._token_arena):
             arena.close()

@@ -124,6 +124,9 @@ class CostModel:
         ]
 
     def _activation_moves(self, held: Held[A], step: Step) -> list[Move[A]]:
+        """Of prompts: one token's hidden states stay on the compute tier."""
+        if step.phase == "decode":
+            return []
         row = step.num_new * self.model.hidden_size * self.element_bytes
         moved, on_disk = held.moved_rows * row, held.disk_rows * row
         load, store, counts = TaskKind.LOAD_ACTIVATION, TaskKind.STORE_ACTIVATION, held.counts

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from planner.elementwise import elementwise
-from planner.layout import activations_resident, is_resident
+from planner.layout import is_resident
 from planner.model import ModelSpec
 from planner.placement import Placement
 from planner.workload import Workload
@@ -47,12 +47,10 @@ def graphs_of(model: ModelSpec, workload: Workload, placement: Placement, near: 
     if not model.cpu_attention or workload.gen_len < LEAST_TOKENS:
         return NO_GRAPHS
     layers = frozenset(j for j, is_near in enumerate(near) if is_near and _is_steady(model, workload, j))
-    rows = zip(placement.cache_rows, placement.activation_rows, strict=True)
     batches = frozenset(
         k
-        for k, (cache, activations) in enumerate(rows)
+        for k, cache in enumerate(placement.cache_rows)
         if all(is_resident(group, "gpu") for group, count in cache.counts() if count)
-        and activations_resident(activations, "gpu")
     )
     if not 0 < len(layers) * len(batches) <= MOST_GRAPHS:
         return NO_GRAPHS

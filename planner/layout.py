@@ -113,5 +113,5 @@ def activation_bytes(rows: int, num_tokens: int, hidden_size: int, element_bytes
 
 
 def activations_resident(rows: TierRows, compute_tier: Tier) -> bool:
-    """Whether a gpu batch's hidden states never leave the compute tier."""
+    """Whether a gpu batch's hidden states never leave the compute tier, its prompts' included."""
     return dict(rows.counts())[compute_tier] == rows.total

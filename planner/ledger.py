@@ -29,7 +29,7 @@ from planner.layout import (
 )
 from planner.messages import ID_BYTES, Messages
 from planner.model import LayerSpec, ModelSpec
-from planner.placement import CacheRows, Placement, group_tier
+from planner.placement import CacheRows, Placement, TierRows, group_tier
 from planner.policy import TIERS, Policy, Tier
 from planner.workload import Workload
 from planner.workspace import (
@@ -322,8 +322,18 @@ class Sizes:
         """Hidden states of some rows of a gpu batch, in one piece."""
         return activation_bytes(count, self.workload.prompt_len, self.model.hidden_size, self.element_bytes)
 
+    def token_activations(self) -> int:
+        """Homes on the compute tier of one token's hidden states, for gpu batches whose prompts' are elsewhere."""
+        return sum(self.token_activation_rows(rows) for rows in self.placement.activation_rows)
+
+    def token_activation_rows(self, rows: TierRows) -> int:
+        """The same of one gpu batch, which works on one token in its own home where that is on the compute tier."""
+        if activations_resident(rows, self.compute_tier):
+            return 0
+        return activation_bytes(rows.total, 1, self.model.hidden_size, self.element_bytes)
+
     def activation_slot(self) -> int:
-        """One slot for a whole gpu batch's hidden states; none when they never leave the compute tier."""
+        """One slot for the hidden states of a gpu batch's prompts; none when they never leave the compute tier."""
         if all(activations_resident(rows, self.compute_tier) for rows in self.placement.activation_rows):
             return 0
         return self.activation_rows(self.policy.gpu_batch_size)
@@ -347,6 +357,7 @@ def _buffers(sizes: Sizes) -> Iterator[Entry]:
     yield _arena(tier, "dequantised weights", sizes.dequantised_weights())
     yield _arena(tier, "cache slots", policy.cache_slots * sizes.cache_slot())
     yield _arena(tier, "activation slots", ACTIVATION_SLOTS * sizes.activation_slot())
+    yield _arena(tier, "one token's activations", sizes.token_activations())
     yield _arena("cpu", "weight staging", WEIGHT_STAGING * sizes.weight_staging())
     yield _arena("cpu", "cache staging", policy.cache_slots * sizes.cache_staging())
     yield _arena("cpu", "attention staging", sizes.attention_staging())

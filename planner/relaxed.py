@@ -248,6 +248,7 @@ class Relaxed:
         """What each tier holds in each phase."""
         inverse_block = shares.inverse_batches * (1 / self.choice.gpu_batch_size)
         hidden = shares.inverse_batches * (ACTIVATION_SLOTS * self.activation_units)
+        hidden = hidden + shares.one * (self.activation_units / self.problem.workload.prompt_len)
         for tier in TIERS:
             homes = shares.weights[tier] + shares.cache[tier] + shares.activations[tier]
             if tier == self.compute_tier:

@@ -23,7 +23,7 @@ NUM_TOKENS = 6
 _GROWTH = 0.25
 """Where the cache grows by more than this share in decode, more than one pass stands for those between."""
 _NUM_GROWING = 3
-_SETTLED_VISITS = 8
+_SETTLED_VISITS = 12
 """Gpu batches after which a pass's beginning no longer shows."""
 _MOST_WINDOW, _LEAST_WINDOW = 24, 2
 _EVEN = 0.002

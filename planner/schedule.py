@@ -82,7 +82,7 @@ class _Generator:
         if following.k != visit.k:
             return True
         is_within = following.j > (PRELUDE if self.place.is_first else 0)
-        return is_within and not self.shape.batches[visit.k].stored_activation
+        return is_within and not self._moves_hidden(visit)
 
     def _passes(self) -> Iterator[tuple[int, list[int]]]:
         """(token, gpu batches) of each pass over the layers: wave by wave, token by token."""
@@ -120,7 +120,7 @@ class _Generator:
         cache = activation = -1
         if is_layer and batch.stored_cache:
             cache, self.num_cached = self.num_cached % self.shape.cache_slots, self.num_cached + 1
-        if self._has_hidden(visit) and batch.stored_activation:
+        if self._has_hidden(visit) and self._moves_hidden(visit):
             activation, self.num_activated = self.num_activated % ACTIVATION_SLOTS, self.num_activated + 1
         slots = Slots(weight, -1, cache, activation)
         if self._is_sent(visit):
@@ -141,6 +141,10 @@ class _Generator:
     def _has_hidden(self, visit: Visit) -> bool:
         """Whether hidden states are read or written; a later stage's prelude has none of its own."""
         return visit.j < self.num_layers and (visit.j != PRELUDE or self.place.is_first)
+
+    def _moves_hidden(self, visit: Visit) -> bool:
+        """Whether hidden states leave the compute tier: a prompt's may, one token's never do."""
+        return visit.i == 0 and self.shape.batches[visit.k].stored_activation
 
     def _is_received(self, visit: Visit) -> bool:
         return visit.j == 0 and not self.place.is_first

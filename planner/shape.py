@@ -27,6 +27,7 @@ class BatchShape:
     near_cache: bool
     """Decode attention to some rows is the compute device's."""
     stored_activation: bool
+    """Some rows' hidden states of a prompt leave the compute tier between layers."""
     disk_activation: bool
 
 

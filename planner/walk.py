@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import product
+from itertools import islice, product
 
 from planner.candidate import Candidate, limits_of, most_sequences, tier_limits, ways_of
 from planner.curve import Curve
@@ -24,7 +24,8 @@ _FIRST_SIZE = 4
 _COUNTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256)
 """Numbers of gpu batches that are tried, each with the gpu batch size that makes the block as large as wanted."""
 _FEW = (1, 2, 3, 4, 6, 8)
-_MOST_STARTS = 6
+_MOST_STARTS, _MOST_TRIES = 6, 18
+"""Of these, those that fit."""
 _NEAR = 1.03
 """Of the least time a sequence: what is beyond it by the free walk is not looked at more closely."""
 _WORTH_ATTENDING = 0.001
@@ -112,12 +113,12 @@ class Walk:
         return found if found and self.promise(found[0]) <= curve.least * _AS_GOOD else self.whole(curve)
 
     def _nearest(self, curve: Curve) -> list[Candidate]:
-        starts = [
+        starts = (
             self._either(size, count, curve.way(size), min(size, curve.rows(size)))
             for size, count in self._starts(curve)
-        ]
+        )
         resident = self._resident() if _mode(AT_HOME) in map(_mode, curve.ways) else ()
-        return [*(start for start in starts if start), *resident]
+        return [*islice(filter(None, starts), _MOST_STARTS), *resident]
 
     def few(self) -> list[Candidate]:
         """Blocks of a few sequences, the most promising first: they may be quick enough where nothing free is.
@@ -201,7 +202,10 @@ class Walk:
         return any(failed <= size and known.needs_no_more(way) for known, failed in self._failed.items())
 
     def _starts(self, curve: Curve) -> list[tuple[int, int]]:
-        """Gpu batch sizes and numbers near the free optimum's, or whose blocks divide the prompts."""
+        """Gpu batch sizes and numbers near the free optimum's, or whose blocks divide the prompts.
+
+        Sizes that did not fit while the number of gpu batches was free come last.
+        """
         counts = sorted({self._even(count) for count in _COUNTS})
         pairs = {(size, count) for count in counts for size in self._sizes(curve, count)}
         for size, count in curve.near(_NEAR):
@@ -210,7 +214,8 @@ class Walk:
         seconds = {
             pair: curve.guess(*pair) for pair in pairs if curve.seconds(pair[0]) <= _NEAR * curve.least
         }
-        return sorted(seconds, key=lambda pair: (seconds[pair], pair))[:_MOST_STARTS]
+        fails = {size: self._must_fail(curve.way(size), size) for size, _ in pairs}
+        return sorted(seconds, key=lambda pair: (fails[pair[0]], seconds[pair], pair))[:_MOST_TRIES]
 
     def _sizes(self, curve: Curve, count: int) -> Iterator[int]:
         """Gpu batch sizes for so many gpu batches."""

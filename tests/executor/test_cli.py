@@ -18,7 +18,6 @@ from executor.cli import main
 from hwprofiles.units import KIB
 from planner.plan import PHASES
 from planner.report import load_report
-from planner.schedule import TaskKind
 from tests.executor.jobs import (
     ON_DISK,
     TEXTS,
@@ -96,12 +95,9 @@ def test_report_holds_predicted_and_measured(checkpoint: Path, tmp_path: Path) -
         assert phase.tokens_per_s is not None
     for name in PHASES:
         kinds = {task.kind for task in report.tasks if task.phase == name and task.count}
-        wanted = {kind.value for kind in TaskKind} - {
-            "send",
-            "receive",
-            "attend",
-        }  # of stages, of attention on the CPU
-        assert kinds >= wanted - ({"load_cache"} if name == "prefill" else set())
+        wanted = {"load_weight", "compute", "store_cache"}
+        wanted |= {"load_activation", "store_activation"} if name == "prefill" else {"load_cache"}
+        assert kinds == wanted
     for task in report.tasks:
         if task.kind != "attend":
             assert (task.predicted_s > 0) == (task.count > 0), task

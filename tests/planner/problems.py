@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from hwprofiles.points import NO_MARGINS
 from hwprofiles.profile import HardwareProfile, load_profile
+from planner.batching import Lengths
 from planner.ledger import LOADING_BYTES, library_bytes
 from planner.machine import Caps
 from planner.model import ModelSpec, load_model, spec_from_config
@@ -139,3 +140,8 @@ def policy_of(
         cpu_attention=cpu_attention,
         prefill_rows=prefill_rows,
     )
+
+
+def with_lengths(problem: Problem, lengths: Lengths) -> Problem:
+    """The same with (prompt, tokens to generate) of these lengths."""
+    return replace(problem, workload=Workload.of_lengths(lengths, 16))

@@ -83,7 +83,7 @@ def test_layers_with_windows_and_without_are_both_in_the_sample() -> None:
 
 def test_alike_layers_are_extrapolated_exactly() -> None:
     """Where a steady state is reached, any number of layers follows from a few."""
-    sizes, rates = sizes_of(policy_of(size=8, batches=4))
+    sizes, rates = sizes_of(policy_of(size=8, batches=8))
     tokens = everything(sizes)
     thin = thinned(sizes, 1)
     few = replace(thin, tokens=tokens.tokens, weights=tokens.weights)

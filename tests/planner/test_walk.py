@@ -13,7 +13,7 @@ from planner.problem import Problem
 from planner.request import Request
 from planner.shares import Way
 from planner.walk import Walk
-from tests.planner.problems import GB, MB, problem_of, small_opt
+from tests.planner.problems import GB, MB, problem_of, small_opt, with_lengths
 
 LOSSLESS = Request(cpu_attention="off")
 FROM_MEMORY = [Way(moves_activations=moves, attends=False, disk="none") for moves in (False, True)]
@@ -44,6 +44,13 @@ def test_the_best_integer_is_found(cpu: int, gpu: int) -> None:
     """All at home or some of it in host memory: as good as trying all block shapes, to 0.5%."""
     problem = problem_of(small_opt(8, 1024), gpu=gpu * MB, cpu=cpu * MB, disk=0, prompt_len=256, gen_len=16)
     walk = walk_of(problem)
+    assert walk.promise(best_of(walk)) <= exhaustive(walk, 30) * 1.005
+
+
+def test_sizes_that_do_not_fit_do_not_crowd_out_those_that_do() -> None:
+    """On a GPU for two sequences at a time the best block is found, though larger batches would divide the prompts."""
+    lengths = [(700, 16)] * 4 + [(40, 16)] * 600
+    walk = walk_of(with_lengths(problem_of(small_opt(), gpu=130 * MB, disk=0), lengths))
     assert walk.promise(best_of(walk)) <= exhaustive(walk, 30) * 1.005
 
 

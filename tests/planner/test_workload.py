@@ -22,7 +22,7 @@ from planner.problem import Problem
 from planner.request import Request
 from planner.search import search
 from planner.workload import Workload
-from tests.planner.problems import MB, ON_CPU, ON_DISK, ON_GPU, policy_of, problem_of, small_opt
+from tests.planner.problems import MB, ON_CPU, ON_DISK, ON_GPU, policy_of, problem_of, small_opt, with_lengths
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 20)), min_size=1, max_size=50)
 SPREAD = [(8 * (n % 60) + 5, (4, 16, 40)[n % 3]) for n in range(200)]
@@ -44,10 +44,6 @@ def by_hand(lengths: Lengths, size: int, batches: int) -> list[BlockLengths]:
             )
         )
     return blocks
-
-
-def with_lengths(problem: Problem, lengths: Lengths) -> Problem:
-    return replace(problem, workload=Workload.of_lengths(lengths, 16))
 
 
 @given(LENGTHS, st.integers(1, 6), st.integers(1, 4))
