@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.initialization import no_init_weights
 
+from executor.experts import register_experts
 from hwprofiles.errors import UserError
 from planner.model import ModelSpec
 
@@ -74,6 +75,7 @@ class LayerTemplates:
         for module in model.modules():
             if isinstance(getattr(module, "config", None), type(model.config)):
                 cast(PreTrainedModel, module).config._attn_implementation = implementation
+        register_experts(model)
         self.model: PreTrainedModel = model.eval()
         self.spec, self.device = spec, device
         _materialise_buffers(self.model, device)
