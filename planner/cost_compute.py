@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 from planner.elementwise import elementwise
 from planner.factors import UNPACK
-from planner.host_rates import FEW_OPERATIONS
 from planner.layout import DTYPE_BYTES, kv_vector_bytes
 from planner.model import LayerSpec, ModelSpec
 from planner.packed_work import PACKED_BYTES, PackedRates, packed, unpacked
@@ -27,15 +26,11 @@ OPERATIONS_OF_END = 18
 ENGINE_CALLS = 0.6
 """What the engine does around a layer's call (binding weights, finding rows, notes), in calls of a small layer
 (`Rates.small_layer_s`): seen on two cores with tiny layers of OPT, Llama and Qwen 3."""
-TASK_CALLS, AROUND_CALLS = 0.2, 0.62
+TASK_CALLS, AROUND_CALLS = 0.15, 0.62
 """The same beside a GPU: for any compute task (its place in the schedule, events, notes), and for one that calls
 modules (binding weights, finding rows). On H200 hosts 0.1 and 0.25 to 0.4 ms, with layers of OPT-1.3B."""
 EXCHANGE_OPERATIONS = 6
 """Of a gpu batch that the CPU attends rows of: queries to float32 and to the host, results back."""
-STARTED_SHARE = 0.2
-"""Of a small layer's call, for as many operations as it has, what a chunk of prefill adds to GPU time: kernels start
-and end one after another. On an H200 0.20 ms a layer with chunks of 2 prompts of 512 tokens (OPT-6.7B), and hardly any
-with chunks of 8: 0.1 ms is taken."""
 LOGITS_BYTES, LOGIT_BYTES = 12, 4
 """Moved for each logit beside its product: to float32, and read again for the next token. The size of one."""
 EAGER_PASSES = 6
@@ -159,10 +154,8 @@ class ComputeCost:
         ]
         products = self._products(layer, tokens, hit)
         called = self._host_time(counted.operations, chunks)
-        is_chunked = step.phase == "prefill" and not self.rates.on_cpu
-        operation_s = self.rates.small_layer_s / FEW_OPERATIONS
-        starts_s = STARTED_SHARE * counted.operations * operation_s * float(is_chunked)
-        parts = [total([*products, *own, Piece(starts_s)]) * chunks, called]
+        kernels = Piece(self.rates.kernel_s * counted.operations)
+        parts = [total([*products, *own, kernels]) * chunks, called]
         return total([*parts, self._kernel_starts(step, chunks)])
 
     def _kernel_starts(self, step: Step, chunks: int) -> Piece:

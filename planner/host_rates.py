@@ -5,7 +5,7 @@ from __future__ import annotations
 from hwprofiles.profile import HardwareProfile
 from planner.packed_work import Reading
 
-_OF_COLD, _OF_WARM = 0.75, 1.5
+_OF_COLD, _OF_WARM = 0.85, 1.5
 """What a layer's call takes in a run beside a GPU, of what it takes with cold caches and with those to itself."""
 FEW_OPERATIONS = 13
 """Of the smallest layer that profiles have: OPT's."""

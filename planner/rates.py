@@ -30,6 +30,9 @@ _SUM_BYTES = 3
 """Moved for each byte of a sum's result."""
 _WORTH_A_THREAD = 1.03
 """More disk threads are used only where they bring 3% or more."""
+KERNEL_SHARE = 0.4
+"""Of what a host takes to ask for a small operation: a kernel starts when the one before has ended. On an H200 40 us a
+layer of OPT-6.7B whose decode is replayed as a graph, and 80 us of OPT-30B: 2 to 4 us an operation."""
 T = TypeVar("T")
 
 
@@ -103,6 +106,8 @@ class Rates:
     attention_threads: int
     factors: Factors
     """Calibration: predicted seconds are multiplied by these."""
+    kernel_s: float = 0.0
+    """GPU time for each operation beside its bytes and products."""
     graph_s: float | None = None
     """Host time to start a layer as a CUDA graph; None where runs use none."""
     capture_s: float = 0.0
@@ -221,6 +226,7 @@ def make_rates(profile: HardwareProfile, dtype: Dtype, *, spreads: float = 0.0) 
         io_threads=io_threads,
         attention_threads=threads,
         factors={},
+        kernel_s=0.0 if on_cpu or gpu is None else KERNEL_SHARE * overhead(gpu.launch_overhead_s),
         graph_s=None if on_cpu or gpu is None or gpu.graph is None else overhead(gpu.graph.replay_s),
         capture_s=overhead(gpu.graph.capture_s) if gpu and gpu.graph and gpu.graph.capture_s else 0.0,
         packed=PackedRates.of((host if on_cpu or gpu is None else gpu).packed, at, issued),
