@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 from hwprofiles.errors import UserError
 from hwprofiles.profile import load_profile
@@ -31,7 +36,7 @@ def searched(arguments: argparse.Namespace, request: Request, report: Reporter) 
     cluster = _cluster(arguments)
     counts = stage_options(cluster) if arguments.stages == "auto" else [_number(arguments)]
     cluster.staged(counts[0])  # refuses what the hosts have no places for
-    found = {count: _search(cluster, count, request, report) for count in counts}
+    found = _searches(cluster, counts, request, report)
     plans = {count: plan for count, plan in found.items() if plan}
     if not plans:
         raise UserError(_explain(cluster, counts[-1], request))
@@ -71,6 +76,30 @@ def _number(arguments: argparse.Namespace) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise UserError(f"--stages is {text!r}; give a number of ranks from 1")
     return int(text)
+
+
+def _searches(
+    cluster: Cluster, counts: Sequence[int], request: Request, report: Reporter
+) -> dict[int, Plan | None]:
+    """By number of stages; several at once, in processes of their own, where there are cores for it."""
+    workers = min(len(counts), len(os.sched_getaffinity(0)))
+    if workers == 1:
+        return {count: _search(cluster, count, request, report) for count in counts}
+    report(f"{', '.join(map(str, counts))} stages: searching {workers} numbers at once")
+    context = multiprocessing.get_context("fork")  # what is imported is there already
+    ignores = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=ignores) as pool:
+        longest_first = sorted(counts, reverse=True)
+        tasks = {count: pool.submit(_search, cluster, count, request, _silent) for count in longest_first}
+        try:
+            return {count: tasks[count].result() for count in counts}
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _silent(step: str) -> None:
+    """A process of its own says nothing: the progress line is the caller's."""
 
 
 def _search(cluster: Cluster, count: int, request: Request, report: Reporter) -> Plan | None:
