@@ -44,17 +44,20 @@ class _Part:
     """Those that were predicted and measured."""
 
     def is_own_time(self) -> Vector:
-        """1 for each kind of task whose seconds say how fast it is, 0 for copies that wait for cores which compute.
+        """1 for each kind of task whose seconds say how fast it is, 0 for copies that wait for others.
 
-        Those are ready long before they are wanted, and how long a core lets them wait is the scheduler's affair;
-        where they bind a phase it is their own rate that one sees.
+        Where cores compute, copies are ready long before they are wanted, and how long a core lets them wait is the
+        scheduler's affair; where they bind a phase it is their own rate that one sees. Beside a GPU, copies over the
+        link share the host's memory with the CPU's attention, which their own rate knows nothing of.
         """
-        binding = {phase: self.plan.prediction.of(phase).binding for phase in PHASES}
-        own = [
-            not self.rates.on_cpu or task.kind == TaskKind.COMPUTE or task.resource == binding[task.phase]
-            for task in self.tasks
-        ]
-        return np.array(own, dtype=float)
+        return np.array([self._is_own_time(task) for task in self.tasks], dtype=float)
+
+    def _is_own_time(self, task: TaskReport) -> bool:
+        if self.rates.on_cpu:
+            is_binding = task.resource == self.plan.prediction.of(task.phase).binding
+            return task.kind == TaskKind.COMPUTE or is_binding
+        attends = any(other.kind == TaskKind.ATTEND and other.phase == task.phase for other in self.tasks)
+        return not (attends and task.resource in ("h2d", "d2h"))
 
     def predict(self, blocks: Blocks, num_tokens: int, factors: Factors, num_groups: int) -> Prediction:
         """Blocks as they were run, or without any a full one."""

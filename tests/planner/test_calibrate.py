@@ -299,6 +299,23 @@ def test_report_json_is_plain() -> None:
     assert data["plan"]["policy"]["gpu_batch_size"] == 16
 
 
+def test_copies_beside_attention_say_nothing_of_the_link() -> None:
+    """Where the CPU attends beside a GPU, slower copies are host memory's affair; without it they are the link's."""
+    profile = small_t4()
+    for attends in (0.0, 1.0):
+        report = report_of(profile, replace(STREAMED, cpu_attention=attends), {})
+        slowed = replace(
+            report,
+            tasks=tuple(
+                replace(task, measured_s=task.measured_s * (2.0 if task.resource == "h2d" else 1.0))
+                for task in report.tasks
+                if task.phase == "decode"
+            ),
+        )
+        factor = calibrate(profile, [slowed] * 4).calibration.factors.get("h2d.load_weight", 1.0)
+        assert (factor > 1.2) == (not attends)
+
+
 def test_copies_that_wait_for_cores_say_nothing_of_the_disk() -> None:
     """Beside cores that compute and bind, reads that took eight times as long leave the disk as fast as measured."""
     profile = load_profile("two-core")
