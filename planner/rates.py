@@ -21,7 +21,7 @@ from hwprofiles.points import (
 )
 from hwprofiles.profile import Gpu, HardwareProfile, Host
 from planner.factors import HANDOVER, LAUNCH, Factors, factor_of
-from planner.host_rates import FEW_OPERATIONS, host_memory, host_time, in_a_run
+from planner.host_rates import FEW_OPERATIONS, disk_in_a_run, host_memory, host_time, in_a_run
 from planner.packed_work import PackedRates, Reading, packed_attention
 
 _IO_SHARE = 4
@@ -190,6 +190,9 @@ def make_rates(profile: HardwareProfile, dtype: Dtype, *, spreads: float = 0.0) 
     def issued(rate: Rate) -> float:
         return in_a_run(profile) * overhead(rate)
 
+    def disk_at(rate: Rate) -> float:
+        return disk_in_a_run(profile) * at(rate)
+
     host, gpu = profile.host, profile.gpus[0] if profile.gpus else None
     on_cpu = gpu is None or gpu.emulated
     gemm = _of_dtype(gpu.gemm if gpu else host.gemm, dtype, profile.name, "GEMM")
@@ -212,8 +215,8 @@ def make_rates(profile: HardwareProfile, dtype: Dtype, *, spreads: float = 0.0) 
         h2d=h2d,
         d2h=d2h,
         both_bytes_per_s=both,
-        disk_read=_disk_curve(profile.disk.read if profile.disk else (), io_threads, at),
-        disk_write=_disk_curve(profile.disk.write if profile.disk else (), io_threads, at),
+        disk_read=_disk_curve(profile.disk.read if profile.disk else (), io_threads, disk_at),
+        disk_write=_disk_curve(profile.disk.write if profile.disk else (), io_threads, disk_at),
         disk_parallel=_disk_parallel(profile),
         parallel=_parallel(profile, attention),
         elementwise_bytes_per_s=at(host.elementwise_bytes_per_s)

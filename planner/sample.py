@@ -26,6 +26,8 @@ _NUM_GROWING = 3
 _SETTLED_VISITS = 12
 """Gpu batches after which a pass's beginning no longer shows."""
 _MOST_WINDOW, _LEAST_WINDOW = 24, 2
+_GRANTED_WINDOW = 8
+"""Layers of a window, however few visits are asked for, where fewer are not like all."""
 _EVEN = 0.002
 """Of a layer's bytes: how far the window's mean on a tier may be from that of the layers it stands for."""
 
@@ -146,7 +148,7 @@ def _with_window(sample: Sample, sizes: Sizes, max_layers: int) -> Sample:
     tail = -(-_SETTLED_VISITS // len(sizes.placement.cache_rows))
     lead = tail + _prefetched(sizes)
     middle = num_layers - lead - tail
-    most = min(_MOST_WINDOW, max(_LEAST_WINDOW, max_layers - lead - tail))
+    most = min(_MOST_WINDOW, max(_GRANTED_WINDOW, max_layers - lead - tail))
     if num_layers <= max_layers or middle <= most:
         return sample
     first, length = _typical(_features(sizes)[lead : lead + middle], most)

@@ -143,6 +143,25 @@ def test_kernels_follow_one_another() -> None:
     assert cpu.kernel_s == 0.0
 
 
+def test_a_disk_beside_a_gpu_is_slower_than_alone() -> None:
+    """A third of the way to what it does while all else is at work; an own figure without that, and on a CPU."""
+    profile = load_profile("h200-host")
+    assert profile.disk is not None
+    assert profile.concurrent is not None
+    alone = max(point.bytes_per_s.median for point in profile.disk.read)
+    beside = replace(
+        profile.concurrent, disk_read_bytes_per_s=Rate(median=0.4 * alone)
+    )  # a third of the missing 0.6
+    found = make_rates(replace(profile, concurrent=beside), "float16")
+    lonely = make_rates(replace(profile, concurrent=None), "float16")
+    for curve, whole in ((found.disk_read, lonely.disk_read), (found.disk_write, lonely.disk_write)):
+        assert curve.best == pytest.approx(0.8 * whole.best)
+    cpu = load_profile("two-core")
+    assert (
+        make_rates(cpu, "float32").disk_read == make_rates(replace(cpu, concurrent=None), "float32").disk_read
+    )
+
+
 def test_host_memory_brings_more_than_its_cores_read() -> None:
     """Half-way to what attention, copies and the disk bring together; never less than the cores read."""
     profile = load_profile("h200-host")
