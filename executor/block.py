@@ -8,10 +8,23 @@ import torch
 
 from executor.attention import Part
 from executor.batching import Block, GpuBatch
+from executor.cache import KvView
 from executor.sampling import Sampler
 from executor.template import Arguments
 from planner.ledger import IDS_KEPT, Sizes
 from planner.placement import CacheRows, TierRows
+
+
+@dataclass(frozen=True, slots=True)
+class CachePlace:
+    """A cache group of a gpu batch in one layer, with the ends of its copies."""
+
+    near: KvView | None
+    """In a slot of the compute tier; None in decode for rows that the CPU attends."""
+    far: KvView
+    """Its home on the host, or the buffer from which the disk is written; where the CPU computes, the slot itself."""
+    file_offset: int | None
+    """In the cache's file, where it is on disk."""
 
 
 @dataclass(slots=True)
@@ -38,6 +51,8 @@ class BatchState:
     """[rows] on the compute device, as sampled here."""
     decode_parts: dict[tuple[int, int], list[Part]] = field(default_factory=dict)
     """By layer and cache slot, where K and V are in decode: the same for every token."""
+    decode_places: dict[tuple[int, int], list[CachePlace]] = field(default_factory=dict)
+    """By layer and cache slot, likewise the ends of copies."""
     decode_hidden: dict[int, torch.Tensor] = field(default_factory=dict)
     """By activation slot, likewise the hidden states."""
     length: torch.Tensor | None = None

@@ -8,12 +8,11 @@ import torch
 
 from executor.allocations import Allocations
 from executor.batching import Block
-from executor.block import batch_states
+from executor.block import BatchState, CachePlace, batch_states
 from executor.measure import Measurements
 from executor.progress import Reporter
 from executor.sampling import Sampler
 from executor.transfer import Handle, Lanes, copy_bytes, copy_on_host
-from planner.layout import is_streamed
 from planner.placement import group_tier
 from planner.schedule import Task, TaskKind, tasks
 from planner.shape import shape_of
@@ -134,29 +133,42 @@ class BlockRun:
 
     def _cache_copies(self, task: Task) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """(source, target) of each group a task moves; disk tasks do their I/O here and yield the bytes."""
-        state, caches, tier = self.states[task.k], self.held.caches, self.sizes.compute_tier
-        prefill, loading = task.i == 0, task.kind is TaskKind.LOAD_CACHE
-        past, slot, rows = state.past(task.i), task.slots.cache, state.cache_rows
+        state, file = self.states[task.k], self.held.caches.file
+        loading, past = task.kind is TaskKind.LOAD_CACHE, state.past(task.i)
         start, stop = (0, past) if loading else (past, past + state.num_new(task.i))
+        for place in self._cache_places(task, state):
+            far = place.far.token_bytes(start, stop)
+            if task.resource in ("h2d", "d2h"):
+                if place.near is not None:
+                    near = place.near.token_bytes(start, stop)
+                    yield (far, near) if loading else (near, far)
+            elif place.file_offset is not None:
+                offset = place.file_offset + place.far.places(start, stop).start * place.far.stride
+                assert file is not None
+                (file.read if loading else file.write)(offset, far)
+                yield far, far
+
+    def _cache_places(self, task: Task, state: BatchState) -> list[CachePlace]:
+        """Where the groups of a gpu batch are copied from and to; in decode the same for every token."""
+        if task.i == 0:
+            return list(self._all_cache_places(task, state))
+        key = task.j, task.slots.cache
+        if key not in state.decode_places:
+            state.decode_places[key] = list(self._all_cache_places(task, state))
+        return state.decode_places[key]
+
+    def _all_cache_places(self, task: Task, state: BatchState) -> Iterator[CachePlace]:
+        caches, rows, slot, prefill = self.held.caches, state.cache_rows, task.slots.cache, task.i == 0
         length = state.batch.prompt_len if prefill else self.sizes.workload.max_len
         in_slot = caches.in_slot(task.j, slot, rows, length, prefill=prefill)
         staged = caches.in_staging(task.j, slot, rows)
         for group, count in rows.counts():
-            on_disk = group_tier(group) == "disk"
-            if task.resource in ("disk_read", "disk_write"):
-                if count and on_disk:
-                    view = staged[group] if staged else in_slot[group]
-                    place = view.places(start, stop).start
-                    offset = caches.disk_offset(task.j, task.k, group) + place * view.stride
-                    data = view.token_bytes(start, stop)
-                    assert caches.file is not None
-                    (caches.file.read if loading else caches.file.write)(offset, data)
-                    yield data, data
-            elif count and group in in_slot and (prefill or is_streamed(group, tier)):
-                home = staged[group] if on_disk else caches.home(task.j, task.k, group, count)
-                slot_bytes = in_slot[group].token_bytes(start, stop)
-                home_bytes = home.token_bytes(start, stop)
-                yield (home_bytes, slot_bytes) if loading else (slot_bytes, home_bytes)
+            near = in_slot.get(group)
+            if count and group_tier(group) == "disk":
+                offset = caches.disk_offset(task.j, task.k, group)
+                yield CachePlace(near, staged[group] if staged else in_slot[group], offset)
+            elif count and near is not None:
+                yield CachePlace(near, caches.home(task.j, task.k, group, count), None)
 
     def _move_activation(self, task: Task) -> int:
         """A gpu batch's hidden states between an activation slot, the host buffer of disk rows, and the homes."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 from executor.arena import Arena
@@ -32,6 +34,8 @@ class WeightSlots:
         self._staging = [self._staging_arena.take(staging_bytes) for _ in range(WEIGHT_STAGING)]
         self._views: dict[tuple[int, int], tuple[dict[str, torch.Tensor], Dequantise]] = {}
         """By layer and slot: making them anew for every pass would take a tenth of a small layer's time."""
+        self._copies: dict[tuple[int, int, int, int, int], list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        """By layer, slot, staging buffer, part and number of parts, likewise the ends of copies."""
 
     def read_disk(self, j: int, slots: Slots) -> int:
         """Layer j's disk slab into its staging buffer, or straight into the slot of a CPU that computes."""
@@ -41,17 +45,22 @@ class WeightSlots:
         return nbytes
 
     def copy_to_slot(self, task: Task) -> int:
-        """One part of a layer's streamed bytes into its slot: the cpu slab comes first, the staged disk slab after."""
-        slot, split, total = self._slots[task.slots.weight], self.sizes.slabs[task.j]["cpu"].nbytes, 0
+        """One part of a layer's streamed bytes into its slot; the bytes."""
+        key = task.j, task.slots.weight, task.slots.staging, task.part, task.num_parts
+        if key not in self._copies:
+            self._copies[key] = list(self._part_copies(task))
+        return sum(copy_bytes(target, source) for target, source in self._copies[key])
+
+    def _part_copies(self, task: Task) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """(target, source): the cpu slab comes first, the staged disk slab after."""
+        slot, split = self._slots[task.slots.weight], self.sizes.slabs[task.j]["cpu"].nbytes
         start, stop = _part(self.sizes.streamed(task.j), task)
         if start < split:
             source = self.homes.slab(task.j, "cpu")[start : min(stop, split)]
-            total += copy_bytes(slot[start : start + source.numel()], source)
+            yield slot[start : start + source.numel()], source
         if stop > split:
             first = max(start, split)
-            source = self._staging[task.slots.staging][first - split : stop - split]
-            total += copy_bytes(slot[first:stop], source)
-        return total
+            yield slot[first:stop], self._staging[task.slots.staging][first - split : stop - split]
 
     def tensors(self, j: int, slots: Slots) -> dict[str, torch.Tensor]:
         """Layer j's parameters by name, in the model's dtype, dequantised where they are packed."""
@@ -104,6 +113,7 @@ class WeightSlots:
     def close(self) -> None:
         """Give the memory back."""
         self._views.clear()
+        self._copies.clear()
         self._slots.clear()
         self._staging.clear()
         for arena in (self._slot_arena, self._staging_arena, self._dequantised):
