@@ -24,7 +24,7 @@ _FIRST_SIZE = 4
 _COUNTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256)
 """Numbers of gpu batches that are tried, each with the gpu batch size that makes the block as large as wanted."""
 _FEW = (1, 2, 3, 4, 6, 8)
-_MOST_STARTS, _MOST_TRIES = 6, 18
+_MOST_STARTS, _MOST_TRIES = 6, 12
 """Of these, those that fit."""
 _NEAR = 1.03
 """Of the least time a sequence: what is beyond it by the free walk is not looked at more closely."""
@@ -103,6 +103,10 @@ class Walk:
             found += self._in_smaller_chunks(min(found, key=self.promise))
             best = self._climb(min(found, key=self.promise))
             found += [best, *self._variants(best)]
+            better = min(found, key=self.promise)
+            found += [] if better is best else [self._climb(better)]
+            found += self._in_fewer_blocks(min(found, key=self.promise))
+            found += self._in_larger_chunks(min(found, key=self.promise))
         if not found or self.request.max_latency_s is not None:
             found += self._singles(curve)
         return sorted(dict.fromkeys(found), key=self.promise)
@@ -266,6 +270,29 @@ class Walk:
         enough = self.promise(best) * (1 - _WORTH_A_CHUNK)
         yield from (other for other in others if other and self.promise(other) < enough)
 
+    def _in_fewer_blocks(self, best: Candidate) -> Iterator[Candidate]:
+        """Gpu batches so large that the prompts make a block less, in chunks as large and in smaller ones."""
+        prompts, count = self.problem.workload.num_prompts, round(best.num_gpu_batches)
+        blocks = math.ceil((prompts or 0) / round(best.block_size))
+        if prompts and blocks > 1:
+            size, rows = math.ceil(prompts / (blocks - 1) / count), best.choice.prefill_rows
+            while rows:
+                found = self._exactly(size, count, best.way, rows)
+                yield from [found] if found else []
+                rows //= 2
+
+    def _in_larger_chunks(self, best: Candidate) -> Iterator[Candidate]:
+        """Prefill in one chunk less, and in one less again, while that is better."""
+        size, count = best.choice.gpu_batch_size, round(best.num_gpu_batches)
+        chunks = math.ceil(size / best.choice.prefill_rows)
+        while chunks > 1:
+            chunks -= 1
+            found = self._exactly(size, count, best.way, math.ceil(size / chunks))
+            if not found or self.promise(found) >= self.promise(best):
+                return
+            yield found
+            best = found
+
     def _variants(self, best: Candidate) -> Iterator[Candidate]:
         """Activations the other way, prefill in smaller chunks, fewer gpu batches."""
         size, rows, count = best.choice.gpu_batch_size, best.choice.prefill_rows, round(best.num_gpu_batches)
@@ -281,8 +308,11 @@ class Walk:
         yield from (single for single in singles if single)
 
     def _either(self, size: int, count: int, way: Way, rows: int) -> Candidate | None:
-        """With activations as in the way, or where that fails, the other way."""
-        return self._exactly(size, count, way, rows) or self._exactly(size, count, _other(way), rows)
+        """With activations as in the way, or where that fails, the other way, or in smaller chunks."""
+        found = self._exactly(size, count, way, rows) or self._exactly(size, count, _other(way), rows)
+        if found or rows == 1 or self._must_fail(way, size):
+            return found
+        return self._solve(size, count, way, max(1, rows // 4))
 
     def _solve(self, size: int, count: int | None, way: Way, rows: int | None = None) -> Candidate | None:
         """The best splits; prefill goes in smaller chunks where memory wants it."""

@@ -47,6 +47,26 @@ def test_the_best_integer_is_found(cpu: int, gpu: int) -> None:
     assert walk.promise(best_of(walk)) <= exhaustive(walk, 30) * 1.005
 
 
+@pytest.mark.parametrize(
+    ("layers", "hidden", "gpu", "cpu", "prompt_len", "gen_len", "prompts"),
+    [
+        (8, 512, 100, 300, 256, 48, 96),  # one gpu batch, prompt by prompt, so that the weights stay
+        (6, 1024, 130, 300, 256, 4, None),  # smaller chunks leave room for one gpu batch more
+        (8, 512, 130, 1150, 128, 16, 37),  # a size in six chunks, five, four or three
+        (12, 1024, 800, 1150, 512, 48, 96),  # the next size that divides the prompts, in small chunks
+    ],
+)
+def test_chunks_and_blocks_are_found_together(
+    layers: int, hidden: int, gpu: int, cpu: int, prompt_len: int, gen_len: int, prompts: int | None
+) -> None:
+    """As good as trying all block shapes and chunks, where one is only good with the other."""
+    limits = {"gpu": gpu * MB, "cpu": cpu * MB, "disk": 0}
+    model = small_opt(layers, hidden)
+    problem = problem_of(model, prompt_len=prompt_len, gen_len=gen_len, num_prompts=prompts, **limits)
+    walk = walk_of(problem)
+    assert walk.promise(best_of(walk)) <= exhaustive(walk, 30) * 1.005
+
+
 def test_sizes_that_do_not_fit_do_not_crowd_out_those_that_do() -> None:
     """On a GPU for two sequences at a time the best block is found, though larger batches would divide the prompts."""
     lengths = [(700, 16)] * 4 + [(40, 16)] * 600
