@@ -6,6 +6,7 @@ import argparse
 import multiprocessing
 import os
 import signal
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -89,8 +90,12 @@ def _searches(
     context = multiprocessing.get_context("fork")  # what is imported is there already
     ignores = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
     with ProcessPoolExecutor(workers, mp_context=context, initializer=ignores) as pool:
-        longest_first = sorted(counts, reverse=True)
-        tasks = {count: pool.submit(_search, cluster, count, request, _silent) for count in longest_first}
+        with (
+            warnings.catch_warnings()
+        ):  # Python 3.12 warns of other threads; no lock that they hold is asked for
+            warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*multi-threaded")
+            longest_first = sorted(counts, reverse=True)
+            tasks = {count: pool.submit(_search, cluster, count, request, _silent) for count in longest_first}
         try:
             return {count: tasks[count].result() for count in counts}
         except BaseException:

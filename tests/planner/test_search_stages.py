@@ -206,6 +206,27 @@ def test_what_cannot_be_is_refused_with_the_reason(
     assert reason in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("cores", [1, 3])
+def test_the_best_number_of_stages(
+    cores: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--stages auto` compares what each number gives by itself, whether they are searched at once or in turn."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    (tmp_path / "small.json").write_text(json.dumps(dict(MODEL.config)))
+    (tmp_path / "hw.yaml").write_text(several_t4(2, name="hw").to_yaml())
+    words = (
+        f"search --model {tmp_path}/small.json --hw {tmp_path}/hw.yaml --gpu-mem 500MB --prompt-len 64 --json"
+    )
+    found = {}
+    for stages in ("1", "2", "auto"):
+        output = tmp_path / f"{stages}.yaml"
+        assert main([*words.split(), "--gen-len", "8", "--stages", stages, "-o", str(output)]) == 0
+        found[stages] = load_plan(output)
+    by_itself = [found["1"], found["2"]]
+    assert found["auto"].throughput_tokens_per_s == best_of(by_itself).throughput_tokens_per_s
+    capsys.readouterr()
+
+
 def test_a_given_policy_on_stages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`planner estimate --stages` puts FlexGen's percents on every stage, in waves."""
     profile = tmp_path / "hw.yaml"
