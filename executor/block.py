@@ -53,8 +53,8 @@ class BatchState:
     """By layer and cache slot, where K and V are in decode: the same for every token."""
     decode_places: dict[tuple[int, int], list[CachePlace]] = field(default_factory=dict)
     """By layer and cache slot, likewise the ends of copies."""
-    decode_hidden: dict[int, torch.Tensor] = field(default_factory=dict)
-    """By activation slot, likewise the hidden states."""
+    decode_hidden: torch.Tensor | None = None
+    """[rows, 1, hidden], likewise the hidden states."""
     length: torch.Tensor | None = None
     """[1] int64 on the GPU: tokens cached before this step; None where no layer is replayed as a graph."""
     graphs: dict[int, torch.cuda.CUDAGraph] = field(default_factory=dict)

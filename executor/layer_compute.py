@@ -220,12 +220,12 @@ class LayerCompute:
 
     def _working(self, task: Task, state: BatchState) -> torch.Tensor:
         """[rows, tokens, hidden]: what layers read and write."""
+        if task.i and state.decode_hidden is not None:
+            return state.decode_hidden
         slot, num_new = task.slots.activation, state.num_new(task.i)
-        if task.i and slot in state.decode_hidden:
-            return state.decode_hidden[slot]
         found = self.activations.working(task.k, slot, state.activation_rows, num_new)
         if task.i:
-            state.decode_hidden[slot] = found
+            state.decode_hidden = found
         return found
 
     def _input(self, task: Task, state: BatchState) -> torch.Tensor:

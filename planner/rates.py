@@ -190,8 +190,10 @@ def make_rates(profile: HardwareProfile, dtype: Dtype, *, spreads: float = 0.0) 
     def issued(rate: Rate) -> float:
         return in_a_run(profile) * overhead(rate)
 
+    disk_share = disk_in_a_run(profile)
+
     def disk_at(rate: Rate) -> float:
-        return disk_in_a_run(profile) * at(rate)
+        return disk_share * at(rate)
 
     host, gpu = profile.host, profile.gpus[0] if profile.gpus else None
     on_cpu = gpu is None or gpu.emulated
