@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
+from torch import nn
 from torch.nn import functional
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+from planner.layout import LARGE_EXPERT_FLOPS
 
 EXPERTS_NAME = "tierplan"
 """As registered with transformers."""
 _GROUPED = "grouped_mm"
-_LARGE_FLOPS = 1e11
-"""Of one expert's first product, from which it is worth a call of its own, and waiting for the router."""
 
 
 class _Experts(Protocol):
@@ -31,7 +32,7 @@ class _Experts(Protocol):
     def _apply_gate(self, gate_up_out: torch.Tensor) -> torch.Tensor: ...
 
 
-def register_experts(model: PreTrainedModel) -> None:
+def register_experts(model: nn.Module) -> None:
     """Let the model's experts be computed here, where transformers would take its grouped products."""
     ALL_EXPERTS_FUNCTIONS.register(EXPERTS_NAME, _experts)
     for module in model.modules():
@@ -51,7 +52,7 @@ def _experts(
     is_plain = module.has_gate and not (module.has_bias or module.is_transposed)
     if is_plain and hidden.device.type == "cuda":
         rows = index.numel() / module.num_experts
-        if 2.0 * rows * module.gate_up_proj[0].numel() >= _LARGE_FLOPS:
+        if 2.0 * rows * module.gate_up_proj[0].numel() >= LARGE_EXPERT_FLOPS:
             return by_expert(module, hidden, index, weights)
     result: torch.Tensor = ALL_EXPERTS_FUNCTIONS[_GROUPED](module, hidden, index, weights)
     return result

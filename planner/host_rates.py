@@ -7,7 +7,7 @@ from planner.packed_work import Reading
 
 _OF_COLD, _OF_WARM = 0.85, 1.5
 """What a layer's call takes in a run beside a GPU, of what it takes with cold caches and with those to itself."""
-_DISK_IN_A_RUN = 1 / 3
+_DISK_IN_A_RUN = 1 / 4
 FEW_OPERATIONS = 13
 """Of the smallest layer that profiles have: OPT's."""
 
@@ -56,7 +56,7 @@ def host_memory(profile: HardwareProfile, at: Reading) -> float:
 
 
 def disk_in_a_run(profile: HardwareProfile) -> float:
-    """What a disk does in a run beside a GPU, of what it does alone: a third of the way to what all parts leave it.
+    """What a disk does in a run beside a GPU, of what it does alone: a quarter of the way to what all parts leave it.
 
     On H200 hosts plans that read 12 GB of weights a pass got 0.76 to 0.96 of it, plans with cache on disk, which writes
     between its reads, 0.73; beside copies and attention the probe finds 0.5.

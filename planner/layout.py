@@ -15,6 +15,8 @@ PAGE_BYTES = 4096
 TENSOR_ALIGN_BYTES = 256
 ATTENTION_CHUNK_BYTES = 256 * 2**20
 """Dequantised K and V of one attention call, unless a single row is larger."""
+LARGE_EXPERT_FLOPS = 1e11
+"""Of one expert's first product on a GPU, from which it is worth a call of its own, and waiting for the router."""
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 

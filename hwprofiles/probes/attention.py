@@ -1,33 +1,41 @@
-"""CPU attention: one query row a sequence, over a cache larger than the processor's own."""
+"""CPU attention: one query row a sequence, over a cache much larger than the processor's own."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import cycle
 from contextlib import contextmanager
 
 import torch
 
 from hwprofiles.budget import DTYPES, Pace
 from hwprofiles.points import AttentionPoint, Dtype, GroupedAttention
-from hwprofiles.probes.buffers import fill_random
+from hwprofiles.probes.buffers import affordable_bytes, fill_random, mapping
 from hwprofiles.probes.compute import TORCH_DTYPE
 from hwprofiles.probes.cpu_attention import Decode, attend_native, attend_plain
 from hwprofiles.probes.timing import Worker, measured_rate, rounds_of
+from hwprofiles.units import MIB
 
 _HEADS, _HEAD_SIZE, _POSITIONS = 32, 128, 512
 _GROUP = 8
+_ROWS = 32
+"""Sequences of a call, about as many as a gpu batch has."""
+_WORKING_SETS = 4
+"""That calls go through: a run comes back to a sequence when gigabytes of others have been read, and a processor keeps
+some of what is little more than its cache."""
 
 
 def attention_curves(
     working_set_bytes: int, thread_counts: tuple[int, ...], pace: Pace
 ) -> dict[Dtype, tuple[AttentionPoint, ...]]:
     """Bytes of K and V per second for each dtype and number of threads."""
+    memory = attention_memory(working_set_bytes)
     curves: dict[Dtype, tuple[AttentionPoint, ...]] = {}
     for dtype in DTYPES:
         points = []
         for threads in thread_counts:
             slice_s = pace.next(f"cpu attention {dtype}, threads {threads}")
-            worker = attention_worker(dtype, threads, working_set_bytes)
+            worker = attention_worker(dtype, threads, memory)
             with _torch_threads(threads):
                 rate = measured_rate(rounds_of(worker.operation), worker.amount, slice_s)
             points.append(AttentionPoint(threads=threads, bytes_per_s=rate))
@@ -37,34 +45,50 @@ def attention_curves(
 
 def grouped_attention(working_set_bytes: int, threads: int, pace: Pace) -> dict[Dtype, GroupedAttention]:
     """The same for a group of query heads to each head of K and V, with this number of threads."""
+    memory = attention_memory(working_set_bytes)
     found: dict[Dtype, GroupedAttention] = {}
     for dtype in DTYPES:
         slice_s = pace.next(f"cpu attention {dtype}, {_GROUP} query heads to one")
-        worker = attention_worker(dtype, threads, working_set_bytes, _GROUP)
+        worker = attention_worker(dtype, threads, memory, _GROUP)
         with _torch_threads(threads):
             rate = measured_rate(rounds_of(worker.operation), worker.amount, slice_s)
         found[dtype] = GroupedAttention(group=_GROUP, threads=threads, bytes_per_s=rate)
     return found
 
 
-def attention_worker(dtype: Dtype, threads: int, working_set_bytes: int, group: int = 1) -> Worker:
-    """Attention of one query row a sequence over all of the working set, by so many of torch's threads.
+def attention_memory(working_set_bytes: int) -> torch.Tensor:
+    """What workers read, uint8: random numbers in (-1, 1) whichever dtype they are taken for."""
+    size = affordable_bytes(_WORKING_SETS * working_set_bytes) // MIB * MIB
+    return fill_random(torch.frombuffer(mapping(size), dtype=torch.float16)).view(torch.uint8)
+
+
+def attention_worker(dtype: Dtype, threads: int, memory: torch.Tensor, group: int = 1) -> Worker:
+    """Attention of one query row a sequence by so many of torch's threads; each call reads other sequences.
 
     The cache lies as a run keeps it, the position outermost, and a run calls the same function. `group` query heads
     share a head of K and V; there are as many query heads whatever the group.
     """
     torch_dtype, num_heads = TORCH_DTYPE[dtype], _HEADS // group
     sequence_bytes = 2 * num_heads * _POSITIONS * _HEAD_SIZE * torch_dtype.itemsize
-    sequences = max(1, working_set_bytes // sequence_bytes)
-    cache = fill_random(torch.empty(_POSITIONS, 2, sequences, num_heads * _HEAD_SIZE, dtype=torch_dtype))
-    query = fill_random(torch.empty(sequences, _HEADS, 1, _HEAD_SIZE, dtype=torch_dtype))
+    rows = min(_ROWS, max(1, memory.nbytes // sequence_bytes))
+    num_calls = memory.nbytes // (rows * sequence_bytes)
+    caches = (
+        memory[: num_calls * rows * sequence_bytes]
+        .view(torch_dtype)
+        .view(num_calls, _POSITIONS, 2, rows, num_heads * _HEAD_SIZE)
+    )
+    query = fill_random(torch.empty(rows, _HEADS, 1, _HEAD_SIZE, dtype=torch_dtype))
     how = Decode(num_heads=num_heads, start=0, pads=None, scale=_HEAD_SIZE**-0.5, softcap=None)
+    following = cycle(caches.unbind())
 
     def attend() -> None:
+        cache = next(following)
         if attend_native(query, cache, how) is None:
             attend_plain(query, cache, how)
 
-    return Worker(operation=attend, amount=cache.nbytes, prepare=lambda: torch.set_num_threads(threads))
+    return Worker(
+        operation=attend, amount=rows * sequence_bytes, prepare=lambda: torch.set_num_threads(threads)
+    )
 
 
 def fastest(curves: Mapping[Dtype, tuple[AttentionPoint, ...]], max_threads: int) -> tuple[Dtype, int]:

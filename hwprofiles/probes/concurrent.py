@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import torch
 
 from hwprofiles.points import Dtype
-from hwprofiles.probes.attention import attention_worker
+from hwprofiles.probes.attention import attention_memory, attention_worker
 from hwprofiles.probes.disk import ScratchFile, disk_load
 from hwprofiles.probes.links import BOTH_BYTES, both_ways, link_ends
 from hwprofiles.probes.timing import at_once
@@ -33,7 +33,7 @@ def measure_concurrent(
     with ExitStack() as stack:
         disk = stack.enter_context(disk_load(file, False, block_bytes, _DISK_THREADS))
         workers = {
-            "attention": attention_worker(dtype, threads, working_set_bytes),
+            "attention": attention_worker(dtype, threads, attention_memory(working_set_bytes)),
             "disk_read": disk.worker(),
         }
         if device is not None:

@@ -10,7 +10,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
-from executor.experts import EXPERTS_NAME, by_expert
+from executor.experts import EXPERTS_NAME, by_expert, register_experts
 from executor.template import LayerTemplates
 from planner.model import spec_from_config
 
@@ -68,8 +68,8 @@ def test_a_models_experts_are_computed_here() -> None:
 @torch.inference_mode()
 def test_large_products_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many tokens as make each expert's product large go through it alone, and few do not; both as on the CPU."""
-    module = mixtral(2048, 1024)
-    calls = []
+    module, calls = mixtral(2048, 1024), []
+    register_experts(module)
     monkeypatch.setattr("executor.experts.by_expert", lambda *given: calls.append(1) or by_expert(*given))
     for num_tokens, num_calls in ((60, 0), (60_000, 1)):
         given = routed(module, num_tokens, 2, 8)

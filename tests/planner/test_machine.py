@@ -116,18 +116,18 @@ def test_disk_threads_are_as_few_as_are_fast() -> None:
 
 def test_contention_is_what_was_measured_at_once() -> None:
     """Parts that keep half of their rate each count as half a lane each."""
-    profile = load_profile("t4-host")
+    profile = load_profile("two-core")
     assert profile.disk
-    alone = make_rates(profile, "float16")
+    [attention] = [p for p in profile.host.attention["float32"] if p.threads == 2]
     together = Concurrent(
-        h2d_bytes_per_s=Rate(median=alone.h2d.best / 2),
-        d2h_bytes_per_s=Rate(median=alone.d2h.best / 2),
-        cpu_attention_bytes_per_s=Rate(median=12.3e9 / 2),
+        h2d_bytes_per_s=None,
+        d2h_bytes_per_s=None,
+        cpu_attention_bytes_per_s=Rate(median=attention.bytes_per_s.median / 2),
         disk_read_bytes_per_s=Rate(median=max(p.bytes_per_s.median for p in profile.disk.read) / 2),
-        cpu_attention_dtype="float16",
-        cpu_attention_threads=16,
+        cpu_attention_dtype="float32",
+        cpu_attention_threads=2,
     )
-    assert make_rates(replace(profile, concurrent=together), "float16").parallel == pytest.approx(2)
+    assert make_rates(replace(profile, concurrent=together), "float32").parallel == pytest.approx(1)
 
 
 def test_calibration_multiplies_overheads() -> None:

@@ -13,7 +13,7 @@ from planner.layout import is_streamed, token_stride
 from planner.ledger import Sizes
 from planner.plan import Plan
 from planner.policy import Policy, Split
-from planner.pricing import NOT_RUN
+from planner.pricing import NOT_RUN, price
 from planner.problem import Problem
 from planner.schedule import Task, TaskKind, tasks
 from planner.shape import shape_of
@@ -234,3 +234,16 @@ def test_published_runs_come_out(model: str, policy: Policy, tokens_per_s: float
     rows = problem.prefill_rows(policy.gpu_batch_size)
     found = problem.plan(replace(policy, prefill_rows=rows)).prediction.throughput_tokens_per_s
     assert found == pytest.approx(tokens_per_s, rel=0.25)
+
+
+def test_copies_beside_attention_are_longer_in_the_time_and_not_in_their_own() -> None:
+    """The time of a pass that the link binds grows by what the CPU's attention takes of host memory."""
+    problem = problem_of("opt-6.7b", load_profile("t4-host"), prompt_len=64, gen_len=8)
+    plan = problem.plan(policy_of(ON_CPU, ON_CPU, ON_GPU, size=4, cpu_attention=1.0))
+    assert plan.prediction.decode.binding == "h2d"
+    crowded = price(sizes_of(problem, plan), replace(problem.rates, crowding=0.5)).decode
+    plain = price(sizes_of(problem, plan), replace(problem.rates, crowding=0.0)).decode
+    attended = sum(task.num_bytes for task in plan.prediction.tasks if task.kind == "attend")
+    lost_s = 0.5 * attended / problem.rates.cpu_memory_bytes_per_s
+    assert crowded.seconds - plain.seconds == pytest.approx(lost_s, rel=1e-6)
+    assert crowded.busy_s == plain.busy_s

@@ -9,7 +9,8 @@ import pytest
 
 from hwprofiles.allocation import LARGE_BYTES
 from hwprofiles.points import LARGE_COLUMNS, SMALL_COLUMNS, GemmPoint, LayerPoint, Rate
-from hwprofiles.profile import Concurrent, HardwareProfile, load_profile
+from hwprofiles.profile import Calibration, Concurrent, HardwareProfile, load_profile
+from planner.factors import CONTENTION
 from planner.host_share import share_of
 from planner.machine_change import parse_changes
 from planner.plan import Plan
@@ -144,14 +145,14 @@ def test_kernels_follow_one_another() -> None:
 
 
 def test_a_disk_beside_a_gpu_is_slower_than_alone() -> None:
-    """A third of the way to what it does while all else is at work; an own figure without that, and on a CPU."""
+    """A quarter of the way to what it does while all else is at work; an own figure without that, and on a CPU."""
     profile = load_profile("h200-host")
     assert profile.disk is not None
     assert profile.concurrent is not None
     alone = max(point.bytes_per_s.median for point in profile.disk.read)
     beside = replace(
-        profile.concurrent, disk_read_bytes_per_s=Rate(median=0.4 * alone)
-    )  # a third of the missing 0.6
+        profile.concurrent, disk_read_bytes_per_s=Rate(median=0.2 * alone)
+    )  # a quarter of the missing 0.8
     found = make_rates(replace(profile, concurrent=beside), "float16")
     lonely = make_rates(replace(profile, concurrent=None), "float16")
     for curve, whole in ((found.disk_read, lonely.disk_read), (found.disk_write, lonely.disk_write)):
@@ -160,6 +161,29 @@ def test_a_disk_beside_a_gpu_is_slower_than_alone() -> None:
     assert (
         make_rates(cpu, "float32").disk_read == make_rates(replace(cpu, concurrent=None), "float32").disk_read
     )
+
+
+def test_copies_to_a_gpu_lose_to_what_else_uses_host_memory() -> None:
+    """A copy a fifth slower beside 0.8 of that memory's rate is a quarter slower beside all; nothing of it on a CPU."""
+    profile = load_profile("h200-host")
+    fastest = max(point.bytes_per_s.median for point in profile.gpus[0].link.h2d_pinned)
+    together = Concurrent(
+        h2d_bytes_per_s=Rate(median=fastest / 1.2),
+        d2h_bytes_per_s=Rate(median=30e9),
+        cpu_attention_bytes_per_s=Rate(median=48e9),
+        disk_read_bytes_per_s=Rate(median=2e9),
+    )
+    host = replace(profile.host, memory_bytes_per_s=Rate(median=100e9))
+    beside = replace(profile, host=host, concurrent=together)
+    rates = make_rates(beside, "float16")
+    assert rates.crowding == pytest.approx(0.2 * rates.cpu_memory_bytes_per_s / 80e9)
+    assert rates.parallel is None
+    assert make_rates(replace(beside, concurrent=None), "float16").crowding == 0.0
+    calibration = Calibration(factors={CONTENTION: 1.5}, num_runs=1, error_before=0.3, error_after=0.1)
+    assert make_rates(replace(beside, calibration=calibration), "float16").crowded == pytest.approx(
+        1.5 * rates.crowding
+    )
+    assert make_rates(load_profile("two-core"), "float32").crowding == 0.0
 
 
 def test_host_memory_brings_more_than_its_cores_read() -> None:
