@@ -32,11 +32,11 @@ modules (binding weights, finding rows). On H200 hosts 0.1 and 0.25 to 0.4 ms, w
 EXCHANGE_OPERATIONS = 6
 """Of a gpu batch that the CPU attends rows of: queries to float32 and to the host, results back."""
 BESIDE_ATTENTION = 1.0
-"""How much longer the host then takes to ask for the layer, as a share: its other cores read memory as fast as they can.
-On H200 hosts a loop of Python's took 2.2 times as long meanwhile, and compute tasks 1.2 to 2.4 times."""
+"""How much longer the host then takes to ask for the layer, as a share: its other cores read memory as fast as they
+can. On H200 hosts a loop of Python's took 2.2 times as long meanwhile, and compute tasks 1.2 to 2.4 times."""
 GROUPED_SHARE = 0.63
-"""What torch's product for all experts at once does on a GPU, of what dense ones do: Mixtral's 2.8 GB in 1.09 ms on an H200
-for 18 to 72 tokens, and 512 of them in 1.9 ms instead of 1.3."""
+"""What torch's product for all experts at once does on a GPU, of what dense ones do: Mixtral's 2.8 GB in 1.09 ms on an
+H200 for 18 to 72 tokens, and 512 of them in 1.9 ms instead of 1.3."""
 LOGITS_BYTES, LOGIT_BYTES = 12, 4
 """Moved for each logit beside its product: to float32, and read again for the next token. The size of one."""
 EAGER_PASSES = 6

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import cycle
 from contextlib import contextmanager
+from itertools import cycle
 
 import torch
 
