@@ -132,7 +132,7 @@ def rows_errand(
         tokens, decode = _seen(view, row, query.shape[0], total, pads, how)
         call = native_call(query, tokens, decode, out, threads)
         if call is not None:
-            return call.run
+            return call
     return partial(attend_rows, query, view, row, total, pads, how, out)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -14,6 +13,7 @@ from executor.arena import Arena
 from executor.attend import Math, attend_prompt, attend_rows, rows_errand
 from executor.cache import KvView
 from hwprofiles.errors import UserError
+from hwprofiles.probes.cpu_attention import NativeCall
 
 ATTENTION_NAME = "tierplan"
 """As registered with transformers. No mask function bears the name, so models build no masks for it."""
@@ -27,6 +27,8 @@ class Part:
     view: KvView
     on_cpu: bool
     """Attended by the CPU although the layer computes on another device."""
+    on_device: KvView | None = None
+    """The same memory as the compute device addresses it, for graphs."""
 
 
 @dataclass(slots=True)
@@ -163,6 +165,18 @@ class Errand:
     num_bytes: int
     """Of K and V that are read."""
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether it can be done for other tokens."""
+        return isinstance(self.run, NativeCall)
+
+    def at(self, total: int) -> Errand:
+        """The same when so many tokens are attended to, of a cache that keeps them all."""
+        assert isinstance(self.run, NativeCall), "only what is compiled"
+        before = self.run.job.stop
+        self.run.job.stop = total
+        return Errand(self.run, self.num_bytes // before * total)
+
 
 class Exchange:
     """Registered host memory through which queries leave for the CPU and results come back.
@@ -176,13 +190,16 @@ class Exchange:
     def __init__(self, nbytes: int, device: torch.device) -> None:
         self._arena = Arena(nbytes, torch.device("cpu"), register=device.type == "cuda")
         self._on_device = self._arena.on_device() if device.type == "cuda" and nbytes else None
-        self._starts = itertools.cycle((0, nbytes // 2))
+        self._starts = 0, nbytes // 2
+        self.half = 0
+        """The one that is free for the next gpu batch."""
 
     def send(self, queries: list[torch.Tensor]) -> list[Message]:
         """Start bringing queries to the host; they are there once what is queued on the device's stream is done."""
         if self._on_device is None:
-            return [Message(query, torch.empty_like(query), None) for query in queries]
-        sent, used = [], next(self._starts) if queries else 0
+            flat = [query.float().contiguous() for query in queries]
+            return [Message(query, torch.empty_like(query), None) for query in flat]
+        sent, used = [], self._starts[self.half]
         for query in queries:
             nbytes = query.numel() * torch.float32.itemsize
             there, query_here = self._piece(used, nbytes, query.shape)
@@ -222,8 +239,11 @@ class TierCache(Cache):
         """Write [rows, heads, tokens, head_dim] at the step's position."""
         step = self.attention.current()
         for part, rows, row in step.overlapping():
-            at = step.past if step.length is None else step.length
-            part.view.write(at, row, key_states[rows], value_states[rows])
+            if step.length is None:
+                part.view.write(step.past, row, key_states[rows], value_states[rows])
+            else:
+                near = part.on_device or part.view
+                near.write(step.length, row, key_states[rows], value_states[rows])
         if not self.gather or step.past == 0:
             return key_states, value_states
         total = step.past + key_states.shape[2]

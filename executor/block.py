@@ -57,8 +57,6 @@ class BatchState:
     """[rows, 1, hidden], likewise the hidden states."""
     length: torch.Tensor | None = None
     """[1] int64 on the GPU: tokens cached before this step; None where no layer is replayed as a graph."""
-    graphs: dict[int, torch.cuda.CUDAGraph] = field(default_factory=dict)
-    """By layer."""
 
     @property
     def num_rows(self) -> int:

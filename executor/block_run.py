@@ -45,8 +45,7 @@ class BlockRun:
         try:
             self._play()
         finally:
-            for state in self.states:
-                state.graphs.clear()
+            self.held.compute.end_block()
 
     def _play(self) -> None:
         """The loop: every task of the schedule into its lane; the compute tasks are done here."""

@@ -147,9 +147,20 @@ class CacheHomes:
 
     def home(self, j: int, k: int, group: CacheGroup, rows: int) -> KvView:
         """A group's home on the gpu or cpu tier, for `rows` rows (no more than planned)."""
+        return self._home(self._arenas[group_tier(group)].tensor, j, k, group, rows)
+
+    def home_on_device(self, j: int, k: int, group: CacheGroup, rows: int) -> KvView:
+        """A home on the cpu tier as the compute device addresses it."""
+        return self._home(self._cpu_on_device, j, k, group, rows)
+
+    def _home(self, tier: torch.Tensor, j: int, k: int, group: CacheGroup, rows: int) -> KvView:
         start, nbytes = self._regions[j, k, group]
-        data = self._arenas[group_tier(group)].tensor[start : start + nbytes]
-        return self._view(data, j, group, rows)
+        return self._view(tier[start : start + nbytes], j, group, rows)
+
+    @property
+    def _cpu_on_device(self) -> torch.Tensor:
+        arena = self._arenas["cpu"]
+        return arena.on_device() if arena.is_registered else arena.tensor
 
     def disk_offset(self, j: int, k: int, group: CacheGroup) -> int:
         """Where a disk group starts in the cache file."""

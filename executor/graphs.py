@@ -41,6 +41,10 @@ class LayerGraphs:
             return None
         return graph
 
+    def can_capture(self, work: Callable[[], object]) -> bool:
+        """Whether `capture` would have a graph of this work, of which nothing is kept."""
+        return self.capture(work) is not None
+
     def _record(self, graph: torch.cuda.CUDAGraph, work: Callable[[], object]) -> None:
         """Nothing is collected meanwhile: CUDA refuses to destroy graphs while one is captured."""
         collects = gc.isenabled()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
-from greenlet import getcurrent, greenlet
 
 from executor.activations import ActivationHomes
 from executor.attention import ATTENTION_NAME, Exchange, Part, RowAttention, Step, TierCache
@@ -14,28 +13,25 @@ from executor.cache import CacheHomes, KvView
 from executor.graphs import LayerGraphs, refresh
 from executor.messages import MessageSlots
 from executor.template import Arguments, LayerTemplates
+from executor.visits import (
+    Called,
+    Captured,
+    CaptureError,
+    Recorded,
+    Replayed,
+    Replays,
+    Visit,
+    pause,
+    place_of,
+)
 from executor.weight_slots import WeightSlots
 from executor.weights import WeightHomes
-from planner.graphs import CAPTURE_PASS
+from hwprofiles.native_attention import find_attention
+from planner.graphs import CAPTURE_PASS, is_loaded
 from planner.layout import is_resident
 from planner.ledger import Sizes
 from planner.placement import CacheGroup, group_tier
 from planner.schedule import PRELUDE, Task
-
-
-@dataclass(frozen=True, slots=True)
-class _Paused:
-    """A layer's call between its parts, on a stack of its own."""
-
-    course: greenlet
-    step: Step
-
-
-def _pause() -> None:
-    """Leave a layer's call, and go on with it when its next part is run."""
-    caller = getcurrent().parent
-    assert caller is not None, "only what has a stack of its own can be left"
-    caller.switch()
 
 
 class LayerCompute:
@@ -62,8 +58,12 @@ class LayerCompute:
         self.cache = TierCache(self.attention, gather=not sizes.model.cpu_attention)
         self._bound: tuple[int, int, int] | None = None
         self.graphs = LayerGraphs(device, wanted=has_graphs)
-        self._paused: dict[int, _Paused] = {}
+        self.replays = Replays(self.graphs)
+        self._open: dict[int, Visit] = {}
         """By gpu batch."""
+        self._has_rehearsed = False
+        self._is_loaded = [is_loaded(rows) for rows in sizes.placement.cache_rows]
+        """By gpu batch, whether decode finds some of its cache in a slot."""
 
     def bind_ends(self, homes: WeightHomes) -> None:
         """Once the weights are loaded."""
@@ -73,12 +73,17 @@ class LayerCompute:
     def start_block(self) -> None:
         """Slots hold other layers now."""
         self._bound = None
-        self._paused.clear()
+        self.end_block()
+
+    def end_block(self) -> None:
+        """Graphs are of one block."""
+        self._open.clear()
+        self.replays.start_block()
 
     def close(self) -> None:
         """Give the memory back; the attention outlives the engine, for it is registered with transformers."""
         self.attention.step = None
-        self._paused.clear()
+        self.end_block()
         self.exchange.close()
 
     def run(self, task: Task, state: BatchState) -> None:
@@ -87,25 +92,21 @@ class LayerCompute:
             self._prelude(task, state)
         elif task.j == len(self.sizes.model.layers):
             self._tail(task, state)
-        elif task.num_parts == 1:
-            self._layer(task, state)
         elif task.part == 0:
-            course = greenlet(self._layer)
-            course.switch(task, state)
-            assert not course.dead, "the CPU was to attend"
-            self._paused[task.k] = _Paused(course, self.attention.current())
+            visit = self._begin(task, state)
+            if task.num_parts > 1:
+                self._open[task.k] = visit
         else:
-            course = self._paused[task.k].course
-            course.switch()
+            visit = self._open[task.k]
+            visit.go_on()
             if task.part == task.num_parts - 1:
-                assert course.dead, "the layer was to end"
-                del self._paused[task.k]
+                del self._open[task.k]
 
     def attend(self, task: Task) -> int:
         """The CPU's attention for a gpu batch whose layer is paused; the bytes of K and V that were read."""
         if self.attention_threads and torch.get_num_threads() != self.attention_threads:
             torch.set_num_threads(self.attention_threads)  # for where there is no compiled attention
-        errands = self._paused[task.k].step.errands
+        errands = self._open[task.k].errands
         for errand in errands:
             errand.run()
         return sum(errand.num_bytes for errand in errands)
@@ -139,7 +140,11 @@ class LayerCompute:
 
     def _replays(self, k: int) -> bool:
         """Whether layers are replayed for this gpu batch."""
-        return self.graphs.are_used and k in self.sizes.graphs.batches
+        return self.graphs.are_used and k in self.sizes.graphs.batches and self._attends_anew(k)
+
+    def _attends_anew(self, k: int) -> bool:
+        """Whether the CPU's attention, if there is any, can be asked for without the layer's call."""
+        return not self.sizes.placement.cache_rows[k].cpu_attend or find_attention() is not None
 
     def _prepare_replay(self, state: BatchState, past: int, kept: tuple[Arguments, ...] | None) -> None:
         """Put what changes from token to token where graphs read it: the cache's length, and layers' arguments."""
@@ -151,7 +156,7 @@ class LayerCompute:
         if refresh(kept, state.arguments[0]):
             state.arguments = [kept]
         else:
-            state.graphs.clear()
+            self.replays.start_block()
             self.graphs.refuse("what layers are called with differs from token to token")
 
     def _ids(self, task: Task, state: BatchState) -> torch.Tensor:
@@ -164,38 +169,66 @@ class LayerCompute:
         assert ids is not None
         return ids
 
-    def _layer(self, task: Task, state: BatchState) -> None:
-        """One layer over the gpu batch's rows; its output replaces its input, or goes to the tail or the next stage.
+    def _begin(self, task: Task, state: BatchState) -> Visit:
+        """The first part of one layer over the gpu batch's rows; at the end its output has replaced its input, or
+        gone to the tail or the next stage.
 
-        Where the CPU attends some of the rows it is paused meanwhile, and other gpu batches are begun.
+        Where the CPU attends some of the rows it is left meanwhile, and other gpu batches are begun.
         """
+        opened = list(self._open.values())
+        before, half = place_of(opened)
+        self.exchange.half = half
+        key = task.j, task.k, task.slots.weight, task.slots.cache if self._is_loaded[task.k] else -1
         is_replayed = self._is_replayed(task)
-        if is_replayed and task.j in state.graphs and self.sizes.policy.weight_bits == 16:
-            state.graphs[task.j].replay()
-            return
+        if is_replayed and (known := self.replays.find(key, opened)):
+            if self.sizes.policy.weight_bits == 4:
+                self._bind(task)
+            visit: Visit = Replayed(task.k, known, state.past(task.i) + 1)
+            visit.go_on()
+            return visit
+        self._bind(task)
+        if is_replayed and task.i >= CAPTURE_PASS and self.replays.may_capture(opened):
+            captured = self._captured(task, state, Recorded(before, half))
+            if captured:
+                self.replays.keep(key, captured.recorded)
+                return captured
+        return self._called(Called(task.k, half, lambda: self._call(task, state)))
+
+    def _called(self, visit: Called) -> Called:
+        """Run the first part of a call, and note what the CPU is to do."""
+        visit.go_on()
+        visit.errands = self.attention.current().errands
+        return visit
+
+    def _captured(self, task: Task, state: BatchState, recorded: Recorded) -> Captured | None:
+        """The same of a call that is captured; None, and never again, where that cannot be."""
+        if (
+            task.num_parts > 1 and not self._has_rehearsed
+        ):  # what fails in a later part could not be called instead
+            self._has_rehearsed = True
+            if not self.graphs.can_capture(lambda: self._call(task, state, lambda: None)):
+                return None
+        visit = Captured(task.k, recorded, self.graphs, lambda: self._call(task, state))
+        try:
+            self._called(visit)
+        except CaptureError:
+            return None
+        recorded.errands = visit.errands
+        if not all(errand.is_compiled for errand in visit.errands):
+            self.graphs.refuse("the CPU's attention to this model is not compiled")
+        return visit
+
+    def _bind(self, task: Task) -> None:
+        """Point the layer's module at its weights, once a pass."""
         if self._bound != (bound := (task.i, task.j, task.slots.weight)):
             self.templates.bind_layer(task.j, self.weights.tensors(task.j, task.slots))
             self._bound = bound
-        if is_replayed and task.i >= CAPTURE_PASS:
-            self._replay(task, state)
-        else:
-            self._call(task, state)
 
     def _is_replayed(self, task: Task) -> bool:
         return task.i > 0 and self._replays(task.k) and task.j in self.sizes.graphs.layers
 
-    def _replay(self, task: Task, state: BatchState) -> None:
-        """Capture the layer if it has not been, and start it."""
-        if task.j not in state.graphs:
-            captured = self.graphs.capture(lambda: self._call(task, state))
-            if captured is None:
-                self._call(task, state)
-                return
-            state.graphs[task.j] = captured
-        state.graphs[task.j].replay()
-
-    def _call(self, task: Task, state: BatchState) -> None:
-        """The layer's module, over all rows."""
+    def _call(self, task: Task, state: BatchState, leave: Callable[[], None] = pause) -> None:
+        """The layer's module, over all rows; `leave` between its parts."""
         past, parts = state.past(task.i), self.parts(task, state)
         is_tail_next = task.j == len(self.sizes.model.layers) - 1 and self.sizes.model.has_head
         source, target = self._input(task, state), self._output(task, state)
@@ -206,7 +239,7 @@ class LayerCompute:
             pads = None if state.pads is None else state.pads[rows]
             host_pads = None if state.host_pads is None else state.host_pads[rows]
             length = state.length if task.i and self._is_replayed(task) else None
-            self.attention.step = Step(first, count, past, parts, pads, host_pads, length, _pause)
+            self.attention.step = Step(first, count, past, parts, pads, host_pads, length, leave)
             output = self.templates.run_layer(task.j, source[rows], arguments[task.j])
             if is_tail_next and state.last_hidden is not None:
                 state.last_hidden[rows] = output[:, -1]
@@ -279,9 +312,15 @@ class LayerCompute:
                 view, on_cpu = self.staged(task, state)[group], True
             else:
                 view, on_cpu = self.caches.home(task.j, task.k, group, count), True
-            parts.append(Part(first, view, on_cpu))
+            parts.append(Part(first, view, on_cpu, self._on_device(task, group, count)))
             first += count
         return parts
+
+    def _on_device(self, task: Task, group: CacheGroup, count: int) -> KvView | None:
+        """Where a graph writes the new K and V of rows that the CPU attends."""
+        if group != "cpu_attend" or not self._is_replayed(task):
+            return None
+        return self.caches.home_on_device(task.j, task.k, group, count)
 
     def staged(self, task: Task, state: BatchState) -> dict[CacheGroup, KvView]:
         """The disk rows of this gpu batch in the host buffer of its cache slot."""

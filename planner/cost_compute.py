@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from planner.elementwise import elementwise
 from planner.factors import UNPACK
-from planner.layout import DTYPE_BYTES, LARGE_EXPERT_FLOPS, kv_vector_bytes
+from planner.layout import DTYPE_BYTES, is_large_expert, kv_vector_bytes
 from planner.model import LayerSpec, ModelSpec
 from planner.packed_work import PACKED_BYTES, PackedRates, packed, unpacked
 from planner.piece import NOTHING, Piece, total
@@ -79,6 +79,8 @@ class ComputeCost:
             saved_s = linear.issue_s - self._task_s - self.rates.graph_s
             captured_s = self.rates.capture_s * step.captured
             issue_s = issue_s + held.graphed * (captured_s - saved_s * (1 - step.eager))
+            saved_s = exchange_s - self.rates.graph_s  # the rest of the layer is a graph of its own
+            issue_s = issue_s + held.graphed_attended * (-saved_s * (1 - step.eager))
         return Compute(
             count=held.batches,
             linear_s=held.batches * self.seconds(linear, step.phase)
@@ -179,7 +181,7 @@ class ComputeCost:
         if layer.num_experts:
             used, rows = layer.expert_numel * hit / layer.num_experts, tokens * layer.experts_per_token / hit
             experts = self._product(rows, tokens * expert_flops, used)
-            grouped = not self.rates.on_cpu and rows * _first_flops(layer) < LARGE_EXPERT_FLOPS
+            grouped = not (self.rates.on_cpu or is_large_expert(layer, tokens))
             yield replace(experts, seconds=experts.seconds / GROUPED_SHARE) if grouped else experts
 
     def _product(self, rows: float, flops: float, numel: float) -> Piece:
@@ -268,11 +270,6 @@ class ComputeCost:
     def _conversion(self) -> tuple[PackedRates | None, int, float]:
         """At which rates the compute device converts values, and of how many bytes, at the memory's rate."""
         return self.rates.packed, self._element_bytes, self.rates.memory_bytes_per_s
-
-
-def _first_flops(layer: LayerSpec) -> float:
-    """Of one row of an expert's first product: up, and the gate where there is one."""
-    return 2.0 * layer.expert_numel / layer.num_experts * (2 / 3 if layer.gated else 1 / 2)
 
 
 def experts_hit(layer: LayerSpec, tokens: float) -> float:

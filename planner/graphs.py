@@ -1,24 +1,28 @@
-"""Graphs: layers of gpu batches whose decode never leaves the GPU, and is replayed there as one CUDA graph each."""
+"""Graphs: layers whose decode for a gpu batch is captured as CUDA graphs and replayed for every later token."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from planner.elementwise import elementwise
-from planner.layout import is_resident
+from planner.layout import is_large_expert, is_streamed
 from planner.model import ModelSpec
-from planner.placement import Placement
+from planner.placement import CacheRows, Placement, group_tier
+from planner.policy import Policy
 from planner.workload import Workload
 
-MOST_GRAPHS = 512
-"""A plan that would take more has larger things to do than to wait for the host."""
+MOST_GRAPHS = 1024
+"""Layers and gpu batches: a plan that would take more has larger things to do than to wait for the host."""
 LEAST_TOKENS = 5
 """Shorter generations are over before a graph has paid: one pass of decode goes ahead, the next one is captured."""
 CAPTURE_PASS = 2
 """The token whose pass captures the layers, calling them as the passes before it do."""
 _OWN_OPERATIONS = 8
 """Beside a layer's: writing K and V, attention, its merge, and copies to where the result lies."""
+_GROUPED_DTYPE = "bfloat16"
+"""In which torch computes all experts' products without asking the host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,28 +42,48 @@ class Graphs:
 NO_GRAPHS = Graphs(layers=frozenset(), batches=frozenset(), num_operations=0)
 
 
-def graphs_of(model: ModelSpec, workload: Workload, placement: Placement, near: Sequence[bool]) -> Graphs:
-    """Of a plan that computes on a GPU; `near` says which layers' weights are all there.
+def graphs_of(
+    model: ModelSpec, workload: Workload, policy: Policy, placement: Placement, streamed: Sequence[bool]
+) -> Graphs:
+    """Of a plan that computes on a GPU; `streamed` says which layers have weights that pass through a slot.
 
-    Nothing that is replayed moves, so that all addresses stay, and nothing in it depends on the host: experts that
-    are looked up there, windows that slide, a family's own attention.
+    A graph reads and writes where it did when it was captured, so there is one for each slot that a layer's weights or
+    a gpu batch's cache may be in. Nothing in it depends on the host: windows that slide, a family's own attention,
+    experts whose tokens are counted there, rows on disk.
     """
     if not model.cpu_attention or workload.gen_len < LEAST_TOKENS:
         return NO_GRAPHS
-    layers = frozenset(j for j, is_near in enumerate(near) if is_near and _is_steady(model, workload, j))
-    batches = frozenset(
-        k
-        for k, cache in enumerate(placement.cache_rows)
-        if all(is_resident(group, "gpu") for group, count in cache.counts() if count)
-    )
-    if not 0 < len(layers) * len(batches) <= MOST_GRAPHS:
+    layers = [j for j in range(len(model.layers)) if _is_steady(model, workload, policy, j)]
+    batches = [k for k, rows in enumerate(placement.cache_rows) if _keeps_its_place(rows)]
+    of_weights, of_cache = _times(sum(streamed), policy.weight_slots), policy.cache_slots
+    captured = [of_weights if streamed[j] else 1 for j in layers]
+    times = sum(of_cache if is_loaded(placement.cache_rows[k]) else 1 for k in batches)
+    if not 0 < sum(captured) * times <= MOST_GRAPHS:
         return NO_GRAPHS
-    operations = sum(elementwise(model, model.layers[j]).operations + _OWN_OPERATIONS for j in layers)
-    return Graphs(layers=layers, batches=batches, num_operations=operations * len(batches))
+    operations = (elementwise(model, model.layers[j]).operations + _OWN_OPERATIONS for j in layers)
+    num_operations = sum(count * each for count, each in zip(captured, operations, strict=True)) * times
+    return Graphs(layers=frozenset(layers), batches=frozenset(batches), num_operations=num_operations)
 
 
-def _is_steady(model: ModelSpec, workload: Workload, j: int) -> bool:
+def _times(num_streamed: int, num_slots: int) -> int:
+    """In how many of the slots that layers take in turn one of them comes to lie, pass after pass."""
+    return num_slots // math.gcd(num_streamed, num_slots)
+
+
+def _keeps_its_place(rows: CacheRows) -> bool:
+    return all(group_tier(group) != "disk" for group, count in rows.counts() if count)
+
+
+def is_loaded(rows: CacheRows) -> bool:
+    """Whether K and V of some rows pass through a slot of the GPU in decode."""
+    return any(is_streamed(group, "gpu") for group, count in rows.counts() if count)
+
+
+def _is_steady(model: ModelSpec, workload: Workload, policy: Policy, j: int) -> bool:
     layer = model.layers[j]
     slides = layer.sliding_window is not None and layer.sliding_window < workload.max_len
     has_message = (j == 0 and not model.has_embedding) or (j == model.num_layers - 1 and not model.has_head)
-    return not (layer.num_experts or slides or has_message)
+    counts_tokens = layer.num_experts and (
+        model.dtype != _GROUPED_DTYPE or is_large_expert(layer, policy.gpu_batch_size)
+    )
+    return not (counts_tokens or slides or has_message)

@@ -43,6 +43,7 @@ def held_by_batches(sizes: Sizes, j: int, ks: Collection[int]) -> Held[float]:
             lambda group: group_tier(group) == "disk",
         )
     )
+    graphed = sizes.graphs.of_layer(j) & set(ks)
     rows = [sizes.placement.activation_rows[k] for k in ks]
     moved = [batch for batch in rows if not activations_resident(batch, tier)]
     cpu_bytes = passes * sizes.slabs[j]["cpu"].nbytes if tier == "gpu" else 0
@@ -50,7 +51,8 @@ def held_by_batches(sizes: Sizes, j: int, ks: Collection[int]) -> Held[float]:
     return Held(
         passes=float(passes),
         batches=float(len(batches)),
-        graphed=float(len(sizes.graphs.of_layer(j) & set(ks))),
+        graphed=float(len(graphed)),
+        graphed_attended=float(sum(sizes.placement.cache_rows[k].cpu_attend > 0 for k in graphed)),
         cpu_weight_bytes=float(cpu_bytes),
         disk_weight_bytes=float(disk_bytes),
         near_rows=sum(batch.total for batch in batches) - attended.rows,

@@ -16,8 +16,18 @@ TENSOR_ALIGN_BYTES = 256
 ATTENTION_CHUNK_BYTES = 256 * 2**20
 """Dequantised K and V of one attention call, unless a single row is larger."""
 LARGE_EXPERT_FLOPS = 1e11
-"""Of one expert's first product on a GPU, from which it is worth a call of its own, and waiting for the router."""
+"""Of one expert's first product, from which it is worth a call of its own."""
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+def is_large_expert(layer: LayerSpec, num_tokens: float) -> bool:
+    """Whether each expert's products are worth calls of their own on a GPU, and waiting for the router."""
+    rows, numel = (
+        num_tokens * layer.experts_per_token / layer.num_experts,
+        layer.expert_numel / layer.num_experts,
+    )
+    first = 2 / 3 if layer.gated else 1 / 2  # up, and the gate where there is one
+    return 2.0 * rows * numel * first >= LARGE_EXPERT_FLOPS
 
 
 def align(num_bytes: int, to: int = PAGE_BYTES) -> int:

@@ -211,8 +211,8 @@ class Sizes:
         """What is replayed as CUDA graphs, where the GPU is a real one and runs use them."""
         if self.compute_tier != "gpu":
             return NO_GRAPHS
-        near = [self.streamed(j) == 0 for j in range(len(self.slabs))]
-        return graphs_of(self.model, self.workload, self.placement, near)
+        streamed = [self.streamed(j) > 0 for j in range(len(self.slabs))]
+        return graphs_of(self.model, self.workload, self.policy, self.placement, streamed)
 
     def ends(self) -> int:
         """Embeddings, final norm and head, each tensor aligned, on the compute tier."""

@@ -205,6 +205,7 @@ class Relaxed:
             passes=shares.inverse_batches * (num_waves / self.choice.gpu_batch_size),
             batches=batches,
             graphed=nothing,  # known of whole layers and rows only
+            graphed_attended=nothing,
             cpu_weight_bytes=weights["cpu"] * nbytes if self.compute_tier == "gpu" else nothing,
             disk_weight_bytes=weights["disk"] * nbytes,
             near_rows=shares.one + attended * -1.0,

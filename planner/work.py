@@ -113,6 +113,8 @@ class Held(Generic[A]):
     batches: A
     graphed: A
     """Of them, those for which a GPU replays the layer's decode as a graph."""
+    graphed_attended: A
+    """Of these, those that the CPU attends rows of."""
     cpu_weight_bytes: A
     """On the cpu tier while the compute tier is the GPU."""
     disk_weight_bytes: A

@@ -44,7 +44,7 @@ class NativeCall:
     tensors: tuple[torch.Tensor | None, ...]
     """Whose memory the job points to."""
 
-    def run(self) -> None:
+    def __call__(self) -> None:
         """Attend; the result is where it was asked for."""
         self.attend(self.job)
 
@@ -94,7 +94,7 @@ def attend_native(query: torch.Tensor, tokens: torch.Tensor, how: Decode) -> tor
     call = native_call(values, tokens, how, out, torch.get_num_threads())
     if call is None:
         return None
-    call.run()
+    call()
     return out.to(query.dtype)
 
 

@@ -57,7 +57,9 @@ def test_the_result_is_that_of_attention_on_the_spot(dtype: torch.dtype, exchang
 def test_two_gpu_batches_do_not_meet(exchange: Exchange) -> None:
     """What is sent for the second one leaves the first one's queries, and its result, as they are."""
     queries = [torch.randn(ROWS, HEADS, 1, HEAD_DIM).half() for _ in range(2)]
-    first, second = (exchange.send([query])[0] for query in queries)
+    (first,) = exchange.send(queries[:1])
+    exchange.half = 1
+    (second,) = exchange.send(queries[1:])
     first.result.fill_(1.0)
     second.result.fill_(2.0)
     assert torch.equal(first.query.half(), queries[0])

@@ -1,0 +1,135 @@
+"""Decode that is replayed part by part: on the CPU with a tape in the place of graphs, and on a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from executor.engine import EngineOptions
+from executor.visits import Replays
+from hwprofiles.native_attention import find_attention
+from planner.workload import Workload
+from tests.executor.tape import Tape, TapeGraphs
+from tests.executor.tiny import make_plan, random_model, random_prompts, reference_tokens, run_plan, save
+
+ATTENDED = (0, 0, 4, 0, 0)
+LENGTHS = [16, 5, 9, 12, 12, 3, 1, 8, 10, 11, 2, 7]
+TOGETHER, APART = [12] * 12, [6 if 7 <= length <= 10 else 12 for length in LENGTHS]
+"""Tokens of each prompt: of three gpu batches, longest prompts first, the second one ends before the others."""
+
+
+@pytest.fixture
+def tape(monkeypatch: pytest.MonkeyPatch) -> list[TapeGraphs]:
+    """The graphs of each engine; as many tokens as are asked for are replayed on the CPU."""
+    made: list[TapeGraphs] = []
+
+    def make(device: torch.device, *, wanted: bool) -> TapeGraphs:
+        made.append(TapeGraphs(device, wanted=wanted))
+        return made[-1]
+
+    monkeypatch.setattr("executor.layer_compute.LayerGraphs", make)
+    monkeypatch.setattr(Tape, "num_played", 0)
+    torch.set_num_threads(1)
+    return made
+
+
+@pytest.mark.skipif(find_attention() is None, reason="no compiler")
+@pytest.mark.parametrize("tokens", [TOGETHER, APART], ids=["together", "apart"])
+@pytest.mark.parametrize("weights", ["g", "gc", "c"])
+@pytest.mark.parametrize("family", ["opt", "llama", "qwen3", "gpt2"])
+def test_what_the_cpu_attends_is_replayed(
+    family: str, weights: str, tokens: list[int], tape: list[TapeGraphs], tmp_path: Path
+) -> None:
+    """Ragged prompts, three layers in two slots: the same tokens, and most passes called nothing."""
+    model = random_model(family)
+    spec = save(model, tmp_path / "model")
+    plan = make_plan(
+        spec,
+        weights=weights,
+        cache=ATTENDED,
+        num_gpu_batches=3,
+        workload=Workload(prompt_len=16, gen_len=12),
+    )
+    requests = random_prompts(LENGTHS, tokens)
+    options = EngineOptions(device=torch.device("cpu"), offload_dir=tmp_path)
+    assert run_plan(plan, tmp_path / "model", requests, options) == reference_tokens(model, requests)
+    slots, passes = (1 if weights == "g" else 2), sum(tokens) // 4 - 3 * 2
+    [graphs] = tape
+    if tokens == TOGETHER:  # two parts each
+        assert graphs.num_captured == 2 * 3 * 3 * slots
+        assert Tape.num_played == 2 * 3 * (passes - 3 * slots)
+    else:
+        assert graphs.num_captured > 2 * 3 * 3 * slots
+        assert Tape.num_played > 3 * (passes - 3 * slots)
+
+
+@pytest.mark.skipif(find_attention() is None, reason="no compiler")
+def test_gpu_batches_that_end_often_are_called(
+    tape: list[TapeGraphs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After so many orders nothing more is captured, and tokens stay the same."""
+    monkeypatch.setattr(Replays, "MOST_ORDERS", 1)
+    model = random_model("llama")
+    spec = save(model, tmp_path / "model")
+    plan = make_plan(spec, cache=ATTENDED, num_gpu_batches=3, workload=Workload(prompt_len=16, gen_len=12))
+    requests = random_prompts(LENGTHS, APART)
+    options = EngineOptions(device=torch.device("cpu"), offload_dir=tmp_path)
+    assert run_plan(plan, tmp_path / "model", requests, options) == reference_tokens(model, requests)
+    assert tape[0].num_captured == 2 * 3 * 3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tokens", [TOGETHER, APART], ids=["together", "apart"])
+@pytest.mark.parametrize("weights", ["g", "c"])
+@pytest.mark.parametrize("cache", [ATTENDED, (2, 0, 2, 0, 0), (0, 4, 0, 0, 0), (1, 1, 2, 0, 0)])
+@pytest.mark.parametrize(("family", "dtype"), [("opt", torch.float32), ("llama", torch.float32)])
+def test_the_same_tokens_on_a_gpu(
+    family: str,
+    dtype: torch.dtype,
+    cache: tuple[int, ...],
+    weights: str,
+    tokens: list[int],
+    tmp_path: Path,
+) -> None:
+    """Attended by the CPU, by both, and streamed, in one slot or in two."""
+    model = random_model(family, dtype)
+    spec = save(model, tmp_path / "model")
+    plan = make_plan(
+        spec,
+        weights=weights,
+        cache=cache,
+        num_gpu_batches=3,
+        emulated=False,
+        workload=Workload(prompt_len=16, gen_len=12),
+    )
+    requests = random_prompts(LENGTHS, tokens)
+    options = EngineOptions(device=torch.device("cuda", 0), offload_dir=tmp_path)
+    assert run_plan(plan, tmp_path / "model", requests, options) == reference_tokens(model, requests)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("bits", [(16, 16), (4, 4)])
+def test_experts_are_replayed_in_bfloat16(bits: tuple[int, int], tmp_path: Path) -> None:
+    """The same tokens with graphs and without, half of the rows the CPU's."""
+    model = random_model("mixtral", torch.bfloat16, sliding_window=None)
+    spec = save(model, tmp_path / "model")
+    requests = random_prompts(LENGTHS, TOGETHER)
+    options = EngineOptions(device=torch.device("cuda", 0), offload_dir=tmp_path)
+    found = []
+    for graphs in (True, False):
+        plan = make_plan(
+            spec,
+            weights="c",
+            cache=(2, 0, 2, 0, 0),
+            num_gpu_batches=3,
+            emulated=False,
+            graphs=graphs,
+            workload=Workload(prompt_len=16, gen_len=12),
+            weight_bits=bits[0],
+            kv_bits=bits[1],
+        )
+        assert bool(plan.sizes().graphs.batches)
+        found.append(run_plan(plan, tmp_path / "model", requests, options))
+    assert found[0] == found[1]
