@@ -80,21 +80,27 @@ def test_gpu_batches_that_end_often_are_called(
     assert tape[0].num_captured == 2 * 3 * 3
 
 
+BOTH, STREAMED, THREE = (2, 0, 2, 0, 0), (0, 4, 0, 0, 0), (1, 1, 2, 0, 0)
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("tokens", [TOGETHER, APART], ids=["together", "apart"])
-@pytest.mark.parametrize("weights", ["g", "c"])
-@pytest.mark.parametrize("cache", [ATTENDED, (2, 0, 2, 0, 0), (0, 4, 0, 0, 0), (1, 1, 2, 0, 0)])
-@pytest.mark.parametrize(("family", "dtype"), [("opt", torch.float32), ("llama", torch.float32)])
+@pytest.mark.parametrize(
+    ("family", "cache", "weights", "tokens"),
+    [
+        ("llama", ATTENDED, "c", TOGETHER),
+        ("llama", BOTH, "c", TOGETHER),
+        ("llama", BOTH, "c", APART),
+        ("opt", ATTENDED, "g", APART),
+        ("opt", THREE, "gc", TOGETHER),
+        ("opt", STREAMED, "c", APART),
+        ("gpt2", THREE, "c", APART),
+    ],
+)
 def test_the_same_tokens_on_a_gpu(
-    family: str,
-    dtype: torch.dtype,
-    cache: tuple[int, ...],
-    weights: str,
-    tokens: list[int],
-    tmp_path: Path,
+    family: str, cache: tuple[int, ...], weights: str, tokens: list[int], tmp_path: Path
 ) -> None:
-    """Attended by the CPU, by both, and streamed, in one slot or in two."""
-    model = random_model(family, dtype)
+    """Attended by the CPU, by both, and streamed; weights in one slot or in two; also where gpu batches end."""
+    model = random_model(family)
     spec = save(model, tmp_path / "model")
     plan = make_plan(
         spec,

@@ -12,7 +12,7 @@ from planner.graphs import MOST_GRAPHS
 from planner.ledger import Sizes
 from planner.policy import Policy, Split
 from planner.problem import Problem
-from tests.planner.problems import ON_CPU, ON_GPU, emulated, policy_of, problem_of
+from tests.planner.problems import ON_CPU, ON_DISK, ON_GPU, emulated, policy_of, problem_of, small_opt
 
 OPERATION_BYTES = 7000
 
@@ -34,6 +34,8 @@ HALF = Split(gpu=0.5, cpu=0.5, disk=0.0)
 ALL_GPU = policy_of(*NEAR, size=8)
 HALF_WEIGHTS = policy_of(HALF, ON_GPU, ON_GPU, size=8)
 CACHE_AWAY = policy_of(ON_GPU, ON_CPU, ON_GPU, size=8)
+ATTENDED = policy_of(ON_GPU, ON_CPU, ON_GPU, size=8, cpu_attention=1.0)
+CACHE_ON_DISK = policy_of(ON_GPU, ON_DISK, ON_GPU, size=8)
 HIDDEN_AWAY = policy_of(ON_GPU, ON_GPU, ON_CPU, size=8)
 
 
@@ -43,27 +45,53 @@ HIDDEN_AWAY = policy_of(ON_GPU, ON_GPU, ON_CPU, size=8)
         ("opt-1.3b", ALL_GPU, 32, 24, 2),
         ("llama-3.2-1b", ALL_GPU, 32, 16, 2),
         ("opt-1.3b", ALL_GPU, 4, 0, 0),
-        ("opt-1.3b", CACHE_AWAY, 32, 0, 0),
+        ("opt-1.3b", CACHE_AWAY, 32, 24, 2),
+        ("opt-1.3b", ATTENDED, 32, 24, 2),
+        ("opt-1.3b", CACHE_ON_DISK, 32, 0, 0),
+        ("opt-1.3b", HALF_WEIGHTS, 32, 24, 2),
         ("opt-1.3b", HIDDEN_AWAY, 32, 24, 2),
-        ("mixtral-8x7b", ALL_GPU, 32, 0, 0),
+        ("mixtral-8x7b", ALL_GPU, 32, 32, 2),
+        ("mixtral-8x7b", policy_of(*NEAR, size=4096), 32, 0, 0),
         ("bloom-560m", ALL_GPU, 32, 0, 0),
         ("opt-1.3b", policy_of(*NEAR, size=1, batches=MOST_GRAPHS // 24 + 1), 32, 0, 0),
     ],
 )
-def test_what_stays_on_the_gpu_is_replayed(
+def test_what_keeps_its_place_is_replayed(
     model: str, policy: Policy, gen_len: int, layers: int, batches: int
 ) -> None:
-    """All layers of all gpu batches, unless something moves in decode, the host decides, or it would not pay."""
+    """All layers of all gpu batches, unless rows are on disk, the host counts tokens, or it would not pay."""
     problem = problem_of(model, with_graphs(), gen_len=gen_len)
     graphs = sizes_of(problem, policy).graphs
     assert (len(graphs.layers), len(graphs.batches)) == (layers, batches)
 
 
-def test_a_streamed_layer_is_not_replayed() -> None:
-    """Of layers that come over the link in part, none is; those that stay are."""
-    sizes = sizes_of(problem_of("opt-1.3b", with_graphs(), gen_len=32), HALF_WEIGHTS)
-    assert sizes.graphs.layers == {j for j in range(24) if sizes.streamed(j) == 0}
-    assert sizes.graphs.of_layer(0) == (sizes.graphs.batches if 0 in sizes.graphs.layers else frozenset())
+@pytest.mark.parametrize(
+    ("num_layers", "policy", "times"),
+    [
+        (6, policy_of(ON_GPU, ON_GPU, ON_GPU), 1),
+        (6, policy_of(ON_CPU, ON_GPU, ON_GPU), 1),
+        (5, policy_of(ON_CPU, ON_GPU, ON_GPU), 2),
+        (5, policy_of(ON_CPU, ON_CPU, ON_GPU), 4),
+        (5, policy_of(ON_CPU, ON_CPU, ON_GPU, cpu_attention=1.0), 2),
+    ],
+)
+def test_there_is_a_graph_for_each_place(num_layers: int, policy: Policy, times: int) -> None:
+    """An odd number of layers in two slots lies in the one and in the other; so may what is loaded of the cache."""
+    alone, placed = (
+        sizes_of(problem_of(small_opt(layers), with_graphs(), gen_len=32), each).graphs.num_operations
+        / layers
+        for layers, each in ((6, policy_of(ON_GPU, ON_GPU, ON_GPU)), (num_layers, policy))
+    )
+    assert placed == times * alone
+
+
+def test_attention_on_the_cpu_leaves_the_host_little_to_do() -> None:
+    """With graphs a layer that the CPU attends for is asked for in its two parts, and not operation by operation."""
+    found = {
+        name: problem_of("opt-1.3b", profile, gen_len=64).plan(ATTENDED).prediction.decode.busy_s["host"]
+        for name, profile in (("graphs", with_graphs()), ("none", replace_graph(with_graphs())))
+    }
+    assert found["graphs"] < 0.5 * found["none"]
 
 
 def test_a_window_that_slides_is_not_replayed() -> None:
