@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from transformers import AttentionInterface
@@ -124,9 +124,10 @@ class RowAttention:
         for (part, rows, row), message in zip(far, sent, strict=True):
             pads = None if step.host_pads is None else step.host_pads[rows]
             there = message.query, part.view, row, total, pads, how, message.result
-            nbytes = 2 * min(total, part.view.kept) * part.view.vector_bytes * message.query.shape[0]
+            token_bytes = 2 * part.view.vector_bytes * message.query.shape[0]
             threads = self._num_threads or torch.get_num_threads()
-            step.errands.append(Errand(rows_errand(*there, threads), nbytes))
+            num_tokens = min(total, part.view.kept)
+            step.errands.append(Errand(rows_errand(*there, threads), num_tokens, token_bytes))
         if sent:
             step.pause()
         for part, rows, row in near:
@@ -162,8 +163,14 @@ class Errand:
 
     run: Callable[[], None]
     """Leaves the result where it goes back from."""
-    num_bytes: int
+    num_tokens: int
+    token_bytes: int
     """Of K and V that are read."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all tokens."""
+        return self.num_tokens * self.token_bytes
 
     @property
     def is_compiled(self) -> bool:
@@ -173,9 +180,8 @@ class Errand:
     def at(self, total: int) -> Errand:
         """The same when so many tokens are attended to, of a cache that keeps them all."""
         assert isinstance(self.run, NativeCall), "only what is compiled"
-        before = self.run.job.stop
         self.run.job.stop = total
-        return Errand(self.run, self.num_bytes // before * total)
+        return replace(self, num_tokens=total)
 
 
 class Exchange:

@@ -7,6 +7,7 @@ the place of the oldest one.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -157,7 +158,7 @@ class CacheHomes:
         start, nbytes = self._regions[j, k, group]
         return self._view(tier[start : start + nbytes], j, group, rows)
 
-    @property
+    @cached_property
     def _cpu_on_device(self) -> torch.Tensor:
         arena = self._arenas["cpu"]
         return arena.on_device() if arena.is_registered else arena.tensor
@@ -208,5 +209,6 @@ class CacheHomes:
         """Give the memory back; the store removes the file."""
         self.slots.clear()
         self.staging.clear()
+        self.__dict__.pop("_cpu_on_device", None)
         for arena in (*self._arenas.values(), self._slot_arena, self._staging_arena):
             arena.close()

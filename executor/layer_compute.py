@@ -202,10 +202,8 @@ class LayerCompute:
 
     def _captured(self, task: Task, state: BatchState, recorded: Recorded) -> Captured | None:
         """The same of a call that is captured; None, and never again, where that cannot be."""
-        if (
-            task.num_parts > 1 and not self._has_rehearsed
-        ):  # what fails in a later part could not be called instead
-            self._has_rehearsed = True
+        if task.num_parts > 1 and not self._has_rehearsed:
+            self._has_rehearsed = True  # what fails in a later part could not be called instead
             if not self.graphs.can_capture(lambda: self._call(task, state, lambda: None)):
                 return None
         visit = Captured(task.k, recorded, self.graphs, lambda: self._call(task, state))
