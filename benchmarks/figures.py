@@ -5,6 +5,7 @@ Reports are read as plain mappings, because a result outlives the version whose 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -82,7 +83,7 @@ def figures_of(report: Mapping[str, object]) -> Figures | None:
         name = str(phase["phase"])
         predicted = _mapping(prediction[name])
         scale = _number(phase["predicted_s"]) / _number(predicted["seconds"])
-        planned = {lane: scale * _number(busy) for lane, busy in _mapping(predicted["busy_s"]).items()}
+        planned = {lane: scale * seconds for lane, seconds in _work(prediction, name).items()}
         gaps.append(_gap(name, _number(phase["measured_s"]), planned, activity[name]))
         disk_s += planned.get("disk_read", 0.0)
     measured_s, tokens = sum(gap.measured_s for gap in gaps), _number(report["generated_tokens"])
@@ -93,6 +94,17 @@ def figures_of(report: Mapping[str, object]) -> Figures | None:
         gaps=gaps,
         tiers=[_tier(row) for row in _mappings(report["memory"])],
     )
+
+
+def _work(prediction: Mapping[str, object], phase: str) -> dict[str, float]:
+    """Each lane's work in a phase: that of its tasks, without what they lose to one another in the simulation."""
+    alone: dict[str, float] = {}
+    for task in _mappings(prediction["tasks"]):
+        if task["phase"] == phase:
+            resource = str(task["resource"])
+            alone[resource] = alone.get(resource, 0.0) + _number(task["seconds"])
+    busy = _mapping(_mapping(prediction[phase])["busy_s"])
+    return {lane: min(_number(seconds), alone.get(lane, math.inf)) for lane, seconds in busy.items()}
 
 
 def best_run(result: Result, peer: str) -> PeerRun | None:
