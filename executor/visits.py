@@ -72,7 +72,9 @@ class Captured(Called):
     def go_on(self) -> None:
         graph = self.graphs.capture(self.course.switch)
         if graph is None:
-            raise CaptureError
+            raise CaptureError(
+                "a part of a layer could not be captured as a CUDA graph, although it could before"
+            )
         self.recorded.parts.append(graph)
         graph.replay()
 

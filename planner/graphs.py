@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from planner.elementwise import elementwise
 from planner.layout import is_large_expert, is_streamed
-from planner.model import ModelSpec
+from planner.model import LayerSpec, ModelSpec
 from planner.placement import CacheRows, Placement, group_tier
 from planner.policy import Policy
 from planner.workload import Workload
 
 MOST_GRAPHS = 1024
-"""Layers and gpu batches: a plan that would take more has larger things to do than to wait for the host."""
+"""In all; the gpu batches beyond are called."""
 LEAST_TOKENS = 5
 """Shorter generations are over before a graph has paid: one pass of decode goes ahead, the next one is captured."""
 CAPTURE_PASS = 2
@@ -51,14 +51,21 @@ def graphs_of(
     a gpu batch's cache may be in. Nothing in it depends on the host: windows that slide, a family's own attention,
     experts whose tokens are counted there, rows on disk.
     """
-    if not model.cpu_attention or workload.gen_len < LEAST_TOKENS:
-        return NO_GRAPHS
-    layers = [j for j in range(len(model.layers)) if _is_steady(model, workload, policy, j)]
-    batches = [k for k, rows in enumerate(placement.cache_rows) if _keeps_its_place(rows)]
+    size = policy.gpu_batch_size
+    layers = [
+        j
+        for j, layer in enumerate(model.layers)
+        if may_be_replayed(model, layer, workload, size) and not _has_message(model, j)
+    ]
     of_weights, of_cache = _times(sum(streamed), policy.weight_slots), policy.cache_slots
     captured = [of_weights if streamed[j] else 1 for j in layers]
-    times = sum(of_cache if is_loaded(placement.cache_rows[k]) else 1 for k in batches)
-    if not 0 < sum(captured) * times <= MOST_GRAPHS:
+    batches, times = [], 0
+    for k, rows in enumerate(placement.cache_rows):
+        more = of_cache if is_loaded(rows) else 1
+        if _keeps_its_place(rows) and sum(captured) * (times + more) <= MOST_GRAPHS:
+            batches.append(k)
+            times += more
+    if not (layers and batches):
         return NO_GRAPHS
     operations = (elementwise(model, model.layers[j]).operations + _OWN_OPERATIONS for j in layers)
     num_operations = sum(count * each for count, each in zip(captured, operations, strict=True)) * times
@@ -79,11 +86,15 @@ def is_loaded(rows: CacheRows) -> bool:
     return any(is_streamed(group, "gpu") for group, count in rows.counts() if count)
 
 
-def _is_steady(model: ModelSpec, workload: Workload, policy: Policy, j: int) -> bool:
-    layer = model.layers[j]
+def may_be_replayed(model: ModelSpec, layer: LayerSpec, workload: Workload, gpu_batch_size: int) -> bool:
+    """Whether a layer's decode for gpu batches of so many rows leaves nothing to the host, and is long enough."""
     slides = layer.sliding_window is not None and layer.sliding_window < workload.max_len
-    has_message = (j == 0 and not model.has_embedding) or (j == model.num_layers - 1 and not model.has_head)
-    counts_tokens = layer.num_experts and (
-        model.dtype != _GROUPED_DTYPE or is_large_expert(layer, policy.gpu_batch_size)
+    counts_tokens = layer.num_experts > 0 and (
+        model.dtype != _GROUPED_DTYPE or is_large_expert(layer, gpu_batch_size)
     )
-    return not (counts_tokens or slides or has_message)
+    return model.cpu_attention and workload.gen_len >= LEAST_TOKENS and not (slides or counts_tokens)
+
+
+def _has_message(model: ModelSpec, j: int) -> bool:
+    """Whether another stage's messages are read or written in place."""
+    return (j == 0 and not model.has_embedding) or (j == model.num_layers - 1 and not model.has_head)

@@ -14,7 +14,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from planner.cost import HOST, CostModel
+from planner.graphs import MOST_GRAPHS, may_be_replayed
 from planner.ledger import ACTIVATION_SLOTS, WEIGHT_STAGING, Entry, make_ledger
+from planner.model import LayerSpec
 from planner.passes import mean_steps
 from planner.placement import CacheRows, Placement, TierRows
 from planner.plan import PHASES, Phase
@@ -204,8 +206,8 @@ class Relaxed:
         return Held(
             passes=shares.inverse_batches * (num_waves / self.choice.gpu_batch_size),
             batches=batches,
-            graphed=nothing,  # known of whole layers and rows only
-            graphed_attended=nothing,
+            graphed=batches * self._replayed(kind.layer),
+            graphed_attended=attended * (self._replayed(kind.layer) / self.choice.gpu_batch_size),
             cpu_weight_bytes=weights["cpu"] * nbytes if self.compute_tier == "gpu" else nothing,
             disk_weight_bytes=weights["disk"] * nbytes,
             near_rows=shares.one + attended * -1.0,
@@ -228,6 +230,15 @@ class Relaxed:
                 disk_activations=hidden["disk"] * (1 / self.choice.gpu_batch_size),
             ),
         )
+
+    def _replayed(self, layer: LayerSpec) -> float:
+        """Of the gpu batches, the share for which a GPU replays the layer's decode, each lying in two slots in turn."""
+        problem, count = self.problem, self.num_gpu_batches
+        if self.compute_tier != "gpu" or count is None:
+            return 0.0
+        if not may_be_replayed(problem.model, layer, problem.workload, self.choice.gpu_batch_size):
+            return 0.0
+        return min(1.0, MOST_GRAPHS / (2.0 * count * problem.model.num_layers))
 
     def _far(self, by_tier: dict[Tier, A]) -> A:
         total = by_tier[self.far_tiers[0]]

@@ -59,7 +59,7 @@ class TaskCosts:
         self._specs |= {PRELUDE: PRELUDE, len(kinds): _HEAD}
         firsts = first_of_waves(sizes)  # these do the pass's own work
         rows = zip(sizes.placement.cache_rows, sizes.placement.activation_rows, strict=True)
-        alike = [(k in firsts, row) for k, row in enumerate(rows)]
+        alike = [(k in firsts, k in sizes.graphs.batches, row) for k, row in enumerate(rows)]
         self.batch_kinds = [alike.index(each) for each in alike]
         """Of each gpu batch, the same for alike ones."""
         self._held: dict[tuple[int, int], Held[float]] = {}

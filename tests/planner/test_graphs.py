@@ -12,6 +12,10 @@ from planner.graphs import MOST_GRAPHS
 from planner.ledger import Sizes
 from planner.policy import Policy, Split
 from planner.problem import Problem
+from planner.relaxed import Relaxed
+from planner.shares import Shares
+from planner.walk import AT_HOME
+from planner.work import Choice
 from tests.planner.problems import ON_CPU, ON_DISK, ON_GPU, emulated, policy_of, problem_of, small_opt
 
 OPERATION_BYTES = 7000
@@ -53,13 +57,13 @@ HIDDEN_AWAY = policy_of(ON_GPU, ON_GPU, ON_CPU, size=8)
         ("mixtral-8x7b", ALL_GPU, 32, 32, 2),
         ("mixtral-8x7b", policy_of(*NEAR, size=4096), 32, 0, 0),
         ("bloom-560m", ALL_GPU, 32, 0, 0),
-        ("opt-1.3b", policy_of(*NEAR, size=1, batches=MOST_GRAPHS // 24 + 1), 32, 0, 0),
+        ("opt-1.3b", policy_of(*NEAR, size=1, batches=MOST_GRAPHS // 24 + 3), 32, 24, MOST_GRAPHS // 24),
     ],
 )
 def test_what_keeps_its_place_is_replayed(
     model: str, policy: Policy, gen_len: int, layers: int, batches: int
 ) -> None:
-    """All layers of all gpu batches, unless rows are on disk, the host counts tokens, or it would not pay."""
+    """All layers of the first gpu batches, unless rows are on disk, the host counts tokens, or it would not pay."""
     problem = problem_of(model, with_graphs(), gen_len=gen_len)
     graphs = sizes_of(problem, policy).graphs
     assert (len(graphs.layers), len(graphs.batches)) == (layers, batches)
@@ -143,6 +147,32 @@ def test_capturing_takes_its_time_once_a_block() -> None:
         longer_s = second.decode.seconds - first.decode.seconds
         assert longer_s == pytest.approx(0.01 * 24 * 2, rel=0.02)
         assert second.prefill.seconds == pytest.approx(first.prefill.seconds)
+
+
+def test_the_lp_knows_of_graphs_as_far_as_there_are_enough() -> None:
+    """Of a small model that waits for the host, none with the number of gpu batches free, fewer of very many."""
+    times = {}
+    for count in (None, 4, 64):
+        for name, profile in (("graphs", with_graphs()), ("none", replace_graph(with_graphs()))):
+            relaxed = Relaxed(
+                problem=problem_of("opt-1.3b", profile, gen_len=64),
+                choice=Choice(gpu_batch_size=2, prefill_rows=2, weight_bits=16, kv_bits=16),
+                num_gpu_batches=count,
+                max_decode_groups=2,
+            )
+            near = Shares(
+                weights={"gpu": relaxed.weight_units, "cpu": 0.0, "disk": 0.0},
+                cache={"gpu": relaxed.cache_units, "cpu": 0.0, "disk": 0.0},
+                activations={"gpu": relaxed.activation_units, "cpu": 0.0, "disk": 0.0},
+                attended=0.0,
+                slot=0.0,
+                inverse_batches=1 / (count or 4),
+                one=1.0,
+            )
+            times[count, name] = relaxed.seconds(near, AT_HOME)
+    assert times[None, "graphs"] == times[None, "none"]
+    assert times[4, "graphs"] < 0.6 * times[4, "none"]
+    assert times[4, "graphs"] < times[64, "graphs"] < times[64, "none"]
 
 
 def replace_graph(profile: HardwareProfile) -> HardwareProfile:
