@@ -58,8 +58,14 @@ def grouped_attention(working_set_bytes: int, threads: int, pace: Pace) -> dict[
 
 def attention_memory(working_set_bytes: int) -> torch.Tensor:
     """What workers read, uint8: random numbers in (-1, 1) whichever dtype they are taken for."""
-    size = affordable_bytes(_WORKING_SETS * working_set_bytes) // MIB * MIB
+    least = _sequence_bytes(torch.float32, _HEADS)
+    size = max(least, affordable_bytes(_WORKING_SETS * working_set_bytes) // MIB * MIB)
     return fill_random(torch.frombuffer(mapping(size), dtype=torch.float16)).view(torch.uint8)
+
+
+def _sequence_bytes(dtype: torch.dtype, num_heads: int) -> int:
+    """K and V of one sequence."""
+    return 2 * num_heads * _POSITIONS * _HEAD_SIZE * dtype.itemsize
 
 
 def attention_worker(dtype: Dtype, threads: int, memory: torch.Tensor, group: int = 1) -> Worker:
@@ -69,7 +75,7 @@ def attention_worker(dtype: Dtype, threads: int, memory: torch.Tensor, group: in
     share a head of K and V; there are as many query heads whatever the group.
     """
     torch_dtype, num_heads = TORCH_DTYPE[dtype], _HEADS // group
-    sequence_bytes = 2 * num_heads * _POSITIONS * _HEAD_SIZE * torch_dtype.itemsize
+    sequence_bytes = _sequence_bytes(torch_dtype, num_heads)
     rows = min(_ROWS, max(1, memory.nbytes // sequence_bytes))
     num_calls = memory.nbytes // (rows * sequence_bytes)
     caches = (

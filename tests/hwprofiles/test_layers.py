@@ -8,7 +8,12 @@ import pytest
 import torch
 
 from hwprofiles.budget import Pace
-from hwprofiles.probes.attention import attention_curves, grouped_attention
+from hwprofiles.probes.attention import (
+    attention_curves,
+    attention_memory,
+    attention_worker,
+    grouped_attention,
+)
 from hwprofiles.probes.layers import (
     FAMILIES,
     LAYER_POINTS,
@@ -55,6 +60,16 @@ def test_query_heads_that_share_keys_take_longer() -> None:
     for dtype, grouped in grouped_attention(nbytes, 1, pace).items():
         assert (grouped.group, grouped.threads) == (8, 1)
         assert grouped.bytes_per_s.median < 1.2 * alone[dtype][0].bytes_per_s.median
+
+
+def test_attention_is_measured_in_little_memory() -> None:
+    """Of one sequence at least, though less was asked for."""
+    memory = attention_memory(MIB)
+    for dtype in ("float32", "float16"):
+        worker = attention_worker(dtype, 1, memory)
+        assert 0 < worker.amount <= memory.nbytes
+        for _ in range(3):
+            worker.operation()
 
 
 def test_packed_values_have_their_rates() -> None:
