@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ ATTENDED = (0, 0, 4, 0, 0)
 LENGTHS = [16, 5, 9, 12, 12, 3, 1, 8, 10, 11, 2, 7]
 TOGETHER, APART = [12] * 12, [6 if 7 <= length <= 10 else 12 for length in LENGTHS]
 """Tokens of each prompt: of three gpu batches, longest prompts first, the second one ends before the others."""
+three_batches = partial(make_plan, num_gpu_batches=3, workload=Workload(prompt_len=16, gen_len=12))
 
 
 @pytest.fixture
@@ -45,13 +47,7 @@ def test_what_the_cpu_attends_is_replayed(
     """Ragged prompts, three layers in two slots: the same tokens, and most passes called nothing."""
     model = random_model(family)
     spec = save(model, tmp_path / "model")
-    plan = make_plan(
-        spec,
-        weights=weights,
-        cache=ATTENDED,
-        num_gpu_batches=3,
-        workload=Workload(prompt_len=16, gen_len=12),
-    )
+    plan = three_batches(spec, weights=weights, cache=ATTENDED)
     requests = random_prompts(LENGTHS, tokens)
     options = EngineOptions(device=torch.device("cpu"), offload_dir=tmp_path)
     assert run_plan(plan, tmp_path / "model", requests, options) == reference_tokens(model, requests)
@@ -73,7 +69,7 @@ def test_gpu_batches_that_end_often_are_called(
     monkeypatch.setattr(Replays, "MOST_ORDERS", 1)
     model = random_model("llama")
     spec = save(model, tmp_path / "model")
-    plan = make_plan(spec, cache=ATTENDED, num_gpu_batches=3, workload=Workload(prompt_len=16, gen_len=12))
+    plan = three_batches(spec, cache=ATTENDED)
     requests = random_prompts(LENGTHS, APART)
     options = EngineOptions(device=torch.device("cpu"), offload_dir=tmp_path)
     assert run_plan(plan, tmp_path / "model", requests, options) == reference_tokens(model, requests)
@@ -102,14 +98,7 @@ def test_the_same_tokens_on_a_gpu(
     """Attended by the CPU, by both, and streamed; weights in one slot or in two; also where gpu batches end."""
     model = random_model(family)
     spec = save(model, tmp_path / "model")
-    plan = make_plan(
-        spec,
-        weights=weights,
-        cache=cache,
-        num_gpu_batches=3,
-        emulated=False,
-        workload=Workload(prompt_len=16, gen_len=12),
-    )
+    plan = three_batches(spec, weights=weights, cache=cache, emulated=False)
     requests = random_prompts(LENGTHS, tokens)
     options = EngineOptions(device=torch.device("cuda", 0), offload_dir=tmp_path)
     assert run_plan(plan, tmp_path / "model", requests, options) == reference_tokens(model, requests)
@@ -125,14 +114,12 @@ def test_experts_are_replayed_in_bfloat16(bits: tuple[int, int], tmp_path: Path)
     options = EngineOptions(device=torch.device("cuda", 0), offload_dir=tmp_path)
     found = []
     for graphs in (True, False):
-        plan = make_plan(
+        plan = three_batches(
             spec,
             weights="c",
             cache=(2, 0, 2, 0, 0),
-            num_gpu_batches=3,
             emulated=False,
             graphs=graphs,
-            workload=Workload(prompt_len=16, gen_len=12),
             weight_bits=bits[0],
             kv_bits=bits[1],
         )
