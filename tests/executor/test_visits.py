@@ -62,6 +62,24 @@ def test_what_the_cpu_attends_is_replayed(
 
 
 @pytest.mark.skipif(find_attention() is None, reason="no compiler")
+@pytest.mark.parametrize("tokens", [TOGETHER, APART], ids=["together", "apart"])
+@pytest.mark.parametrize("family", ["qwen2", "gemma2"])
+def test_layers_that_slide_are_called_between_others(
+    family: str, tokens: list[int], tape: list[TapeGraphs], tmp_path: Path
+) -> None:
+    """Of three layers one keeps all tokens and is replayed; the same tokens come out."""
+    model = random_model(family)
+    spec = save(model, tmp_path / "model")
+    plan = three_batches(spec, weights="gc", cache=ATTENDED)
+    assert len(plan.sizes().graphs.layers) == 1
+    requests = random_prompts(LENGTHS, tokens)
+    options = EngineOptions(device=torch.device("cpu"), offload_dir=tmp_path)
+    assert run_plan(plan, tmp_path / "model", requests, options) == reference_tokens(model, requests)
+    assert tape[0].num_captured
+    assert Tape.num_played
+
+
+@pytest.mark.skipif(find_attention() is None, reason="no compiler")
 def test_gpu_batches_that_end_often_are_called(
     tape: list[TapeGraphs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
