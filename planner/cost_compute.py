@@ -77,8 +77,8 @@ class ComputeCost:
         issue_s = issue_s + num_parts * self._task_s + num_attends * exchange_s
         if self.rates.graph_s is not None and is_decode:
             saved_s = linear.issue_s - self._task_s - self.rates.graph_s
-            captured_s = self.rates.capture_s * step.captured
-            issue_s = issue_s + held.graphed * (captured_s - saved_s * (1 - step.eager))
+            issue_s = issue_s + held.num_graphs * (self.rates.capture_s * step.captured)
+            issue_s = issue_s + held.graphed * (-saved_s * (1 - step.eager))
             saved_s = exchange_s - self.rates.graph_s  # the rest of the layer is a graph of its own
             issue_s = issue_s + held.graphed_attended * (-saved_s * (1 - step.eager))
         return Compute(

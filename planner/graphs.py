@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from planner.elementwise import elementwise
@@ -29,17 +29,23 @@ _GROUPED_DTYPE = "bfloat16"
 class Graphs:
     """Which layers are replayed for which gpu batches."""
 
-    layers: frozenset[int]
-    batches: frozenset[int]
+    layers: Mapping[int, int]
+    """Each with the number of slots in which its weights come to lie, 1 at home."""
+    batches: Mapping[int, int]
+    """Likewise, of what is loaded of their cache."""
     num_operations: int
     """Of all graphs together."""
 
     def of_layer(self, j: int) -> frozenset[int]:
         """The gpu batches for which layer j is replayed."""
-        return self.batches if j in self.layers else frozenset()
+        return frozenset(self.batches) if j in self.layers else frozenset()
+
+    def num_graphs(self, j: int, ks: Collection[int]) -> int:
+        """Of layer j and these gpu batches: one for each place."""
+        return sum(self.layers[j] * self.batches[k] for k in self.of_layer(j) & set(ks))
 
 
-NO_GRAPHS = Graphs(layers=frozenset(), batches=frozenset(), num_operations=0)
+NO_GRAPHS = Graphs(layers={}, batches={}, num_operations=0)
 
 
 def graphs_of(
@@ -58,18 +64,19 @@ def graphs_of(
         if may_be_replayed(model, layer, workload, size) and not _has_message(model, j)
     ]
     of_weights, of_cache = _times(sum(streamed), policy.weight_slots), policy.cache_slots
-    captured = [of_weights if streamed[j] else 1 for j in layers]
-    batches, times = [], 0
+    captured = {j: of_weights if streamed[j] else 1 for j in layers}
+    num_a_batch, batches = sum(captured.values()), dict[int, int]()
     for k, rows in enumerate(placement.cache_rows):
-        more = of_cache if is_loaded(rows) else 1
-        if _keeps_its_place(rows) and sum(captured) * (times + more) <= MOST_GRAPHS:
-            batches.append(k)
-            times += more
-    if not (layers and batches):
+        times = of_cache if is_loaded(rows) else 1
+        if _keeps_its_place(rows) and num_a_batch * (sum(batches.values()) + times) <= MOST_GRAPHS:
+            batches[k] = times
+    if not (captured and batches):
         return NO_GRAPHS
-    operations = (elementwise(model, model.layers[j]).operations + _OWN_OPERATIONS for j in layers)
-    num_operations = sum(count * each for count, each in zip(captured, operations, strict=True)) * times
-    return Graphs(layers=frozenset(layers), batches=frozenset(batches), num_operations=num_operations)
+    operations = sum(
+        count * (elementwise(model, model.layers[j]).operations + _OWN_OPERATIONS)
+        for j, count in captured.items()
+    )
+    return Graphs(layers=captured, batches=batches, num_operations=operations * sum(batches.values()))
 
 
 def _times(num_streamed: int, num_slots: int) -> int:

@@ -52,6 +52,7 @@ def held_by_batches(sizes: Sizes, j: int, ks: Collection[int]) -> Held[float]:
         passes=float(passes),
         batches=float(len(batches)),
         graphed=float(len(graphed)),
+        num_graphs=float(sizes.graphs.num_graphs(j, ks)),
         graphed_attended=float(sum(sizes.placement.cache_rows[k].cpu_attend > 0 for k in graphed)),
         cpu_weight_bytes=float(cpu_bytes),
         disk_weight_bytes=float(disk_bytes),

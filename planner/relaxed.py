@@ -207,6 +207,7 @@ class Relaxed:
             passes=shares.inverse_batches * (num_waves / self.choice.gpu_batch_size),
             batches=batches,
             graphed=batches * self._replayed(kind.layer),
+            num_graphs=batches * self._replayed(kind.layer),
             graphed_attended=attended * (self._replayed(kind.layer) / self.choice.gpu_batch_size),
             cpu_weight_bytes=weights["cpu"] * nbytes if self.compute_tier == "gpu" else nothing,
             disk_weight_bytes=weights["disk"] * nbytes,

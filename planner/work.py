@@ -113,6 +113,8 @@ class Held(Generic[A]):
     batches: A
     graphed: A
     """Of them, those for which a GPU replays the layer's decode as a graph."""
+    num_graphs: A
+    """That are captured for them: one for each slot that the layer's weights or their cache may lie in."""
     graphed_attended: A
     """Of these, those that the CPU attends rows of."""
     cpu_weight_bytes: A

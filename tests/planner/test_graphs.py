@@ -9,6 +9,7 @@ import pytest
 from hwprofiles.points import Graph, Rate
 from hwprofiles.profile import HardwareProfile, load_profile
 from planner.graphs import MOST_GRAPHS
+from planner.held import held_by_block
 from planner.ledger import Sizes
 from planner.policy import Policy, Split
 from planner.problem import Problem
@@ -87,6 +88,8 @@ def test_there_is_a_graph_for_each_place(num_layers: int, policy: Policy, times:
         for layers, each in ((6, policy_of(ON_GPU, ON_GPU, ON_GPU)), (num_layers, policy))
     )
     assert placed == times * alone
+    sizes = sizes_of(problem_of(small_opt(num_layers), with_graphs(), gen_len=32), policy)
+    assert held_by_block(sizes, 0).num_graphs == times * policy.num_gpu_batches
 
 
 def test_attention_on_the_cpu_leaves_the_host_little_to_do() -> None:
