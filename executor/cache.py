@@ -7,7 +7,6 @@ the place of the oldest one.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 
@@ -124,6 +123,8 @@ class CacheHomes:
             "gpu": Arena(sizes.cache("gpu"), compute_device, register=False),
             "cpu": Arena(sizes.cache("cpu"), host, register=register),
         }
+        on_cpu = self._arenas["cpu"]
+        self._cpu_on_device = on_cpu.on_device() if on_cpu.is_registered else on_cpu.tensor
         disk_bytes = sizes.cache("disk")
         self.file: DiskFile | None = store.create("cache", disk_bytes) if store and disk_bytes else None
         slots = sizes.policy.cache_slots
@@ -157,11 +158,6 @@ class CacheHomes:
     def _home(self, tier: torch.Tensor, j: int, k: int, group: CacheGroup, rows: int) -> KvView:
         start, nbytes = self._regions[j, k, group]
         return self._view(tier[start : start + nbytes], j, group, rows)
-
-    @cached_property
-    def _cpu_on_device(self) -> torch.Tensor:
-        arena = self._arenas["cpu"]
-        return arena.on_device() if arena.is_registered else arena.tensor
 
     def disk_offset(self, j: int, k: int, group: CacheGroup) -> int:
         """Where a disk group starts in the cache file."""
@@ -209,6 +205,6 @@ class CacheHomes:
         """Give the memory back; the store removes the file."""
         self.slots.clear()
         self.staging.clear()
-        self.__dict__.pop("_cpu_on_device", None)
+        self._cpu_on_device = torch.empty(0, dtype=torch.uint8)
         for arena in (*self._arenas.values(), self._slot_arena, self._staging_arena):
             arena.close()

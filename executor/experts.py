@@ -10,7 +10,7 @@ from torch.nn import functional
 from transformers import PreTrainedConfig
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from planner.layout import LARGE_EXPERT_FLOPS
+from planner.layout import is_large_product
 
 EXPERTS_NAME = "tierplan"
 """As registered with transformers."""
@@ -52,7 +52,7 @@ def _experts(
     is_plain = module.has_gate and not (module.has_bias or module.is_transposed)
     if is_plain and hidden.device.type == "cuda":
         rows = index.numel() / module.num_experts
-        if 2.0 * rows * module.gate_up_proj[0].numel() >= LARGE_EXPERT_FLOPS:
+        if is_large_product(rows, module.gate_up_proj[0].numel()):
             return by_expert(module, hidden, index, weights)
     result: torch.Tensor = ALL_EXPERTS_FUNCTIONS[_GROUPED](module, hidden, index, weights)
     return result

@@ -27,7 +27,7 @@ from executor.visits import (
 from executor.weight_slots import WeightSlots
 from executor.weights import WeightHomes
 from hwprofiles.native_attention import find_attention
-from planner.graphs import CAPTURE_PASS, is_loaded
+from planner.graphs import CAPTURE_PASS
 from planner.layout import is_resident
 from planner.ledger import Sizes
 from planner.placement import CacheGroup, group_tier
@@ -62,8 +62,7 @@ class LayerCompute:
         self._open: dict[int, Visit] = {}
         """By gpu batch."""
         self._has_rehearsed = False
-        self._is_loaded = [is_loaded(rows) for rows in sizes.placement.cache_rows]
-        """By gpu batch, whether decode finds some of its cache in a slot."""
+        self._replayable = self._find_replayable() if self.graphs.are_used else {}
 
     def bind_ends(self, homes: WeightHomes) -> None:
         """Once the weights are loaded."""
@@ -78,7 +77,7 @@ class LayerCompute:
     def end_block(self) -> None:
         """Graphs are of one block."""
         self._open.clear()
-        self.replays.start_block()
+        self.replays.forget()
 
     def close(self) -> None:
         """Give the memory back; the attention outlives the engine, for it is registered with transformers."""
@@ -140,11 +139,19 @@ class LayerCompute:
 
     def _replays(self, k: int) -> bool:
         """Whether layers are replayed for this gpu batch."""
-        return self.graphs.are_used and k in self.sizes.graphs.batches and self._attends_anew(k)
+        return self.graphs.are_used and k in self._replayable
 
-    def _attends_anew(self, k: int) -> bool:
-        """Whether the CPU's attention, if there is any, can be asked for without the layer's call."""
-        return not self.sizes.placement.cache_rows[k].cpu_attend or find_attention() is not None
+    def _find_replayable(self) -> dict[int, int]:
+        """Gpu batches, each with the number of slots its cache may lie in.
+
+        The CPU's attention, if there is any, must be compiled: then it can be asked for without the layer's call.
+        """
+        rows = self.sizes.placement.cache_rows
+        return {
+            k: slots
+            for k, slots in self.sizes.graphs.batches.items()
+            if not rows[k].cpu_attend or find_attention() is not None
+        }
 
     def _prepare_replay(self, state: BatchState, past: int, kept: tuple[Arguments, ...] | None) -> None:
         """Put what changes from token to token where graphs read it: the cache's length, and layers' arguments."""
@@ -156,7 +163,7 @@ class LayerCompute:
         if refresh(kept, state.arguments[0]):
             state.arguments = [kept]
         else:
-            self.replays.start_block()
+            self.replays.forget()
             self.graphs.refuse("what layers are called with differs from token to token")
 
     def _ids(self, task: Task, state: BatchState) -> torch.Tensor:
@@ -178,7 +185,12 @@ class LayerCompute:
         opened = list(self._open.values())
         before, half = place_of(opened)
         self.exchange.half = half
-        key = task.j, task.k, task.slots.weight, task.slots.cache if self._is_loaded[task.k] else -1
+        key = (
+            task.j,
+            task.k,
+            task.slots.weight,
+            task.slots.cache if self._replayable.get(task.k, 1) > 1 else -1,
+        )
         is_replayed = self._is_replayed(task)
         if is_replayed and (known := self.replays.find(key, opened)):
             if self.sizes.policy.weight_bits == 4:

@@ -115,8 +115,8 @@ class Replays:
         self._is_stale = False
         self._num_orders = 0
 
-    def start_block(self) -> None:
-        """Forget all graphs."""
+    def forget(self) -> None:
+        """Start anew: graphs are of one block."""
         self._recorded.clear()
         self._is_stale, self._num_orders = False, 0
 

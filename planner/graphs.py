@@ -67,7 +67,7 @@ def graphs_of(
     captured = {j: of_weights if streamed[j] else 1 for j in layers}
     num_a_batch, batches = sum(captured.values()), dict[int, int]()
     for k, rows in enumerate(placement.cache_rows):
-        times = of_cache if is_loaded(rows) else 1
+        times = of_cache if _is_loaded(rows) else 1
         if _keeps_its_place(rows) and num_a_batch * (sum(batches.values()) + times) <= MOST_GRAPHS:
             batches[k] = times
     if not (captured and batches):
@@ -88,7 +88,7 @@ def _keeps_its_place(rows: CacheRows) -> bool:
     return all(group_tier(group) != "disk" for group, count in rows.counts() if count)
 
 
-def is_loaded(rows: CacheRows) -> bool:
+def _is_loaded(rows: CacheRows) -> bool:
     """Whether K and V of some rows pass through a slot of the GPU in decode."""
     return any(is_streamed(group, "gpu") for group, count in rows.counts() if count)
 

@@ -15,8 +15,8 @@ PAGE_BYTES = 4096
 TENSOR_ALIGN_BYTES = 256
 ATTENTION_CHUNK_BYTES = 256 * 2**20
 """Dequantised K and V of one attention call, unless a single row is larger."""
-LARGE_EXPERT_FLOPS = 1e11
-"""Of one expert's first product, from which it is worth a call of its own."""
+_LARGE_FLOPS = 1e11
+"""Of one expert's first product on a GPU, from which it is worth a call of its own, and waiting for the router."""
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -27,7 +27,12 @@ def is_large_expert(layer: LayerSpec, num_tokens: float) -> bool:
         layer.expert_numel / layer.num_experts,
     )
     first = 2 / 3 if layer.gated else 1 / 2  # up, and the gate where there is one
-    return 2.0 * rows * numel * first >= LARGE_EXPERT_FLOPS
+    return is_large_product(rows, numel * first)
+
+
+def is_large_product(rows: float, numel: float) -> bool:
+    """The same of the matrix that an expert's tokens come to first."""
+    return 2.0 * rows * numel >= _LARGE_FLOPS
 
 
 def align(num_bytes: int, to: int = PAGE_BYTES) -> int:

@@ -201,14 +201,15 @@ class Relaxed:
         attended = shares.attended * (1 / self.cache_units)
         stored, moved = self._far(cache), self._far(hidden)
         streamed = stored + attended * -1.0
+        replayed = self._replayed(kind.layer)
         nothing, token, num_waves = shares.one * 0.0, self.cost.token_bytes, self.choice.num_waves
         nbytes = kind.nbytes * num_waves
         return Held(
             passes=shares.inverse_batches * (num_waves / self.choice.gpu_batch_size),
             batches=batches,
-            graphed=batches * self._replayed(kind.layer),
-            num_graphs=batches * self._replayed(kind.layer),
-            graphed_attended=attended * (self._replayed(kind.layer) / self.choice.gpu_batch_size),
+            graphed=batches * replayed,
+            num_graphs=batches * replayed,
+            graphed_attended=attended * (replayed / self.choice.gpu_batch_size),
             cpu_weight_bytes=weights["cpu"] * nbytes if self.compute_tier == "gpu" else nothing,
             disk_weight_bytes=weights["disk"] * nbytes,
             near_rows=shares.one + attended * -1.0,

@@ -26,10 +26,9 @@ some of what is little more than its cache."""
 
 
 def attention_curves(
-    working_set_bytes: int, thread_counts: tuple[int, ...], pace: Pace
+    memory: torch.Tensor, thread_counts: tuple[int, ...], pace: Pace
 ) -> dict[Dtype, tuple[AttentionPoint, ...]]:
     """Bytes of K and V per second for each dtype and number of threads."""
-    memory = attention_memory(working_set_bytes)
     curves: dict[Dtype, tuple[AttentionPoint, ...]] = {}
     for dtype in DTYPES:
         points = []
@@ -43,9 +42,8 @@ def attention_curves(
     return curves
 
 
-def grouped_attention(working_set_bytes: int, threads: int, pace: Pace) -> dict[Dtype, GroupedAttention]:
+def grouped_attention(memory: torch.Tensor, threads: int, pace: Pace) -> dict[Dtype, GroupedAttention]:
     """The same for a group of query heads to each head of K and V, with this number of threads."""
-    memory = attention_memory(working_set_bytes)
     found: dict[Dtype, GroupedAttention] = {}
     for dtype in DTYPES:
         slice_s = pace.next(f"cpu attention {dtype}, {_GROUP} query heads to one")

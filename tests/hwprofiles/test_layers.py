@@ -55,9 +55,9 @@ def test_more_operations_take_longer(sweep: Callable[[], object]) -> None:
 
 def test_query_heads_that_share_keys_take_longer() -> None:
     """Attention of eight query heads to one head of K and V reads its bytes no faster than that of one to one."""
-    nbytes, pace = 8 * MIB, Pace(3.0, 6, lambda *_: None)
-    alone = attention_curves(nbytes, (1,), pace)
-    for dtype, grouped in grouped_attention(nbytes, 1, pace).items():
+    memory, pace = attention_memory(8 * MIB), Pace(3.0, 6, lambda *_: None)
+    alone = attention_curves(memory, (1,), pace)
+    for dtype, grouped in grouped_attention(memory, 1, pace).items():
         assert (grouped.group, grouped.threads) == (8, 1)
         assert grouped.bytes_per_s.median < 1.2 * alone[dtype][0].bytes_per_s.median
 
