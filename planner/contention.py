@@ -1,19 +1,14 @@
-"""Contention: how much tasks that run at the same time slow one another.
-
-What is full is shared out max-min fairly. Of host memory others take a little from a task long before it is full.
-"""
+"""Contention: how much tasks that run at the same time slow one another. What is full is shared out max-min fairly."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Iterable, Sequence
 
 _FULL = 1e-12
 NOBODY = -1
 """The kind of a lane whose task, if it has one, takes nothing of what is shared."""
 Shares = tuple[float, ...]
 """What a task takes of each shared thing while it runs at its own speed."""
-NOT_CROWDED: Mapping[int, float] = MappingProxyType({})
 Used = Sequence[tuple[int, float]]
 """The same, of the things that it takes anything of: (thing, share)."""
 
@@ -26,16 +21,13 @@ class Commons:
         shares: Sequence[Shares],
         rooms: Sequence[tuple[float, ...]] = (),
         owners: Sequence[int] = (),
-        crowding: Mapping[int, float] = NOT_CROWDED,
     ) -> None:
         """By kind the shares and the rank whose tasks they are.
 
         `rooms` is of each thing what there is of it, by the number of ranks that are at work on it; without any, 1.
-        `crowding` is of some things how much longer a task on it takes, as a share of its time, for all of it that
-        others use meanwhile.
         """
         self._rooms = list(rooms) or [(1.0,)] * (len(shares[0]) if shares else 0)
-        self._owners, self._crowding = owners or [0] * len(shares), crowding
+        self._owners = owners or [0] * len(shares)
         self._used: list[Used] = [[(at, x) for at, x in enumerate(each) if x > 0] for each in shares]
         self.is_shared = [bool(used) for used in self._used]
         """By kind, whether it takes anything."""
@@ -51,14 +43,9 @@ class Commons:
                 wanted[at] = wanted.get(at, 0.0) + share
                 ranks.setdefault(at, set()).add(self._owners[kinds[lane]])
         left = {at: self._rooms[at][min(len(who), len(self._rooms[at])) - 1] for at, who in ranks.items()}
-        fair = [1.0] * len(lanes)
-        if any(wanted[at] > room for at, room in left.items()):
-            fair = _fair(used, left)
-        slower = [
-            1 + sum(self._crowding[at] * (wanted[at] - share) for at, share in each if at in self._crowding)
-            for each in used
-        ]
-        return [(lane, speed / by) for lane, speed, by in zip(lanes, fair, slower, strict=True)]
+        if all(wanted[at] <= room for at, room in left.items()):
+            return [(lane, 1.0) for lane in lanes]
+        return list(zip(lanes, _fair(used, left), strict=True))
 
 
 def fair_speeds(shares: Iterable[Shares]) -> tuple[float, ...]:

@@ -38,9 +38,7 @@ HOST = "host"
 COPY_CALLS = 0.32
 """What the engine does to issue a copy over the link (events, waits, views), in calls of a small layer: 0.16 to 0.2 ms
 on H200 hosts."""
-_HOST_MEMORY = ("h2d", "d2h", "disk_read", "disk_write")
-"""Copies to and from it."""
-_COPIES = (*_HOST_MEMORY, "net_in", "net_out")
+_COPIES = ("h2d", "d2h", "disk_read", "disk_write", "net_in", "net_out")
 _BY_THREADS = frozenset(_COPIES[2:])
 """Copies that threads of their own make."""
 
@@ -193,27 +191,15 @@ class CostModel:
             moved[to] = moved[to] + num_bytes if to in moved else num_bytes
         nothing = compute.count * 0.0
         busy, moved = ({name: of.get(name, nothing) for name in _COPIES} for of in (busy, moved))
-        crowded = self._crowded(moved, compute)
-        slowed = {name: seconds + crowded.get(name, nothing) for name, seconds in busy.items()}
-        lanes = [(self.compute_tier, compute.linear_s + compute.near_s), *slowed.items()]
+        lanes = [(self.compute_tier, compute.linear_s + compute.near_s), *busy.items()]
         if self.rates.on_cpu and self.compute_tier == "gpu":
             lanes.append(
                 ("cpu", compute.linear_s + compute.near_s + compute.attend_s)
             )  # the caller does all of it
         if not self.rates.on_cpu:
             issued = self.issued((move for move, _ in timed), compute)
-            attend_s = compute.attend_s + crowded.get("cpu", nothing)
-            lanes += [(HOST, issued), ("cpu", compute.first_s + attend_s)]
+            lanes += [(HOST, issued), ("cpu", compute.first_s + compute.attend_s)]
         return [*lanes, *self._shared_lanes(busy, moved, compute)]
-
-    def _crowded(self, moved: Mapping[str, A], compute: Compute[A]) -> Mapping[str, A]:
-        """What users of host memory lose to what others move meanwhile, where they are at work all the time."""
-        if not self.rates.crowding:
-            return {}
-        lost_s = self.rates.crowded * (1 / self.rates.cpu_memory_bytes_per_s)
-        using = {"cpu": compute.attend_bytes, **{name: moved[name] for name in _HOST_MEMORY}}
-        together = reduce(add, using.values())
-        return {name: (together + num_bytes * -1.0) * lost_s for name, num_bytes in using.items()}
 
     def issued(self, moves: Iterable[Move[A]], compute: Compute[A]) -> A:
         """The caller's time to ask a GPU for the compute, and for the copies over the link."""

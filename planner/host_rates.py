@@ -38,11 +38,7 @@ def in_a_run(profile: HardwareProfile) -> float:
 
 
 def host_memory(profile: HardwareProfile, at: Reading) -> float:
-    """What goes through the host's memory a second: half-way between what its cores read and what all parts bring.
-
-    Some parts hinder one another more than others: attention beside copies to a GPU moves more than the cores alone
-    read, and less than all parts together.
-    """
+    """What goes through the host's memory a second: what its cores read, or all parts together if that is more."""
     one, together = at(profile.host.memory_bytes_per_s), profile.concurrent
     if together is None or not profile.gpus or profile.gpus[0].emulated:
         return one
@@ -52,7 +48,7 @@ def host_memory(profile: HardwareProfile, at: Reading) -> float:
         together.d2h_bytes_per_s,
         together.disk_read_bytes_per_s,
     )
-    return max(one, (one + sum(at(rate) for rate in parts if rate is not None)) / 2)
+    return max(one, sum(at(rate) for rate in parts if rate is not None))
 
 
 def disk_in_a_run(profile: HardwareProfile) -> float:

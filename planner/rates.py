@@ -20,7 +20,7 @@ from hwprofiles.points import (
     Rate,
 )
 from hwprofiles.profile import Gpu, HardwareProfile, Host
-from planner.factors import CONTENTION, HANDOVER, LAUNCH, Factors, factor_of
+from planner.factors import HANDOVER, LAUNCH, Factors, factor_of
 from planner.host_rates import FEW_OPERATIONS, disk_in_a_run, host_memory, host_time, in_a_run
 from planner.packed_work import PackedRates, Reading, packed_attention
 
@@ -107,9 +107,6 @@ class Rates:
     attention_threads: int
     factors: Factors
     """Calibration: predicted seconds are multiplied by these."""
-    crowding: float = 0.0
-    """Beside a GPU: how much longer copies over the link and CPU attention take, as a share of their time, for all of
-    host memory's rate that others use meanwhile."""
     kernel_s: float = 0.0
     """GPU time for each operation beside its bytes and products."""
     graph_s: float | None = None
@@ -154,11 +151,6 @@ class Rates:
         A figure as measured; how it falls into call and operations differs more from one measurement to the next.
         """
         return self.call_s + FEW_OPERATIONS * self.operation_s
-
-    @property
-    def crowded(self) -> float:
-        """`crowding`, calibrated."""
-        return self.crowding * self.factor(CONTENTION)
 
     @property
     def has_disk(self) -> bool:
@@ -230,7 +222,6 @@ def make_rates(profile: HardwareProfile, dtype: Dtype, *, spreads: float = 0.0) 
         disk_write=_disk_curve(profile.disk.write if profile.disk else (), io_threads, disk_at),
         disk_parallel=_disk_parallel(profile),
         parallel=_parallel(profile, attention) if on_cpu else None,
-        crowding=0.0 if on_cpu else _crowding(profile),
         elementwise_bytes_per_s=at(host.elementwise_bytes_per_s)
         if on_cpu and host.elementwise_bytes_per_s
         else memory,
@@ -373,15 +364,3 @@ def _parallel(profile: HardwareProfile, attention: Sequence[AttentionPoint]) -> 
 
 def _within(value: float, most: int) -> float:
     return min(max(value, 1.0), float(most))
-
-
-def _crowding(profile: HardwareProfile) -> float:
-    """What copies to the GPU lose while all are at work, by what the others move meanwhile."""
-    together = profile.concurrent
-    if together is None or together.h2d_bytes_per_s is None or not profile.gpus:
-        return 0.0
-    h2d, _, _ = _link(profile.gpus[0], _median)
-    others = together.d2h_bytes_per_s, together.cpu_attention_bytes_per_s, together.disk_read_bytes_per_s
-    moved = sum(rate.median for rate in others if rate is not None)
-    longer = max(0.0, h2d.best / together.h2d_bytes_per_s.median - 1)
-    return longer * host_memory(profile, _median) / moved

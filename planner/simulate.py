@@ -134,7 +134,6 @@ class _Played:
     def __init__(self, sizes: Sizes, rates: Rates, sample: Sample) -> None:
         self._sizes, self._sample = sizes, sample
         self._factors = rates.factor("prefill"), rates.factor("decode")
-        self._crowding = {SHARED_LANES.index("cpu_mem"): rates.crowded} if rates.crowding else {}
         self.script = Script(TaskCosts(sizes, rates), sample.tokens, [((j, 1.0),) for j in sample.layers])
         self._starts, self._stops = self._play()
         self.marks = self._marks()
@@ -156,7 +155,7 @@ class _Played:
         )
         for call in calls:
             pieces.add(len(lanes), call.seconds, kinds.setdefault(nothing, len(kinds)), call.waits)
-        starts, stops = play(pieces, len(lanes) + 1, Commons(list(kinds), crowding=self._crowding))
+        starts, stops = play(pieces, len(lanes) + 1, Commons(list(kinds)))
         return starts[:count], stops[:count]
 
     def _marks(self) -> tuple[_Mark, ...]:

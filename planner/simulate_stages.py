@@ -263,9 +263,7 @@ class _Common:
     def commons(self) -> Commons:
         """For the player."""
         shares = [self._shares(*kind) for kind in self._kinds]
-        own = SHARED_LANES.index("cpu_mem")
-        crowding = {own + len(SHARED_LANES) * s: rates.crowded for s, rates in enumerate(self._full)}
-        return Commons(shares, self._rooms, [stage for stage, *_ in self._kinds], crowding)
+        return Commons(shares, self._rooms, [stage for stage, *_ in self._kinds])
 
     def _shares(self, stage: int, resource: str, own: Shares, full: float) -> Shares:
         """Of what the stage's lanes share, then of what the ranks of each host share."""

@@ -28,7 +28,7 @@ def pieces_of(draw: st.DrawFn) -> Pieces:
     return pieces
 
 
-def play_plainly(pieces: Pieces, crowding: float) -> tuple[list[float], list[float]]:
+def play_plainly(pieces: Pieces) -> tuple[list[float], list[float]]:
     """At every event start whatever can be, share out speeds anew, and go on to the next end."""
     count, now = len(pieces.lanes), 0.0
     left, starts, stops = list(pieces.seconds), [-1.0] * count, [-1.0] * count
@@ -38,13 +38,7 @@ def play_plainly(pieces: Pieces, crowding: float) -> tuple[list[float], list[flo
             if starts[task] < 0 and all(stops[t] >= 0 for t in (*before, *pieces.deps[task])):
                 starts[task] = now
         running = [task for task in range(count) if starts[task] >= 0 > stops[task]]
-        shares = [SHARES[pieces.kinds[task]] for task in running]
-        others = [sum(share for share, _ in shares) - own for own, _ in shares]
-        users = [own > 0 for own, _ in shares]
-        speeds = [
-            speed / (1 + crowding * other * is_user)
-            for speed, other, is_user in zip(fair_speeds(shares), others, users, strict=True)
-        ]
+        speeds = fair_speeds([SHARES[pieces.kinds[task]] for task in running])
         step = min(left[task] / speed for task, speed in zip(running, speeds, strict=True))
         now += step
         for task, speed in zip(running, speeds, strict=True):
@@ -55,11 +49,11 @@ def play_plainly(pieces: Pieces, crowding: float) -> tuple[list[float], list[flo
 
 
 @settings(max_examples=150, deadline=None)
-@given(pieces=pieces_of(), crowding=st.sampled_from((0.0, 0.4)))
-def test_every_task_runs_when_a_plain_loop_says(pieces: Pieces, crowding: float) -> None:
+@given(pieces=pieces_of())
+def test_every_task_runs_when_a_plain_loop_says(pieces: Pieces) -> None:
     """Starts and stops are the same, whatever waits for what and slows what."""
-    starts, stops = play(pieces, NUM_LANES, Commons(SHARES, crowding={0: crowding} if crowding else {}))
-    plain_starts, plain_stops = play_plainly(pieces, crowding)
+    starts, stops = play(pieces, NUM_LANES, Commons(SHARES))
+    plain_starts, plain_stops = play_plainly(pieces)
     assert starts == pytest.approx(plain_starts, abs=1e-9)
     assert stops == pytest.approx(plain_stops, abs=1e-9)
 

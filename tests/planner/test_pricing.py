@@ -236,14 +236,19 @@ def test_published_runs_come_out(model: str, policy: Policy, tokens_per_s: float
     assert found == pytest.approx(tokens_per_s, rel=0.25)
 
 
-def test_copies_beside_attention_are_longer_in_the_time_and_not_in_their_own() -> None:
-    """The time of a pass that the link binds grows by what the CPU's attention takes of host memory."""
+def test_copies_and_attention_share_what_host_memory_brings() -> None:
+    """Where it is less than either of them could use, a pass takes as long as all bytes through it."""
     problem = problem_of("opt-6.7b", load_profile("t4-host"), prompt_len=64, gen_len=8)
     plan = problem.plan(policy_of(ON_CPU, ON_CPU, ON_GPU, size=4, cpu_attention=1.0))
     assert plan.prediction.decode.binding == "h2d"
-    crowded = price(sizes_of(problem, plan), replace(problem.rates, crowding=0.5)).decode
-    plain = price(sizes_of(problem, plan), replace(problem.rates, crowding=0.0)).decode
-    attended = sum(task.num_bytes for task in plan.prediction.tasks if task.kind == "attend")
-    lost_s = 0.5 * attended / problem.rates.cpu_memory_bytes_per_s
-    assert crowded.seconds - plain.seconds == pytest.approx(lost_s, rel=1e-6)
-    assert crowded.busy_s == plain.busy_s
+    plain = price(sizes_of(problem, plan), problem.rates).decode
+    slow = replace(problem.rates, cpu_memory_bytes_per_s=problem.rates.cpu_memory_bytes_per_s / 16)
+    full = price(sizes_of(problem, plan), slow).decode
+    through = sum(
+        task.num_bytes
+        for task in plan.prediction.tasks
+        if task.phase == "decode" and task.resource in ("h2d", "d2h", "cpu")
+    )
+    assert (plain.binding, full.binding) == ("h2d", "cpu_mem")
+    assert full.seconds == pytest.approx(through / slow.cpu_memory_bytes_per_s, rel=0.1)
+    assert full.busy_s["h2d"] == plain.busy_s["h2d"]
