@@ -67,11 +67,11 @@ def test_what_is_no_headroom(text: str) -> None:
 @pytest.mark.parametrize(
     ("limits", "cap", "headroom"),
     [
-        ({"mem_total": 100 * GB}, None, 6500 * MB),  # what others held, and half a percent
-        ({"mem_total": 100 * GB}, 97 * GB, 3500 * MB),  # 3 GB of it lies beyond the cap
+        ({"mem_total": 100 * GB}, None, 7500 * MB),  # what others held, and 1.5%
+        ({"mem_total": 100 * GB}, 97 * GB, 4500 * MB),  # 3 GB of it lies beyond the cap
         ({"mem_total": 100 * GB}, 50 * GB, 0),
-        ({"mem_total": 100 * GB, "cgroup": 80 * GB}, None, 6400 * MB),
-        ({"mem_total": 100 * GB, "cap": 95 * GB}, None, 1500 * MB),  # measured under a cap
+        ({"mem_total": 100 * GB, "cgroup": 80 * GB}, None, 7200 * MB),
+        ({"mem_total": 100 * GB, "cap": 95 * GB}, None, 2500 * MB),  # measured under a cap
     ],
 )
 def test_others_keep_what_they_held(limits: dict[str, int], cap: int | None, headroom: int) -> None:
