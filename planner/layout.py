@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -22,12 +23,16 @@ DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 def is_large_expert(layer: LayerSpec, num_tokens: float) -> bool:
     """Whether each expert's products are worth calls of their own on a GPU, and waiting for the router."""
-    rows, numel = (
-        num_tokens * layer.experts_per_token / layer.num_experts,
-        layer.expert_numel / layer.num_experts,
-    )
+    return num_tokens >= large_expert_tokens(layer)
+
+
+def large_expert_tokens(layer: LayerSpec) -> float:
+    """From how many tokens on; infinite for a layer without experts."""
+    if not layer.num_experts:
+        return math.inf
     first = 2 / 3 if layer.gated else 1 / 2  # up, and the gate where there is one
-    return is_large_product(rows, numel * first)
+    flops = 2.0 * first * layer.expert_numel / layer.num_experts
+    return _LARGE_FLOPS / flops * layer.num_experts / layer.experts_per_token
 
 
 def is_large_product(rows: float, numel: float) -> bool:

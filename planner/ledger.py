@@ -384,7 +384,10 @@ def _transients(sizes: Sizes, target: Target) -> Iterator[Entry]:
         rows=min(policy.prefill_rows, policy.gpu_batch_size), num_new=prompt_len, num_total=prompt_len
     )
     step = Fed(rows=policy.gpu_batch_size, num_new=1, num_total=max_len)
-    prefill, decode = (workspace_bytes(model, fed, element_bytes, policy.kv_bits) for fed in (chunk, step))
+    on_gpu = tier == "gpu" and not target.emulated
+    prefill, decode = (
+        workspace_bytes(model, fed, element_bytes, policy.kv_bits, on_gpu=on_gpu) for fed in (chunk, step)
+    )
     decode *= ATTENDED_AT_ONCE if sizes.attention_staging() else 1
     yield Entry(tier=tier, purpose="workspace", prefill_bytes=prefill, decode_bytes=decode)
     if target.graph_operation_bytes and sizes.graphs.num_operations:  # and a workspace of their own

@@ -5,15 +5,19 @@ Names: a step feeds `num_new` tokens of each of `rows` sequences, which then hav
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from hwprofiles.packing import quantised_bytes
 from hwprofiles.units import KIB, MIB
+from planner.layout import large_expert_tokens
 from planner.model import LayerSpec, ModelSpec
 from planner.policy import Bits
 
 _FLOAT32 = 4
 _INDEX = 8
+_ROUTES = 4
+"""Of a token that goes to an expert: the expert, its order, its place, and the token."""
 _WRITTEN_OUT = frozenset({"gelu_new", "gelu_fast", "gelu_python", "gelu_accurate", "quick_gelu"})
 """Activation functions that transformers spells out in elementary operations, each with a result of its own."""
 _WRITTEN_OUT_FAMILIES = frozenset({"bloom", "gpt2"})
@@ -41,11 +45,11 @@ class Fed:
         return self.rows * self.num_new
 
 
-def workspace_bytes(model: ModelSpec, fed: Fed, element_bytes: int, kv_bits: Bits) -> int:
+def workspace_bytes(model: ModelSpec, fed: Fed, element_bytes: int, kv_bits: Bits, *, on_gpu: bool) -> int:
     """The most that any layer allocates at once."""
     kinds = {id(layer): layer for layer in model.layers}.values()
-    mlp = max(_mlp(model, layer, element_bytes) for layer in kinds)
-    return SCRATCH_BYTES + max(fed.tokens * mlp, _attention(model, fed, element_bytes, kv_bits))
+    mlp = max(_mlp(model, layer, fed.tokens, element_bytes, on_gpu=on_gpu) for layer in kinds)
+    return SCRATCH_BYTES + max(mlp, _attention(model, fed, element_bytes, kv_bits))
 
 
 def _attention(model: ModelSpec, fed: Fed, element_bytes: int, kv_bits: Bits) -> int:
@@ -71,12 +75,27 @@ def _scores(model: ModelSpec, fed: Fed, element_bytes: int) -> int:
     return mask + scores + gathered
 
 
-def _mlp(model: ModelSpec, layer: LayerSpec, element_bytes: int) -> int:
-    """Of one token: the residual and the norm's result beside what the activation function has in hand."""
-    inner = _activation_copies(model, layer) * layer.intermediate_size
-    if layer.num_experts:  # tokens are gathered for each expert, and their results
-        inner = layer.experts_per_token * (inner + 2 * model.hidden_size) + model.num_heads
-    return (3 * model.hidden_size + inner) * element_bytes
+def _mlp(model: ModelSpec, layer: LayerSpec, tokens: int, element_bytes: int, *, on_gpu: bool) -> int:
+    """The residual and the norm's result beside what the activation function has in hand.
+
+    On a GPU the experts of many tokens come in turn; the last chunk may have too few for that.
+    """
+    inner, hidden = _activation_copies(model, layer) * layer.intermediate_size, model.hidden_size
+    if not layer.num_experts:
+        return tokens * (3 * hidden + inner) * element_bytes
+    gathered = layer.experts_per_token * (inner + 2 * hidden) + model.num_heads
+    at_once = (3 * hidden + gathered) * element_bytes
+    if not on_gpu or tokens < (least := large_expert_tokens(layer)):
+        return tokens * at_once
+    return max(math.ceil(least) * at_once, tokens * _in_turn(layer, hidden, inner, element_bytes))
+
+
+def _in_turn(layer: LayerSpec, hidden: int, inner: int, element_bytes: int) -> int:
+    """Of one token: all results beside what the one expert has in hand that has all tokens, or weighted in float32."""
+    chosen = layer.experts_per_token
+    results = chosen * (hidden * element_bytes + _ROUTES * _INDEX)
+    weighted = (chosen + 1) * hidden * _FLOAT32
+    return 3 * hidden * element_bytes + results + max((inner + hidden) * element_bytes, weighted)
 
 
 def _activation_copies(model: ModelSpec, layer: LayerSpec) -> int:

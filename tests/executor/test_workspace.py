@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from executor.checkpoint import Checkpoint
 from executor.engine import Engine, EngineOptions
+from executor.experts import by_expert
 from executor.sampling import Sampler
 from planner.plan import Plan
 from planner.workload import Workload
-from planner.workspace import SCRATCH_BYTES
+from planner.workspace import SCRATCH_BYTES, Fed, workspace_bytes
 from tests.executor.tiny import blocks_of, make_plan, random_model, random_prompts, save
 
 CPU = torch.device("cpu")
@@ -116,3 +118,41 @@ def test_ledger_covers_what_computing_allocates(
     assert live <= ledger
     if bits == 16:
         assert live >= 0.4 * (ledger - SCRATCH_BYTES)
+
+
+@pytest.mark.parametrize("is_even", [True, False], ids=["even", "all to the same"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_ledger_covers_experts_in_turn(
+    dtype: torch.dtype, is_even: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU does with a long prompt, also where all of its tokens go to the same experts."""
+    monkeypatch.setattr("planner.layout._LARGE_FLOPS", 1.0)
+    monkeypatch.setitem(ALL_EXPERTS_FUNCTIONS, "grouped_mm", by_expert)
+    chosen = SHAPES["wide prefill"]
+    model = random_model("mixtral", dtype, **WIDE["mixtral"])
+    if not is_even:
+        for name, parameter in model.named_parameters():
+            if name.endswith("mlp.gate.weight"):
+                parameter.data.zero_()
+    spec = save(model, tmp_path)
+    plan = make_plan(
+        spec,
+        weights="c",
+        cache=(0, chosen.rows, 0, 0, 0),
+        activations=(0, chosen.rows, 0),
+        num_gpu_batches=2,
+        compute_tier="cpu",
+        emulated=False,
+        workload=Workload(prompt_len=32, gen_len=1),
+        prefill_rows=chosen.prefill_rows,
+        weight_bits=16,
+        kv_bits=16,
+    )
+    others = [e for e in plan.ledger.entries if e.purpose in COMPUTED and e.purpose != "workspace"]
+    fed = Fed(rows=chosen.prefill_rows, num_new=32, num_total=32)
+    workspace = workspace_bytes(spec, fed, dtype.itemsize, 16, on_gpu=True)
+    ledger = workspace + sum(e.prefill_bytes for e in others)
+    live = run_block(plan, tmp_path, chosen)
+    assert live <= ledger
+    assert is_even or live >= 0.4 * (ledger - SCRATCH_BYTES)
+    assert workspace < workspace_bytes(spec, fed, dtype.itemsize, 16, on_gpu=False)
