@@ -13,7 +13,7 @@ from planner.plan import PHASES, Phase, PhasePrediction, Prediction
 from planner.pricing import price
 from planner.rates import Rates
 from planner.sample import thinned
-from planner.simulate import phase_seconds, phase_times
+from planner.simulate import phase_times
 
 _VISITS, _VISITS_IN_SHORT = 800, 300
 """Stops of the zig-zag walk that are played, as far as they suffice: for a plan, and to compare plans."""
@@ -23,25 +23,27 @@ _NO_LANES = (HOST, "cpu_mem")
 
 def predict(sizes: Sizes, rates: Rates) -> Prediction:
     """The prediction for one full block."""
-    formula = price(sizes, rates)
-    times = phase_times(sizes, rates, thinned(sizes, _VISITS))
-    return _simulated(
-        formula, {phase: simulated_phase(times[phase], formula.of(phase)) for phase in PHASES}, sizes
-    )
+    return _simulated(price(sizes, rates), phase_times(sizes, rates, thinned(sizes, _VISITS)), sizes)
 
 
 def simulated_in_short(formula: Prediction, sizes: Sizes, rates: Rates) -> Prediction:
     """The closed formula's prediction with times that are simulated: enough to compare plans by."""
-    seconds = phase_seconds(sizes, rates, thinned(sizes, _VISITS_IN_SHORT))
-    now = {phase: formula.of(phase) for phase in PHASES}
-    phases = {
-        phase: replace(now[phase], seconds=seconds[phase], formula_s=now[phase].seconds) for phase in PHASES
+    return _simulated(formula, phase_times(sizes, rates, thinned(sizes, _VISITS_IN_SHORT)), sizes)
+
+
+def finished(compared: Prediction, sizes: Sizes, rates: Rates) -> Prediction:
+    """`predict`'s for a plan with `simulated_in_short`'s; nothing is played again where it would be as much."""
+    if thinned(sizes, _VISITS) != thinned(sizes, _VISITS_IN_SHORT):
+        return predict(sizes, rates)
+    played = {
+        phase: Activity(now.seconds, busy_s={k: s for k, s in now.busy_s.items() if k not in _NO_LANES})
+        for phase, now in ((phase, compared.of(phase)) for phase in PHASES)
     }
-    return _simulated(formula, phases, sizes)
+    return _simulated(price(sizes, rates), played, sizes)
 
 
-def _simulated(formula: Prediction, phases: Mapping[Phase, PhasePrediction], sizes: Sizes) -> Prediction:
-    prefill, decode = phases["prefill"], phases["decode"]
+def _simulated(formula: Prediction, played: Mapping[Phase, Activity], sizes: Sizes) -> Prediction:
+    prefill, decode = (simulated_phase(played[phase], formula.of(phase)) for phase in PHASES)
     rate = sizes.policy.block_size * sizes.workload.gen_len / (prefill.seconds + decode.seconds)
     return replace(formula, prefill=prefill, decode=decode, throughput_tokens_per_s=rate)
 

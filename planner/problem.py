@@ -15,7 +15,7 @@ from planner.place import place
 from planner.placement import Placement
 from planner.plan import SCHEMA_VERSION, ModelRef, Plan, Prediction
 from planner.policy import TIERS, CommDevice, Policy, Tier
-from planner.predict import predict, simulated_in_short
+from planner.predict import finished, predict, simulated_in_short
 from planner.pricing import predict_job, price
 from planner.rates import Rates, make_rates
 from planner.work import MAX_DECODE_GROUPS, Choice
@@ -116,8 +116,7 @@ class Problem:
 
     def predicted(self, plan: Plan) -> Plan:
         """The plan with its final prediction, whatever it was compared by before."""
-        job = predict_job(self._sizes(plan), self.rates) if plan.workload.num_prompts else None
-        return self._predicted(replace(plan, job=job))
+        return self._predicted(self._with_job(plan))
 
     def _predicted(self, draft: Plan) -> Plan:
         """A draft's final prediction; that of a pipeline's stage is the closed formula's."""
@@ -131,6 +130,18 @@ class Problem:
             return draft
         found = simulated_in_short(draft.prediction, self._sizes(draft), self.rates)
         return _with_prediction(draft, found)
+
+    def finished(self, plan: Plan) -> Plan:
+        """`predicted`, of a plan that was `compared`: sooner where that has played as much."""
+        if self.pipe.num_stages > 1:
+            return self.predicted(plan)
+        found = finished(plan.prediction, self._sizes(plan), self.rates)
+        return _with_prediction(self._with_job(plan), found)
+
+    def _with_job(self, plan: Plan) -> Plan:
+        """With the closed formula's prediction of the job."""
+        job = predict_job(self._sizes(plan), self.rates) if plan.workload.num_prompts else None
+        return replace(plan, job=job)
 
     def with_interval(self, plan: Plan) -> Plan:
         """The plan with its prediction's interval, which costs two more pricings: for plans that are shown."""

@@ -44,7 +44,7 @@ def search(
     for plan in plans:
         keep(plan)
     best = _best(problem, plans)
-    return replace(problem.with_interval(problem.predicted(best)), request=request) if best else None
+    return replace(problem.with_interval(problem.finished(best)), request=request) if best else None
 
 
 def glance(problem: Problem, request: Request) -> Plan | None:

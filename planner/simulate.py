@@ -73,29 +73,16 @@ def simulate(sizes: Sizes, rates: Rates, sample: Sample | None = None) -> Simula
     )
 
 
-def phase_seconds(sizes: Sizes, rates: Rates, sample: Sample) -> dict[Phase, float]:
-    """The time of each phase and nothing else, in half the time it takes to simulate."""
-    return {
-        phase: activity.seconds for phase, activity in _sums(sample, _Played(sizes, rates, sample)).items()
-    }
-
-
 def phase_times(sizes: Sizes, rates: Rates, sample: Sample) -> dict[Phase, Activity]:
-    """The time of each phase and how long its lanes are at work in it, without gaps and overlap."""
+    """The time of each phase and how long its lanes are at work in it, without gaps and overlap, in half the time."""
     played = _Played(sizes, rates, sample)
-    return _sums(sample, played, played.lanes())
-
-
-def _sums(
-    sample: Sample, played: _Played, lanes: Mapping[str, LaneWork] | None = None
-) -> dict[Phase, Activity]:
     marks, starts = played.marks, [0.0, *(mark.end_s for mark in played.marks)]
     cuts = [
         cut
         for start_s, mark in zip(starts[:-1], marks, strict=True)
         for cut in (start_s, mark.end_s, mark.first_s, mark.last_s)
     ]
-    done = {name: lane.until(cuts) for name, lane in (lanes or {}).items()}
+    done = {name: lane.until(cuts) for name, lane in played.lanes().items()}
     stretches = (
         Activity(cuts[i + 1] - cuts[i], 0.0, {name: work[i + 1] - work[i] for name, work in done.items()})
         for i in range(0, len(cuts), 2)

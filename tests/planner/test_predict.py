@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from hwprofiles.profile import load_profile
+from planner.model import ModelSpec
 from planner.plan import PHASES
 from planner.predict import as_simulated
 from planner.pricing import price
@@ -100,3 +101,16 @@ def test_a_plan_that_was_searched_is_predicted_as_one_that_is_given() -> None:
     assert given.job is not None
     assert searched.prediction.seconds == pytest.approx(given.prediction.seconds)
     assert searched.job.seconds == pytest.approx(given.job.seconds)
+
+
+@pytest.mark.parametrize(("model", "batches"), [("opt-6.7b", 3), ("opt-6.7b", 8), (small_opt(), 2)])
+@pytest.mark.parametrize("num_prompts", [None, 200])
+def test_a_compared_plan_is_finished_as_if_it_were_new(
+    model: str | ModelSpec, batches: int, num_prompts: int | None
+) -> None:
+    """Whether the comparison played as much as the final figure needs or less; the job with it."""
+    problem = problem_of(model, load_profile("t4-host"), prompt_len=64, gen_len=16, num_prompts=num_prompts)
+    draft = problem.draft(policy_of(ON_CPU, ON_CPU, ON_CPU, size=8, batches=batches), max_decode_groups=2)
+    compared = problem.compared(draft)
+    assert compared.prediction != problem.predicted(draft).prediction
+    assert problem.finished(compared) == problem.predicted(draft)

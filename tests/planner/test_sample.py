@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from hwprofiles.profile import load_profile
 from planner.ledger import Sizes
-from planner.plan import PHASES
+from planner.plan import PHASES, Phase
 from planner.policy import Policy, Split
 from planner.rates import Rates
 from planner.sample import Sample, representative, thinned
-from planner.simulate import phase_seconds, simulate
+from planner.simulate import phase_times, simulate
 from tests.planner.problems import ON_CPU, ON_GPU, policy_of, problem_of, small_gemma2, small_opt
 
 NUM_LAYERS = 40
@@ -27,6 +27,10 @@ def sizes_of(policy: Policy, *, prompt_len: int = 64, gen_len: int = 13) -> tupl
     )
     placement, _ = problem.place(policy)
     return Sizes(problem.model, problem.workload, policy, placement, "gpu"), problem.rates
+
+
+def seconds_of(sizes: Sizes, rates: Rates, sample: Sample) -> dict[Phase, float]:
+    return {phase: activity.seconds for phase, activity in phase_times(sizes, rates, sample).items()}
 
 
 def everything(sizes: Sizes) -> Sample:
@@ -58,9 +62,9 @@ def test_a_few_layers_and_tokens_take_as_long_as_all() -> None:
     random, short, long = Random(1), [], []
     for _ in range(20):
         sizes, rates = sizes_of(drawn(random))
-        whole = phase_seconds(sizes, rates, everything(sizes))
+        whole = seconds_of(sizes, rates, everything(sizes))
         for visits, errors in ((300, short), (1000, long)):
-            found = phase_seconds(sizes, rates, thinned(sizes, visits))
+            found = seconds_of(sizes, rates, thinned(sizes, visits))
             errors += [abs(found[phase] / whole[phase] - 1) for phase in PHASES]
     short.sort()
     assert short[len(short) * 9 // 10] < 0.015
@@ -77,8 +81,8 @@ def test_layers_with_windows_and_without_are_both_in_the_sample() -> None:
     sizes = Sizes(problem.model, problem.workload, policy, problem.place(policy)[0], "gpu")
     sample = thinned(sizes, 300)
     assert len(sample.layers) < NUM_LAYERS
-    whole = phase_seconds(sizes, problem.rates, everything(sizes))
-    assert phase_seconds(sizes, problem.rates, sample) == pytest.approx(whole, rel=0.02)
+    whole = seconds_of(sizes, problem.rates, everything(sizes))
+    assert seconds_of(sizes, problem.rates, sample) == pytest.approx(whole, rel=0.02)
 
 
 def test_alike_layers_are_extrapolated_exactly() -> None:
@@ -88,7 +92,7 @@ def test_alike_layers_are_extrapolated_exactly() -> None:
     thin = thinned(sizes, 1)
     few = replace(thin, tokens=tokens.tokens, weights=tokens.weights)
     assert len(few.layers) < NUM_LAYERS / 2
-    assert phase_seconds(sizes, rates, few) == pytest.approx(phase_seconds(sizes, rates, tokens), rel=1e-3)
+    assert seconds_of(sizes, rates, few) == pytest.approx(seconds_of(sizes, rates, tokens), rel=1e-3)
 
 
 @settings(max_examples=15, deadline=None)
@@ -111,5 +115,5 @@ def test_in_short_is_the_same_time() -> None:
     sample = thinned(sizes, 150)
     assert not sample.is_whole
     full = simulate(sizes, rates, sample)
-    short = phase_seconds(sizes, rates, sample)
+    short = seconds_of(sizes, rates, sample)
     assert short == pytest.approx({phase: activity.seconds for phase, activity in full.phases.items()})
