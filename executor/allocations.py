@@ -79,7 +79,7 @@ class Allocations:
             self.caches,
             self.activations,
             self.messages,
-            has_graphs=plan.hardware.graph_operation_bytes > 0,
+            has_graphs=plan.hardware.graph_operation_bytes > 0 and plan.policy.graphs,
         )
         self._closers.append(self.compute.close)
         if options.transport:

@@ -107,6 +107,10 @@ class Packed:
     """Host time of starting one such function on a GPU; None on the CPU."""
 
 
+GRAPH_OPERATIONS = 24
+"""Of the graphs that are measured: about as many as a decoder layer has."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Graph:
     """Layers that a GPU replays as CUDA graphs."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from planner.elementwise import elementwise
 from planner.factors import UNPACK
+from planner.graphs import graph_operations
 from planner.layout import DTYPE_BYTES, is_large_expert, kv_vector_bytes
 from planner.model import LayerSpec, ModelSpec
 from planner.packed_work import PACKED_BYTES, PackedRates, packed, unpacked
@@ -75,17 +76,21 @@ class ComputeCost:
         num_parts = num_attends + held.counts.split_cache * float(is_decode)
         exchange_s = EXCHANGE_OPERATIONS * self.rates.operation_s + BESIDE_ATTENTION * linear.issue_s
         issue_s = issue_s + num_parts * self._task_s + num_attends * exchange_s
+        first_issue_s = linear.issue_s
         if self.rates.graph_s is not None and is_decode:
-            saved_s = linear.issue_s - self._task_s - self.rates.graph_s
-            issue_s = issue_s + held.num_graphs * (self.rates.capture_s * step.captured)
-            issue_s = issue_s + held.graphed * (-saved_s * (1 - step.eager))
+            later, replayed_s = 1 - step.eager, self._task_s + self.rates.graph_s
+            saved_s = (linear.issue_s - replayed_s) * held.replayed * later
+            first_issue_s -= saved_s
+            capture_s = self.rates.capture_s * graph_operations(self.model, layer)
+            issue_s = issue_s + held.num_graphs * (capture_s * step.captured)
+            issue_s = issue_s + held.batches * -saved_s
             saved_s = exchange_s - self.rates.graph_s  # the rest of the layer is a graph of its own
-            issue_s = issue_s + held.graphed_attended * (-saved_s * (1 - step.eager))
+            issue_s = issue_s + held.graphed_attended * (-saved_s * later)
         return Compute(
             count=held.batches,
             linear_s=held.batches * self.seconds(linear, step.phase)
             + held.passes * self.seconds(unpacking, UNPACK),
-            first_s=held.passes * max(self.seconds(linear, step.phase), linear.issue_s),
+            first_s=held.passes * max(self.seconds(linear, step.phase), first_issue_s),
             issue_s=issue_s * float(not self.rates.on_cpu),
             near_s=near * self.seconds(row, TaskKind.ATTEND if is_decode else step.phase),
             attend_s=attended * (far.seconds * self.rates.factor("cpu", TaskKind.ATTEND))

@@ -72,11 +72,13 @@ def graphs_of(
             batches[k] = times
     if not (captured and batches):
         return NO_GRAPHS
-    operations = sum(
-        count * (elementwise(model, model.layers[j]).operations + _OWN_OPERATIONS)
-        for j, count in captured.items()
-    )
+    operations = sum(count * graph_operations(model, model.layers[j]) for j, count in captured.items())
     return Graphs(layers=captured, batches=batches, num_operations=operations * sum(batches.values()))
+
+
+def graph_operations(model: ModelSpec, layer: LayerSpec) -> int:
+    """Of the graph of a layer's decode."""
+    return elementwise(model, layer).operations + _OWN_OPERATIONS
 
 
 def _times(num_streamed: int, num_slots: int) -> int:

@@ -51,7 +51,7 @@ def held_by_batches(sizes: Sizes, j: int, ks: Collection[int]) -> Held[float]:
     return Held(
         passes=float(passes),
         batches=float(len(batches)),
-        graphed=float(len(graphed)),
+        replayed=len(graphed) / max(1, len(batches)),
         num_graphs=float(sizes.graphs.num_graphs(j, ks)),
         graphed_attended=float(sum(sizes.placement.cache_rows[k].cpu_attend > 0 for k in graphed)),
         cpu_weight_bytes=float(cpu_bytes),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from hwprofiles.points import GRAPH_OPERATIONS
 from hwprofiles.profile import HardwareProfile
 from planner.packed_work import Reading
 
 _OF_COLD, _OF_WARM = 0.85, 1.5
 """What a layer's call takes in a run beside a GPU, of what it takes with cold caches and with those to itself."""
+_CAPTURE_IN_A_RUN = 3.0
+"""What capturing takes in a run, of a probe's: on an H200 2 with all at home there, 4 beside copies."""
 _DISK_IN_A_RUN = 1 / 4
 FEW_OPERATIONS = 13
 """Of the smallest layer that profiles have: OPT's."""
@@ -35,6 +38,14 @@ def in_a_run(profile: HardwareProfile) -> float:
     if gpu is None or gpu.emulated or not gpu.layer:
         return 1.0
     return _OF_COLD if gpu.layer[0].is_cold else _OF_WARM
+
+
+def capture_time(profile: HardwareProfile, at: Reading) -> float:
+    """Seconds for each operation of a CUDA graph that is made, beside calling it; 0 where that was not measured."""
+    graph = profile.gpus[0].graph if profile.gpus else None
+    if graph is None or graph.capture_s is None:
+        return 0.0
+    return _CAPTURE_IN_A_RUN * at(graph.capture_s) / GRAPH_OPERATIONS
 
 
 def host_memory(profile: HardwareProfile, at: Reading) -> float:

@@ -209,7 +209,7 @@ class Sizes:
     @cached_property
     def graphs(self) -> Graphs:
         """What is replayed as CUDA graphs, where the GPU is a real one and runs use them."""
-        if self.compute_tier != "gpu":
+        if self.compute_tier != "gpu" or not self.policy.graphs:
             return NO_GRAPHS
         streamed = [self.streamed(j) > 0 for j in range(len(self.slabs))]
         return graphs_of(self.model, self.workload, self.policy, self.placement, streamed)

@@ -71,6 +71,8 @@ class Policy:
     weight_slots: int = 2
     """Layers whose streamed weights are held at once: the one computing and those prefetched."""
     cache_slots: int = 2
+    graphs: bool = True
+    """Whether decode is replayed as CUDA graphs, where it can be."""
     io_threads: int = 4
     attention_threads: int = 1
     stages: int = 1

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from hwprofiles.errors import UserError
 from hwprofiles.profile import HardwareProfile
-from planner.cost import CostModel
+from planner.cost import HOST, CostModel
 from planner.interval import Band, interval, make_band
 from planner.ledger import Ledger, Sizes, Target, make_ledger
 from planner.machine import Caps, make_target
@@ -24,6 +24,8 @@ from planner.workload import Workload
 _GPU_PREFILL_TOKENS = 4096
 """Tokens of a prefill chunk that saturate a GPU's matrix products."""
 _CPU_PREFILL_TOKENS = 1024
+_NEARLY = 0.7
+"""Of decode's time, the host's from which graphs may pay: what it does takes longer at times than when measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +96,20 @@ class Problem:
         return self._predicted(self.draft(policy))
 
     def draft(self, policy: Policy, max_decode_groups: int = MAX_DECODE_GROUPS) -> Plan:
-        """A plan priced by the closed formula alone, in fewer groups of decode passes where that will do."""
+        """A plan priced by the closed formula alone, in fewer groups of decode passes where that will do.
+
+        Graphs are used where decode would wait for the host without them, and capturing them takes less than that.
+        """
+        if not self.target.graph_operation_bytes:
+            return self._priced(policy, max_decode_groups)
+        called = self._priced(replace(policy, graphs=False), max_decode_groups)
+        decode = called.prediction.decode
+        if decode.busy_s.get(HOST, 0.0) < _NEARLY * decode.seconds:
+            return called
+        replayed = self._priced(replace(policy, graphs=True), max_decode_groups)
+        return replayed if replayed.prediction.decode.seconds <= decode.seconds else called
+
+    def _priced(self, policy: Policy, max_decode_groups: int) -> Plan:
         placement, ledger = self.place(policy)
         sizes = Sizes(self.model, self.workload, policy, placement, self.target.compute_tier)
         return Plan(

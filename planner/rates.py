@@ -21,7 +21,7 @@ from hwprofiles.points import (
 )
 from hwprofiles.profile import Gpu, HardwareProfile, Host
 from planner.factors import HANDOVER, LAUNCH, Factors, factor_of
-from planner.host_rates import FEW_OPERATIONS, disk_in_a_run, host_memory, host_time, in_a_run
+from planner.host_rates import FEW_OPERATIONS, capture_time, disk_in_a_run, host_memory, host_time, in_a_run
 from planner.packed_work import PackedRates, Reading, packed_attention
 
 _IO_SHARE = 4
@@ -112,7 +112,7 @@ class Rates:
     graph_s: float | None = None
     """Host time to start a layer as a CUDA graph; None where runs use none."""
     capture_s: float = 0.0
-    """Host time to make such a graph, beside calling the layer."""
+    """Host time to make such a graph, for each of its operations, beside calling the layer."""
     packed: PackedRates | None = None
     """4-bit values on the compute device; None where the profile does not have them."""
     net: Curve
@@ -234,7 +234,7 @@ def make_rates(profile: HardwareProfile, dtype: Dtype, *, spreads: float = 0.0) 
         factors={},
         kernel_s=0.0 if on_cpu or gpu is None else KERNEL_SHARE * overhead(gpu.launch_overhead_s),
         graph_s=None if on_cpu or gpu is None or gpu.graph is None else overhead(gpu.graph.replay_s),
-        capture_s=overhead(gpu.graph.capture_s) if gpu and gpu.graph and gpu.graph.capture_s else 0.0,
+        capture_s=capture_time(profile, overhead),
         packed=PackedRates.of((host if on_cpu or gpu is None else gpu).packed, at, issued),
         net=_net(profile, at),
         gemm_small=_gemm_small(host, dtype, at) if on_cpu else None,

@@ -207,7 +207,7 @@ class Relaxed:
         return Held(
             passes=shares.inverse_batches * (num_waves / self.choice.gpu_batch_size),
             batches=batches,
-            graphed=batches * replayed,
+            replayed=replayed,
             num_graphs=batches * replayed,
             graphed_attended=attended * (replayed / self.choice.gpu_batch_size),
             cpu_weight_bytes=weights["cpu"] * nbytes if self.compute_tier == "gpu" else nothing,

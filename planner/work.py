@@ -111,10 +111,10 @@ class Held(Generic[A]):
     passes: A
     """Passes over the layer's weights for one token: 1, or the number of waves, in the unit of the other amounts."""
     batches: A
-    graphed: A
-    """Of them, those for which a GPU replays the layer's decode as a graph."""
+    replayed: float
+    """Of them, the share for which a GPU replays the layer's decode as a graph."""
     num_graphs: A
-    """That are captured for them: one for each slot that the layer's weights or their cache may lie in."""
+    """That are captured for these: one for each slot that the layer's weights or their cache may lie in."""
     graphed_attended: A
     """Of these, those that the CPU attends rows of."""
     cpu_weight_bytes: A

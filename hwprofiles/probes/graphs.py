@@ -7,12 +7,10 @@ from collections.abc import Sequence
 
 import torch
 
-from hwprofiles.points import Graph, Rate
+from hwprofiles.points import GRAPH_OPERATIONS, Graph, Rate
 from hwprofiles.probes.kernels import AMPERE, usable
 from hwprofiles.probes.timing import MIN_REPEATS, rate_of, rounded
 
-_OPERATIONS = 24
-"""About as many as a decoder layer has."""
 _GRAPHS = 128
 _VALUES = 4096
 
@@ -32,7 +30,7 @@ def measure_graph(device: torch.device, slice_s: float) -> Graph | None:
         seconds = _replay_seconds(graphs, device, slice_s)
     return Graph(
         replay_s=seconds,
-        operation_bytes=max(1, kept // (_GRAPHS * _OPERATIONS)),
+        operation_bytes=max(1, kept // (_GRAPHS * GRAPH_OPERATIONS)),
         capture_s=rate_of(capture_s),
     )
 
@@ -59,7 +57,7 @@ def _captured(values: torch.Tensor) -> tuple[torch.cuda.CUDAGraph, float]:
     graph = torch.cuda.CUDAGraph()
     graph.capture_begin(capture_error_mode="thread_local")
     called = time.perf_counter()
-    for _ in range(_OPERATIONS):
+    for _ in range(GRAPH_OPERATIONS):
         values += 1
     done = time.perf_counter()
     graph.capture_end()

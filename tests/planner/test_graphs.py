@@ -8,10 +8,12 @@ import pytest
 
 from hwprofiles.points import Graph, Rate
 from hwprofiles.profile import HardwareProfile, load_profile
-from planner.graphs import MOST_GRAPHS
+from planner.graphs import MOST_GRAPHS, graph_operations
 from planner.held import held_by_block
+from planner.host_rates import capture_time
 from planner.ledger import Sizes
 from planner.policy import Policy, Split
+from planner.pricing import price
 from planner.problem import Problem
 from planner.relaxed import Relaxed
 from planner.shares import Shares
@@ -30,8 +32,8 @@ def with_graphs(profile: HardwareProfile | None = None) -> HardwareProfile:
 
 
 def sizes_of(problem: Problem, policy: Policy) -> Sizes:
-    plan = problem.plan(policy)
-    return Sizes(problem.model, problem.workload, plan.policy, plan.placement, problem.target.compute_tier)
+    placement, _ = problem.place(policy)
+    return Sizes(problem.model, problem.workload, policy, placement, problem.target.compute_tier)
 
 
 NEAR = (ON_GPU, ON_GPU, ON_GPU)
@@ -92,6 +94,22 @@ def test_there_is_a_graph_for_each_place(num_layers: int, policy: Policy, times:
     assert held_by_block(sizes, 0).num_graphs == times * policy.num_gpu_batches
 
 
+def test_graphs_are_for_plans_that_wait_for_the_host() -> None:
+    """A small model's decode is asked for kernel by kernel; where the link or the GPU is at work longer, none is.
+
+    What is not captured takes no memory either.
+    """
+    small = problem_of("opt-1.3b", with_graphs(), gen_len=32).plan(ALL_GPU)
+    streamed = problem_of("opt-30b", with_graphs(), gen_len=32).plan(
+        policy_of(ON_CPU, ON_GPU, ON_GPU, size=8)
+    )
+    assert (small.policy.graphs, streamed.policy.graphs) == (True, False)
+    assert [plan.ledger.bytes_of("gpu", "graphs") > 0 for plan in (small, streamed)] == [True, False]
+    assert not streamed.sizes().graphs.layers
+    called = replace(small, policy=replace(small.policy, graphs=False)).sizes()
+    assert price(called, small.rates).decode.seconds > 1.5 * small.prediction.decode.formula_s
+
+
 def test_attention_on_the_cpu_leaves_the_host_little_to_do() -> None:
     """With graphs a layer that the CPU attends for is asked for in its two parts, and not operation by operation."""
     found = {
@@ -140,7 +158,8 @@ def test_capturing_takes_its_time_once_a_block() -> None:
     quick = with_graphs()
     graph = quick.gpus[0].graph
     assert graph is not None
-    slow = replace(quick, gpus=(replace(quick.gpus[0], graph=replace(graph, capture_s=Rate(median=0.01))),))
+    slow = replace(quick, gpus=(replace(quick.gpus[0], graph=replace(graph, capture_s=Rate(median=0.0003))),))
+    model = problem_of("opt-1.3b", quick).model
     policy = policy_of(*NEAR, size=1, batches=2)
     for gen_len in (5, 12, 40):
         first, second = (
@@ -148,7 +167,8 @@ def test_capturing_takes_its_time_once_a_block() -> None:
             for profile in (quick, slow)
         )
         longer_s = second.decode.seconds - first.decode.seconds
-        assert longer_s == pytest.approx(0.01 * 24 * 2, rel=0.02)
+        operations = 24 * 2 * graph_operations(model, model.layers[0])
+        assert longer_s == pytest.approx(capture_time(slow, lambda rate: rate.median) * operations, rel=0.02)
         assert second.prefill.seconds == pytest.approx(first.prefill.seconds)
 
 
