@@ -24,8 +24,10 @@ from planner.workload import Workload
 _GPU_PREFILL_TOKENS = 4096
 """Tokens of a prefill chunk that saturate a GPU's matrix products."""
 _CPU_PREFILL_TOKENS = 1024
-_NEARLY = 0.7
-"""Of decode's time, the host's from which graphs may pay: what it does takes longer at times than when measured."""
+_WAITS = 0.5
+"""Of decode's time, the host's from which decode may wait for it: it is slower at times than when it was measured."""
+_INSURANCE = 1.02
+"""Of decode's time, what it may be with graphs, which do not depend on how fast the host is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,16 +100,16 @@ class Problem:
     def draft(self, policy: Policy, max_decode_groups: int = MAX_DECODE_GROUPS) -> Plan:
         """A plan priced by the closed formula alone, in fewer groups of decode passes where that will do.
 
-        Graphs are used where decode would wait for the host without them, and capturing them takes less than that.
+        Graphs are used where decode might wait for the host without them, and capturing them takes less than that.
         """
         if not self.target.graph_operation_bytes:
             return self._priced(policy, max_decode_groups)
         called = self._priced(replace(policy, graphs=False), max_decode_groups)
         decode = called.prediction.decode
-        if decode.busy_s.get(HOST, 0.0) < _NEARLY * decode.seconds:
+        if decode.busy_s.get(HOST, 0.0) < _WAITS * decode.seconds:
             return called
         replayed = self._priced(replace(policy, graphs=True), max_decode_groups)
-        return replayed if replayed.prediction.decode.seconds <= decode.seconds else called
+        return replayed if replayed.prediction.decode.seconds <= _INSURANCE * decode.seconds else called
 
     def _priced(self, policy: Policy, max_decode_groups: int) -> Plan:
         placement, ledger = self.place(policy)
