@@ -102,30 +102,38 @@ class Problem:
 
         Graphs are used where decode might wait for the host without them, and capturing them takes less than that.
         """
-        if not self.target.graph_operation_bytes:
-            return self._priced(policy, max_decode_groups)
-        called = self._priced(replace(policy, graphs=False), max_decode_groups)
-        decode = called.prediction.decode
-        if decode.busy_s.get(HOST, 0.0) < _WAITS * decode.seconds:
-            return called
-        replayed = self._priced(replace(policy, graphs=True), max_decode_groups)
-        return replayed if replayed.prediction.decode.seconds <= _INSURANCE * decode.seconds else called
-
-    def _priced(self, policy: Policy, max_decode_groups: int) -> Plan:
-        placement, ledger = self.place(policy)
-        sizes = Sizes(self.model, self.workload, policy, placement, self.target.compute_tier)
+        placement = place(self.model, policy, self.target.compute_tier)
+        sizes, prediction = self._cheaper(policy, placement, max_decode_groups)
         return Plan(
             schema_version=SCHEMA_VERSION,
             model=ModelRef.of(self.model),
             workload=self.workload,
             hardware=self.target,
-            policy=policy,
+            policy=sizes.policy,
             placement=placement,
-            ledger=ledger,
-            prediction=price(sizes, self.rates, max_decode_groups),
+            ledger=make_ledger(self.model, self.workload, sizes.policy, placement, self.target),
+            prediction=prediction,
             job=predict_job(sizes, self.rates) if self.workload.num_prompts else None,
             rates=self.rates,
         )
+
+    def _cheaper(
+        self, policy: Policy, placement: Placement, max_decode_groups: int
+    ) -> tuple[Sizes, Prediction]:
+        """What is placed without graphs or with them, and its price."""
+
+        def priced(policy: Policy) -> tuple[Sizes, Prediction]:
+            sizes = Sizes(self.model, self.workload, policy, placement, self.target.compute_tier)
+            return sizes, price(sizes, self.rates, max_decode_groups)
+
+        if not self.target.graph_operation_bytes:
+            return priced(policy)
+        called = priced(replace(policy, graphs=False))
+        decode = called[1].decode
+        if decode.busy_s.get(HOST, 0.0) < _WAITS * decode.seconds:
+            return called
+        replayed = priced(replace(policy, graphs=True))
+        return replayed if replayed[1].decode.seconds <= _INSURANCE * decode.seconds else called
 
     def priced(self, plan: Plan) -> Plan:
         """A plan as it is placed, at these rates."""

@@ -17,7 +17,8 @@ from planner.request import Request
 from planner.shares import Shares, WholeRows
 from planner.work import Choice
 
-_FINE_GROUPS = 4
+_FINE_GROUPS, _GROUPS_OF_A_STAGE = 4, 2
+"""Of decode passes; stages are many, and what is played of them at the end is their passes one by one."""
 _NUM_REPAIRS = 6
 _FEW_ROWS = 64
 """Of a block in which a row more or less on the compute tier shows."""
@@ -70,7 +71,7 @@ def _drafts(problem: Problem, candidate: Candidate, count: int, limits: Limits) 
         problem=problem,
         choice=candidate.choice,
         num_gpu_batches=count,
-        max_decode_groups=_FINE_GROUPS,
+        max_decode_groups=_num_groups(problem),
         of_longest=limits.max_latency_s is not None,
     )
     program = Program(relaxed, limits)
@@ -111,7 +112,7 @@ def _placed(
             return None
         count = round(1 / solution.shares.inverse_batches)
         policy = policy_of(problem, candidate.choice, count, solution.shares)
-        draft = problem.draft(policy, _FINE_GROUPS)
+        draft = problem.draft(policy, _num_groups(problem))
         short = draft.ledger.shortfalls(problem.target)
         if not short:
             return draft
@@ -119,6 +120,10 @@ def _placed(
             allowed[tier] = max(0, allowed[tier] - 2 * attempt * excess)
         solution = program.solve(allowed, candidate.way, whole)
     return None
+
+
+def _num_groups(problem: Problem) -> int:
+    return _FINE_GROUPS if problem.pipe.num_stages == 1 else _GROUPS_OF_A_STAGE
 
 
 def is_quick_enough(plan: Plan, request: Request) -> bool:
