@@ -7,9 +7,9 @@ import torch
 from executor.arena import Arena
 from executor.disk import DiskFile, DiskStore
 from planner.layout import activations_resident, align
-from planner.ledger import ACTIVATION_SLOTS, Sizes
 from planner.placement import TierRows
 from planner.policy import Tier
+from planner.sizes import ACTIVATION_SLOTS, Sizes
 
 
 class ActivationHomes:

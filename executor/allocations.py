@@ -18,9 +18,9 @@ from executor.transfer import Delay, make_streams
 from executor.transport import Transport
 from executor.weight_slots import WeightSlots
 from executor.weights import WeightHomes
-from planner.ledger import IDS_KEPT, Sizes
 from planner.plan import Plan
 from planner.shape import shape_of
+from planner.sizes import IDS_KEPT, Sizes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,8 +11,8 @@ from executor.batching import Block, GpuBatch
 from executor.cache import KvView
 from executor.sampling import Sampler
 from executor.template import Arguments
-from planner.ledger import IDS_KEPT, Sizes
 from planner.placement import CacheRows, TierRows
+from planner.sizes import IDS_KEPT, Sizes
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,9 @@ from executor.arena import Arena
 from executor.disk import DiskFile, DiskStore
 from hwprofiles.probes.quantize import dequantise, quantise_pair
 from planner.layout import cache_slot_offsets, group_bytes, token_stride
-from planner.ledger import Sizes
 from planner.placement import CacheGroup, CacheRows, group_tier
 from planner.policy import Tier
+from planner.sizes import Sizes
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,9 +29,9 @@ from executor.weights import WeightHomes
 from hwprofiles.native_attention import find_attention
 from planner.graphs import CAPTURE_PASS
 from planner.layout import is_resident
-from planner.ledger import Sizes
 from planner.placement import CacheGroup, group_tier
 from planner.schedule import PRELUDE, Task
+from planner.sizes import Sizes
 
 
 class LayerCompute:

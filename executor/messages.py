@@ -11,9 +11,9 @@ from executor.activations import ActivationHomes
 from executor.arena import Arena
 from executor.block import BatchState
 from executor.transport import Transport
-from planner.ledger import Sizes
 from planner.messages import Messages
 from planner.shape import Place
+from planner.sizes import Sizes
 from planner.tasks import Resource, Task, TaskKind
 
 

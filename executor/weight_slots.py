@@ -11,8 +11,8 @@ from executor.transfer import copy_bytes
 from executor.weights import WeightHomes, tensor_views
 from hwprofiles.probes.quantize import Dequantise
 from planner.layout import align
-from planner.ledger import WEIGHT_STAGING, Sizes
 from planner.schedule import Slots, Task
+from planner.sizes import WEIGHT_STAGING, Sizes
 
 
 class WeightSlots:

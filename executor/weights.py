@@ -14,9 +14,9 @@ from executor.dummy_weights import fill_dummy
 from executor.homes import DiskHome, Home, MemoryHome
 from executor.load_checkpoint import Destination, load_checkpoint
 from planner.layout import TENSOR_ALIGN_BYTES, Slab, TensorPlace
-from planner.ledger import Sizes
 from planner.model import LayerSpec, TensorSpec
 from planner.policy import TIERS, Tier
+from planner.sizes import Sizes
 
 
 class WeightHomes:

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from hwprofiles.yaml_io import dump_yaml
 from planner.factors import CONTENTION, HANDOVER, LAUNCH, UNPACK, Factors, kind_name
-from planner.ledger import Sizes
 from planner.passes import Blocks
 from planner.plan import PHASES, Phase, Plan, Prediction
 from planner.pricing import price, price_blocks
 from planner.rates import Rates
 from planner.report import RunReport, TaskReport
 from planner.schedule import TaskKind
+from planner.sizes import Sizes
 from planner.work import MAX_DECODE_GROUPS
 
 Vector = NDArray[np.float64]

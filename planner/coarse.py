@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from planner.ledger import Sizes
 from planner.sample import Sample
+from planner.sizes import Sizes
 from planner.task_costs import Group
 
 _GROUPS = (16, 8), (8, 4), (6, 4), (4, 2)

@@ -6,9 +6,9 @@ from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 
 from planner.layout import activations_resident, is_resident, is_streamed, token_stride
-from planner.ledger import Sizes
 from planner.placement import CACHE_GROUPS, CacheGroup, CacheRows, group_tier
 from planner.shape import split_waves
+from planner.sizes import Sizes
 from planner.work import Counts, Held
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from hwprofiles.points import Dtype
 from hwprofiles.profile import HardwareProfile
-from planner.ledger import Sizes
 from planner.plan import PHASES, Interval, PhasePrediction, Prediction, Range
 from planner.pricing import price
 from planner.rates import Rates, make_rates
+from planner.sizes import Sizes
 
 _SPREADS = 1.645 / 0.6745
 """From half of an interquartile range, or from a median error, to either side of 90% of a normal distribution."""

@@ -11,13 +11,14 @@ from typing import Literal
 from hwprofiles.errors import UserError
 from hwprofiles.points import Dtype
 from hwprofiles.yaml_io import check_schema, dump_yaml, from_plain, load_yaml
-from planner.ledger import Ledger, Sizes, Target
+from planner.ledger import Ledger, Target
 from planner.model import ModelSpec, spec_from_config
 from planner.placement import Placement
 from planner.policy import Policy
 from planner.rates import Rates
 from planner.request import Request
 from planner.sharing import Sharing
+from planner.sizes import Sizes
 from planner.workload import Workload
 
 SCHEMA_VERSION = 1

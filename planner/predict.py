@@ -8,12 +8,12 @@ from dataclasses import replace
 from planner.activity import Activity
 from planner.bottleneck import binding_lane
 from planner.cost import HOST
-from planner.ledger import Sizes
 from planner.plan import PHASES, Phase, PhasePrediction, Prediction
 from planner.pricing import price
 from planner.rates import Rates
 from planner.sample import thinned
 from planner.simulate import phase_times
+from planner.sizes import Sizes
 
 _VISITS, _VISITS_IN_SHORT = 800, 300
 """Stops of the zig-zag walk that are played, as far as they suffice: for a plan, and to compare plans."""

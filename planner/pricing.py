@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 
 from planner.cost import HOST, SHARED, CostModel, compute_seconds
 from planner.held import held_by_block, of_share
-from planner.ledger import Sizes
 from planner.message_costs import message_moves
 from planner.model import LayerSpec
 from planner.passes import Blocks, Run, full_block, runs_of
@@ -16,6 +15,7 @@ from planner.piece import total as total_of
 from planner.plan import JobPrediction, Phase, PhasePrediction, Prediction, TaskPrediction
 from planner.rates import Rates
 from planner.schedule import TaskKind
+from planner.sizes import Sizes
 from planner.work import MAX_DECODE_GROUPS, Choice, Compute, Held, Step, Timed
 
 NOT_RUN = "none"

@@ -8,7 +8,7 @@ from hwprofiles.errors import UserError
 from hwprofiles.profile import HardwareProfile
 from planner.cost import HOST, CostModel
 from planner.interval import Band, interval, make_band
-from planner.ledger import Ledger, Sizes, Target, make_ledger
+from planner.ledger import Ledger, Target, make_ledger
 from planner.machine import Caps, make_target
 from planner.model import ModelSpec
 from planner.place import place
@@ -18,6 +18,7 @@ from planner.policy import TIERS, CommDevice, Policy, Tier
 from planner.predict import finished, predict, simulated_in_short
 from planner.pricing import predict_job, price
 from planner.rates import Rates, make_rates
+from planner.sizes import Sizes
 from planner.work import MAX_DECODE_GROUPS, Choice
 from planner.workload import Workload
 

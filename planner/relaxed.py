@@ -15,7 +15,7 @@ from functools import cached_property
 
 from planner.cost import HOST, CostModel
 from planner.graphs import MOST_GRAPHS, may_be_replayed
-from planner.ledger import ACTIVATION_SLOTS, WEIGHT_STAGING, Entry, make_ledger
+from planner.ledger import Entry, make_ledger
 from planner.model import LayerSpec
 from planner.passes import mean_steps
 from planner.placement import CacheRows, Placement, TierRows
@@ -24,6 +24,7 @@ from planner.policy import TIERS, Policy, Split, Tier
 from planner.problem import Problem
 from planner.schedule import TaskKind
 from planner.shares import Lanes, LayerKind, MemoryUse, Shares, StepTime, Way, layer_kinds
+from planner.sizes import ACTIVATION_SLOTS, WEIGHT_STAGING
 from planner.work import A, Choice, Counts, Held, Step, steps_of
 
 _HOMES = ("weights", "cache", "activations")

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.graphs import CAPTURE_PASS
-from planner.ledger import Sizes
 from planner.policy import TIERS
 from planner.schedule import tasks
 from planner.shape import shape_of
+from planner.sizes import Sizes
 
 MAX_TASKS = 50_000
 """Blocks of more tasks are played for some of their tokens."""

@@ -10,9 +10,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from planner.ledger import ACTIVATION_SLOTS, WEIGHT_STAGING
 from planner.message_schedule import NO_SLOTS, Incoming, Outgoing
 from planner.shape import BatchShape, Shape
+from planner.sizes import ACTIVATION_SLOTS, WEIGHT_STAGING
 from planner.tasks import PRELUDE, Ids, Resource, Slots, Task, TaskKind, Visit
 
 __all__ = ["PRELUDE", "Resource", "Slots", "Task", "TaskKind", "tasks"]

@@ -7,9 +7,9 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from planner.layout import activations_resident, is_streamed
-from planner.ledger import Sizes
 from planner.placement import group_tier
 from planner.policy import Tier
+from planner.sizes import Sizes
 from planner.tasks import Task, TaskKind
 
 

@@ -15,7 +15,6 @@ from hwprofiles.profile import HardwareProfile
 from planner.activity import Activity, Span, Timeline
 from planner.contention import Commons
 from planner.cost import HOST
-from planner.ledger import Sizes
 from planner.plan import PHASES, Phase, Plan
 from planner.player import Pieces, play
 from planner.rates import Rates, make_rates
@@ -23,6 +22,7 @@ from planner.same_machine import check_tier
 from planner.sample import Sample, representative
 from planner.schedule import Resource, TaskKind
 from planner.script import LaneWork, Script
+from planner.sizes import Sizes
 from planner.task_costs import SHARED_LANES, TaskCosts
 
 

@@ -16,7 +16,6 @@ from planner.activity import Activity
 from planner.coarse import Coarse, of_single_layers, plays, whole
 from planner.contention import Commons, Shares
 from planner.cost import HOST
-from planner.ledger import Sizes
 from planner.plan import PHASES, Phase, Plan
 from planner.player import Pieces, play
 from planner.rates import Rates
@@ -24,6 +23,7 @@ from planner.sample import Sample, few_tokens, representatives
 from planner.script import Script
 from planner.sharing import THINGS, Sharing, at_full_rates
 from planner.simulate import Simulation, phase_of, stretches_of
+from planner.sizes import Sizes
 from planner.task_costs import SHARED_LANES, Load, TaskCosts
 from planner.tasks import Resource, Task
 

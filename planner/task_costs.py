@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from planner.cost import CostModel
 from planner.held import first_of_waves, held_by_batches
-from planner.ledger import Sizes
 from planner.message_costs import message_moves
 from planner.piece import NOTHING, Piece
 from planner.rates import Rates
 from planner.schedule import PRELUDE, Task, TaskKind
+from planner.sizes import Sizes
 from planner.work import Choice, Compute, Held, Move, step_of
 
 SHARED_LANES = ("disk", "link", "cpu_mem", "cores")

@@ -14,10 +14,10 @@ from executor import memory
 from executor.checkpoint import Checkpoint, named_tensors
 from executor.disk import DiskStore
 from executor.weights import WeightHomes
-from planner.ledger import Sizes
 from planner.model import ModelSpec, spec_from_config
 from planner.placement import CacheRows, Placement, TierRows
 from planner.policy import Policy, Split
+from planner.sizes import Sizes
 from planner.workload import Workload
 
 CONFIG = {

@@ -22,9 +22,10 @@ from hwprofiles.errors import UserError
 from hwprofiles.packing import quantised_bytes
 from hwprofiles.probes.quantize import dequantise, quantise
 from planner.layout import PAGE_BYTES
-from planner.ledger import LOADING_BYTES, Sizes
+from planner.ledger import LOADING_BYTES
 from planner.model import ModelSpec, load_model
 from planner.policy import TIERS
+from planner.sizes import Sizes
 from tests.executor.tiny import FAMILIES, make_plan, random_model, save
 
 ROOT = Path(__file__).parents[2]

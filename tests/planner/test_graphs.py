@@ -11,12 +11,12 @@ from hwprofiles.profile import HardwareProfile, load_profile
 from planner.graphs import MOST_GRAPHS, graph_operations
 from planner.held import held_by_block
 from planner.host_rates import capture_time
-from planner.ledger import Sizes
 from planner.policy import Policy, Split
 from planner.pricing import price
 from planner.problem import Problem
 from planner.relaxed import Relaxed
 from planner.shares import Shares
+from planner.sizes import Sizes
 from planner.walk import AT_HOME
 from planner.work import Choice
 from tests.planner.problems import ON_CPU, ON_DISK, ON_GPU, emulated, policy_of, problem_of, small_opt

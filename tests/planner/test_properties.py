@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwprofiles.profile import HardwareProfile, load_profile
-from planner.ledger import Sizes
 from planner.lp import Solution, solve
 from planner.packed_work import PackedRates
 from planner.policy import Policy, Tier
@@ -20,6 +19,7 @@ from planner.request import Request
 from planner.search import search
 from planner.shortage import explain_shortage
 from planner.simulate import simulate
+from planner.sizes import Sizes
 from tests.planner.problems import (
     MB,
     ON_GPU,

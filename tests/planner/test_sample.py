@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwprofiles.profile import load_profile
-from planner.ledger import Sizes
 from planner.plan import PHASES, Phase
 from planner.policy import Policy, Split
 from planner.rates import Rates
 from planner.sample import Sample, representative, thinned
 from planner.simulate import phase_times, simulate
+from planner.sizes import Sizes
 from tests.planner.problems import ON_CPU, ON_GPU, policy_of, problem_of, small_gemma2, small_opt
 
 NUM_LAYERS = 40

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from hwprofiles.profile import HardwareProfile, load_profile
 from planner.contention import fair_speeds
-from planner.ledger import Sizes
 from planner.policy import Policy, Split
 from planner.pricing import price
 from planner.problem import Problem
@@ -20,6 +19,7 @@ from planner.sample import representative
 from planner.schedule import tasks
 from planner.shape import shape_of
 from planner.simulate import Simulation, simulate
+from planner.sizes import Sizes
 from tests.planner.problems import (
     ON_CPU,
     ON_DISK,
