@@ -8,7 +8,7 @@ layers go from one to the other until they take the same time.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from planner.candidate import Candidate
@@ -38,6 +38,8 @@ _NUM_PLAYED, _MOST_PLAYED = 2, 3
 """Pipelines that are simulated; the latter where the closed formula is far off."""
 _FAR_OFF = 0.85
 """Of its throughput: what is simulated."""
+_CLEARLY = 1.3
+"""Of two stages' throughput: where four have more, three are not as good."""
 _FEW_ROWS = 32
 """Sequences of a block for each stage: with no more, fewer waves than stages are tried too."""
 
@@ -104,10 +106,19 @@ def few_waves(num_stages: int, num_rows: int) -> tuple[int, ...]:
 
 
 def stage_options(cluster: Cluster) -> list[int]:
-    """Numbers of stages worth comparing: all up to four, then doubled, and the most there can be."""
+    """Numbers of stages worth comparing: each twice the one before, and the most there can be."""
     most, least = cluster.most_stages, len(cluster.hosts)
-    wanted = {1, 2, 3, 4, 8, 16, 32, 64, most}
+    wanted = {1, 2, 4, 8, 16, 32, 64, most}
     return sorted(count for count in wanted if least <= count <= most)
+
+
+def stages_between(cluster: Cluster, plans: Mapping[int, Plan]) -> list[int]:
+    """Three, where four stages do not fit or bring little more than two; else three are slower than four."""
+    two, four = plans.get(2), plans.get(4)
+    if 3 in plans or not two or not len(cluster.hosts) <= 3 <= cluster.most_stages:
+        return []
+    is_clear = four and four.throughput_tokens_per_s > _CLEARLY * two.throughput_tokens_per_s
+    return [] if is_clear else [3]
 
 
 def best_of(plans: Sequence[Plan]) -> Plan:

@@ -24,7 +24,7 @@ from planner.render import four_bit_note
 from planner.render_stages import stages_note
 from planner.request import Request
 from planner.search import search
-from planner.search_stages import best_of, explain_stages, search_stages, stage_options
+from planner.search_stages import best_of, explain_stages, search_stages, stage_options, stages_between
 from planner.shortage import explain_shortage
 
 Reporter = Callable[[str], None]
@@ -39,6 +39,9 @@ def searched(arguments: argparse.Namespace, request: Request, report: Reporter) 
     cluster.staged(counts[0])  # refuses what the hosts have no places for
     found = _searches(cluster, counts, request, report)
     plans = {count: plan for count, plan in found.items() if plan}
+    if arguments.stages == "auto" and (more := stages_between(cluster, plans)):
+        found = _searches(cluster, more, request, report)
+        plans = dict(sorted({**plans, **{count: plan for count, plan in found.items() if plan}}.items()))
     if not plans:
         raise UserError(_explain(cluster, counts[-1], request))
     best = best_of([*plans.values()])

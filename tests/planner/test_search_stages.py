@@ -20,7 +20,7 @@ from planner.plan import Plan, load_plan
 from planner.rates import make_rates
 from planner.request import Request
 from planner.search import search
-from planner.search_stages import best_of, search_stages
+from planner.search_stages import best_of, search_stages, stages_between
 from planner.sites import sites_of
 from planner.workload import Workload
 from tests.planner.problems import GB, MB, emulated, small_opt, small_t4
@@ -245,3 +245,24 @@ def test_a_given_policy_on_stages(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "3 stages, 3 waves" in capsys.readouterr().out
     assert main([*words.split(), *sizes.split(), "--hw", str(profile), "--cpu-mem", "900MB"]) == 2
     assert "stage 0 of 3: cpu tier needs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("rates", "expected"),
+    [
+        ({1: 10.0, 2: 18.0, 4: 30.0}, []),
+        ({1: 10.0, 2: 18.0, 4: 20.0}, [3]),
+        ({1: 10.0, 2: 18.0}, [3]),
+        ({1: 10.0, 4: 20.0}, []),
+        ({1: 10.0, 2: 18.0, 3: 25.0, 4: 20.0}, []),
+    ],
+)
+def test_three_stages_are_tried_where_four_bring_little(rates: dict[int, float], expected: list[int]) -> None:
+    """On four GPUs; on two there are no three."""
+    plan = planned(cluster(several_t4(2)), 2)
+    plans = {
+        count: replace(plan, job=None, prediction=replace(plan.prediction, throughput_tokens_per_s=rate))
+        for count, rate in rates.items()
+    }
+    assert stages_between(cluster(several_t4(4)), plans) == expected
+    assert stages_between(cluster(several_t4(2)), plans) == []
