@@ -31,13 +31,18 @@ def large_expert_tokens(layer: LayerSpec) -> float:
     if not layer.num_experts:
         return math.inf
     first = 2 / 3 if layer.gated else 1 / 2  # up, and the gate where there is one
-    flops = 2.0 * first * layer.expert_numel / layer.num_experts
-    return _LARGE_FLOPS / flops * layer.num_experts / layer.experts_per_token
+    rows = _large_rows(first * layer.expert_numel / layer.num_experts)
+    return rows * layer.num_experts / layer.experts_per_token
 
 
 def is_large_product(rows: float, numel: float) -> bool:
     """The same of the matrix that an expert's tokens come to first."""
-    return 2.0 * rows * numel >= _LARGE_FLOPS
+    return rows >= _large_rows(numel)
+
+
+def _large_rows(numel: float) -> float:
+    """From how many rows on, for a matrix of so many elements."""
+    return _LARGE_FLOPS / (2.0 * numel)
 
 
 def align(num_bytes: int, to: int = PAGE_BYTES) -> int:

@@ -15,6 +15,7 @@ from executor.checkpoint import Checkpoint
 from executor.engine import Engine, EngineOptions
 from executor.experts import by_expert
 from executor.sampling import Sampler
+from planner.model import ModelSpec
 from planner.plan import Plan
 from planner.workload import Workload
 from planner.workspace import SCRATCH_BYTES, Fed, workspace_bytes
@@ -65,6 +66,23 @@ def live_peak_bytes(body: Callable[[], None]) -> int:
     return peak
 
 
+def plan_of(spec: ModelSpec, shape: Shape, bits: int) -> Plan:
+    """All on the CPU, which computes."""
+    return make_plan(
+        spec,
+        weights="c",
+        cache=(0, shape.rows, 0, 0, 0),
+        activations=(0, shape.rows, 0),
+        num_gpu_batches=-(-len(shape.lengths) // shape.rows),
+        compute_tier="cpu",
+        emulated=False,
+        workload=Workload(prompt_len=max(shape.lengths), gen_len=shape.gen_len),
+        prefill_rows=shape.prefill_rows,
+        weight_bits=bits,
+        kv_bits=bits,
+    )
+
+
 def run_block(plan: Plan, directory: Path, shape: Shape) -> int:
     """The live peak of a block, after another one has warmed everything up."""
     engine = Engine(plan, EngineOptions(device=CPU, offload_dir=directory, overlap=False))
@@ -99,19 +117,7 @@ def test_ledger_covers_what_computing_allocates(
     """Never more than the ledger's workspace, arguments, logits and dequantised cache; nor far less."""
     chosen = SHAPES[shape]
     spec = save(random_model(family, dtype, **WIDE[family]), tmp_path)
-    plan = make_plan(
-        spec,
-        weights="c",
-        cache=(0, chosen.rows, 0, 0, 0),
-        activations=(0, chosen.rows, 0),
-        num_gpu_batches=-(-len(chosen.lengths) // chosen.rows),
-        compute_tier="cpu",
-        emulated=False,
-        workload=Workload(prompt_len=max(chosen.lengths), gen_len=chosen.gen_len),
-        prefill_rows=chosen.prefill_rows,
-        weight_bits=bits,
-        kv_bits=bits,
-    )
+    plan = plan_of(spec, chosen, bits)
     others = [entry for entry in plan.ledger.entries if entry.purpose in COMPUTED]
     prefill, decode = sum(e.prefill_bytes for e in others), sum(e.decode_bytes for e in others)
     live, ledger = run_block(plan, tmp_path, chosen), max(prefill, decode) if chosen.gen_len > 1 else prefill
@@ -135,19 +141,7 @@ def test_ledger_covers_experts_in_turn(
             if name.endswith("mlp.gate.weight"):
                 parameter.data.zero_()
     spec = save(model, tmp_path)
-    plan = make_plan(
-        spec,
-        weights="c",
-        cache=(0, chosen.rows, 0, 0, 0),
-        activations=(0, chosen.rows, 0),
-        num_gpu_batches=2,
-        compute_tier="cpu",
-        emulated=False,
-        workload=Workload(prompt_len=32, gen_len=1),
-        prefill_rows=chosen.prefill_rows,
-        weight_bits=16,
-        kv_bits=16,
-    )
+    plan = plan_of(spec, chosen, 16)
     others = [e for e in plan.ledger.entries if e.purpose in COMPUTED and e.purpose != "workspace"]
     fed = Fed(rows=chosen.prefill_rows, num_new=32, num_total=32)
     workspace = workspace_bytes(spec, fed, dtype.itemsize, 16, on_gpu=True)
