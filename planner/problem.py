@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from hwprofiles.errors import UserError
@@ -101,40 +102,45 @@ class Problem:
     def draft(self, policy: Policy, max_decode_groups: int = MAX_DECODE_GROUPS) -> Plan:
         """A plan priced by the closed formula alone, in fewer groups of decode passes where that will do.
 
-        Graphs are used where decode might wait for the host without them, and capturing them takes less than that.
+        Graphs are used where they fit, decode might wait for the host without them, and capturing takes less than that.
         """
         placement = place(self.model, policy, self.target.compute_tier)
-        sizes, prediction = self._cheaper(policy, placement, max_decode_groups)
-        return Plan(
-            schema_version=SCHEMA_VERSION,
-            model=ModelRef.of(self.model),
-            workload=self.workload,
-            hardware=self.target,
-            policy=sizes.policy,
-            placement=placement,
-            ledger=make_ledger(self.model, self.workload, sizes.policy, placement, self.target),
-            prediction=prediction,
-            job=predict_job(sizes, self.rates) if self.workload.num_prompts else None,
-            rates=self.rates,
-        )
+        for sizes, prediction in self._preferred(policy, placement, max_decode_groups):
+            plan = Plan(
+                schema_version=SCHEMA_VERSION,
+                model=ModelRef.of(self.model),
+                workload=self.workload,
+                hardware=self.target,
+                policy=sizes.policy,
+                placement=placement,
+                ledger=make_ledger(self.model, self.workload, sizes.policy, placement, self.target),
+                prediction=prediction,
+                job=predict_job(sizes, self.rates) if self.workload.num_prompts else None,
+                rates=self.rates,
+            )
+            if not plan.ledger.shortfalls(self.target):
+                break
+        return plan
 
-    def _cheaper(
+    def _preferred(
         self, policy: Policy, placement: Placement, max_decode_groups: int
-    ) -> tuple[Sizes, Prediction]:
-        """What is placed without graphs or with them, and its price."""
+    ) -> Iterator[tuple[Sizes, Prediction]]:
+        """What is placed and its price: with graphs where they pay, and without them."""
 
         def priced(policy: Policy) -> tuple[Sizes, Prediction]:
             sizes = Sizes(self.model, self.workload, policy, placement, self.target.compute_tier)
             return sizes, price(sizes, self.rates, max_decode_groups)
 
         if not self.target.graph_operation_bytes:
-            return priced(policy)
+            yield priced(policy)
+            return
         called = priced(replace(policy, graphs=False))
         decode = called[1].decode
-        if decode.busy_s.get(HOST, 0.0) < _WAITS * decode.seconds:
-            return called
-        replayed = priced(replace(policy, graphs=True))
-        return replayed if replayed[1].decode.seconds <= _INSURANCE * decode.seconds else called
+        if decode.busy_s.get(HOST, 0.0) >= _WAITS * decode.seconds:
+            replayed = priced(replace(policy, graphs=True))
+            if replayed[1].decode.seconds <= _INSURANCE * decode.seconds:
+                yield replayed
+        yield called
 
     def priced(self, plan: Plan) -> Plan:
         """A plan as it is placed, at these rates."""

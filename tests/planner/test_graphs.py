@@ -110,6 +110,19 @@ def test_graphs_are_for_plans_that_wait_for_the_host() -> None:
     assert price(called, small.rates).decode.seconds > 1.5 * small.prediction.decode.formula_s
 
 
+def test_a_plan_with_no_room_for_graphs_does_without() -> None:
+    """A policy that fits as it is called is not refused for what would only make it faster."""
+    problem = problem_of("opt-1.3b", with_graphs(), prompt_len=8, gen_len=32)
+    most = problem.plan(ALL_GPU).ledger.peak_bytes("gpu")
+    least = problem.place(replace(ALL_GPU, graphs=False))[1].peak_bytes("gpu")
+    assert least < most
+    for limit, graphs in ((most, True), (most - 1, False), (least, False), (least - 1, False)):
+        tight = problem.with_limit("gpu", limit)
+        plan = tight.plan(ALL_GPU)
+        assert plan.policy.graphs == graphs
+        assert bool(plan.ledger.shortfalls(tight.target)) == (limit < least)
+
+
 def test_attention_on_the_cpu_leaves_the_host_little_to_do() -> None:
     """With graphs a layer that the CPU attends for is asked for in its two parts, and not operation by operation."""
     found = {
