@@ -41,17 +41,10 @@ class BlockRun:
         self.unfinished = [True] * len(self.states)
 
     def play(self) -> None:
-        """The tasks of the block; its graphs end with it."""
-        try:
-            self._play()
-        finally:
-            self.held.compute.end_block()
-
-    def _play(self) -> None:
-        """The loop: every task of the schedule into its lane; the compute tasks are done here."""
+        """The tasks of the block: every task of the schedule into its lane; the compute tasks are done here."""
         measurements = self.measurements
         measurements.start_block(self.held.options.device, self.lanes.forget)
-        self.held.compute.start_block()
+        self.held.compute.start_block(self.states)
         gen_len = max(state.batch.gen_len for state in self.states)
         for task in filter(self.wanted, tasks(self.shape, gen_len, self.active)):
             handle = self.lanes.submit(task, self.body(task), self.meeting(task))

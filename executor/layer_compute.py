@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -11,6 +11,7 @@ from executor.attention import ATTENTION_NAME, Exchange, Part, RowAttention, Ste
 from executor.block import BatchState
 from executor.cache import CacheHomes, KvView
 from executor.graphs import LayerGraphs, refresh
+from executor.kept import BlockForm, Kept, form_of
 from executor.messages import MessageSlots
 from executor.template import Arguments, LayerTemplates
 from executor.visits import (
@@ -62,6 +63,9 @@ class LayerCompute:
         self._open: dict[int, Visit] = {}
         """By gpu batch."""
         self._has_rehearsed = False
+        self._form: BlockForm = ()
+        self._kept: dict[int, Kept] = {}
+        """By gpu batch, what its graphs work in."""
         self._replayable = self._find_replayable() if self.graphs.are_used else {}
 
     def bind_ends(self, homes: WeightHomes) -> None:
@@ -69,20 +73,25 @@ class LayerCompute:
         self.templates.bind_ends({tensor.name: homes.end(tensor.name) for tensor in self.sizes.model.ends})
         self.weights.prepare()
 
-    def start_block(self) -> None:
-        """Slots hold other layers now."""
+    def start_block(self, states: Sequence[BatchState]) -> None:
+        """Slots hold other layers now; graphs are of blocks of one form, whose gpu batches end together."""
         self._bound = None
-        self.end_block()
-
-    def end_block(self) -> None:
-        """Graphs are of one block."""
         self._open.clear()
+        form = form_of(states)
+        if form != self._form or not self.replays.are_of_one_order:
+            self._forget()
+        self._form = form
+
+    def _forget(self) -> None:
+        """No graph holds any longer."""
         self.replays.forget()
+        self._kept.clear()
 
     def close(self) -> None:
         """Give the memory back; the attention outlives the engine, for it is registered with transformers."""
         self.attention.step = None
-        self.end_block()
+        self._open.clear()
+        self._forget()
         self.exchange.close()
 
     def run(self, task: Task, state: BatchState) -> None:
@@ -115,6 +124,8 @@ class LayerCompute:
 
         A later stage of a pipeline is sent the hidden states: it needs the arguments only, whatever the ids.
         """
+        if task.i == 1 and task.k in self._kept:
+            self._kept[task.k].take(state)
         past, num_new = state.past(task.i), state.num_new(task.i)
         ids = self._ids(task, state).to(self.device).view(state.num_rows, num_new)
         before = state.arguments
@@ -135,7 +146,7 @@ class LayerCompute:
                 self._working(task, state)[first : first + count] = recorded.hidden
             state.arguments.append(recorded.arguments)
         if task.i and self._replays(task.k):
-            self._prepare_replay(state, past, before[0] if task.i >= CAPTURE_PASS else None)
+            self._prepare_replay(task, state, before[0])
 
     def _replays(self, k: int) -> bool:
         """Whether layers are replayed for this gpu batch."""
@@ -153,17 +164,26 @@ class LayerCompute:
             if not rows[k].cpu_attend or find_attention() is not None
         }
 
-    def _prepare_replay(self, state: BatchState, past: int, kept: tuple[Arguments, ...] | None) -> None:
-        """Put what changes from token to token where graphs read it: the cache's length, and layers' arguments."""
+    def _prepare_replay(self, task: Task, state: BatchState, before: tuple[Arguments, ...]) -> None:
+        """Put what changes from token to token where graphs read it: the cache's length, and layers' arguments.
+
+        `before` are those of the last token; in the first pass of decode those of an earlier block are taken.
+        """
         if state.length is None:
             state.length = torch.empty(1, dtype=torch.long, device=self.device)
-        state.length.fill_(past)
-        if kept is None:
+        state.length.fill_(state.past(task.i))
+        known = self._kept.get(task.k)
+        if task.i < CAPTURE_PASS:
+            if known is None:
+                return
+            before = known.arguments
+        if refresh(before, state.arguments[0]):
+            state.arguments = [before]
+            if known is None:
+                self._kept[task.k] = Kept.of(state, before)
             return
-        if refresh(kept, state.arguments[0]):
-            state.arguments = [kept]
-        else:
-            self.replays.forget()
+        self._forget()
+        if task.i >= CAPTURE_PASS:
             self.graphs.refuse("what layers are called with differs from token to token")
 
     def _ids(self, task: Task, state: BatchState) -> torch.Tensor:
@@ -192,7 +212,8 @@ class LayerCompute:
             task.slots.cache if self._replayable.get(task.k, 1) > 1 else -1,
         )
         is_replayed = self._is_replayed(task)
-        if is_replayed and (known := self.replays.find(key, opened)):
+        is_known = is_replayed and (task.i >= CAPTURE_PASS or not (opened or task.num_parts > 1))
+        if is_known and (known := self.replays.find(key, opened)):
             if self.sizes.policy.weight_bits == 4:
                 self._bind(task)
             visit: Visit = Replayed(task.k, known, state.past(task.i) + 1)

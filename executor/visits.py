@@ -99,7 +99,7 @@ class Replayed:
 
 
 class Replays:
-    """The graphs of a block, and the order in which visits may take their place.
+    """The graphs of blocks, and the order in which visits may take their place.
 
     All graphs share their memory, and queries and results a place of two halves: what a visit leaves there while it is
     open must not be what the next one writes. So a visit is replayed after the visit that it was captured after and no
@@ -115,8 +115,13 @@ class Replays:
         self._is_stale = False
         self._num_orders = 0
 
+    @property
+    def are_of_one_order(self) -> bool:
+        """Whether the visits have always followed one another as they do at first."""
+        return not (self._is_stale or self._num_orders)
+
     def forget(self) -> None:
-        """Start anew: graphs are of one block."""
+        """Start anew."""
         self._recorded.clear()
         self._is_stale, self._num_orders = False, 0
 

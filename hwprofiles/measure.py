@@ -269,6 +269,7 @@ def _measure_gpu(request: Request, device: torch.device, host: Host, cost: Proce
         graph=None if emulated else measure_graph(device, pace.next(f"{device} graphs")),
         kernel_share=kernel_share,
         mapped_share=mapped_share,
+        kernels_host_bytes={} if emulated else cost.kernels_host_bytes,
     )
 
 

@@ -10,6 +10,9 @@ from typing import Literal
 from hwprofiles.errors import UserError
 
 Dtype = Literal["float32", "float16", "bfloat16"]
+Kernels = Literal["rotary", "experts"]
+"""Kinds of models that call kernels which OPT does not: with rotary embeddings and root mean square norms, and with a
+mixture of experts besides."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,9 +124,13 @@ class Graph:
     """What the driver keeps on the GPU for each operation in one."""
     capture_s: Rate | None = None
     """Host time to make one and to start it for the first time, beside calling the operations; None: not measured."""
+    host_operation_bytes: int | None = None
+    """What is kept in host memory for each operation in one; None: not measured."""
 
     def __post_init__(self) -> None:
         check_positive(operation_bytes=self.operation_bytes)
+        if (self.host_operation_bytes or 0) < 0:
+            raise UserError(f"host_operation_bytes must not be negative, found {self.host_operation_bytes}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ from hwprofiles.points import (
     GemmPoint,
     Graph,
     GroupedAttention,
+    Kernels,
     LayerPoint,
     Link,
     Margins,
@@ -58,9 +59,15 @@ class Gpu:
     """None in older profiles."""
     graph: Graph | None = None
     """None in older profiles, and where decode attention has no kernel that can be part of one."""
+    kernels_host_bytes: Mapping[Kernels, int] = field(default_factory=dict)
+    """What a process keeps in host memory, beyond the host's `process_bytes`, of the kernels that OPT does not call;
+    empty in older profiles."""
 
     def __post_init__(self) -> None:
         check_positive(memory_bytes=self.memory_bytes)
+        for kind, nbytes in self.kernels_host_bytes.items():
+            if nbytes < 0:
+                raise UserError(f"kernels_host_bytes of {kind} must not be negative, found {nbytes}")
         check_points(gemm=self.gemm, **{f"gemm.{dtype}": points for dtype, points in self.gemm.items()})
 
 
@@ -148,6 +155,20 @@ class Disk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BesideH2d:
+    """CPU attention and copies to a GPU at work at once, and nothing else: what decode does where the CPU attends."""
+
+    dtype: Dtype
+    """Of K and V."""
+    threads: int
+    attention_bytes_per_s: Rate
+    h2d_bytes_per_s: Rate
+
+    def __post_init__(self) -> None:
+        check_positive(threads=self.threads)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Concurrent:
     """Each rate while all the others are at work too; None where the machine lacks the part."""
 
@@ -157,6 +178,8 @@ class Concurrent:
     disk_read_bytes_per_s: Rate
     cpu_attention_dtype: Dtype | None = None
     cpu_attention_threads: int | None = None
+    attention_beside_h2d: BesideH2d | None = None
+    """None in older profiles, and without a GPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

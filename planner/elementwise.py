@@ -56,6 +56,11 @@ class Elementwise:
         return sum(part.token_bytes for part in self.moved)
 
 
+def has_rotary(model: ModelSpec) -> bool:
+    """Whether positions turn queries and keys."""
+    return model.config["model_type"] not in _WITHOUT_ROTARY
+
+
 @lru_cache(maxsize=256)
 def elementwise(model: ModelSpec, layer: LayerSpec) -> Elementwise:
     """The counts of one layer."""
@@ -108,7 +113,7 @@ def _norms(model: ModelSpec, layer: LayerSpec) -> tuple[int, list[Moved]]:
 
 
 def _rotary(model: ModelSpec) -> tuple[int, list[Moved]]:
-    if model.config["model_type"] in _WITHOUT_ROTARY:
+    if not has_rotary(model):
         return 0, []
     rows = [dim * DTYPE_BYTES[model.dtype] for dim in (model.num_heads * model.head_dim, model.kv_dim)]
     part = model.config.get("partial_rotary_factor", model.config.get("rotary_pct", _rotary_part(model)))

@@ -49,10 +49,17 @@ def capture_time(profile: HardwareProfile, at: Reading) -> float:
 
 
 def host_memory(profile: HardwareProfile, at: Reading) -> float:
-    """What goes through the host's memory a second: what its cores read, or all parts together if that is more."""
+    """What goes through the host's memory a second where its cores and a GPU's copies want more than there is.
+
+    It is what attention and loads get at once; in older profiles what the cores read, or all parts together if that is
+    more, though copies of one small buffer may have come from a processor's cache.
+    """
     one, together = at(profile.host.memory_bytes_per_s), profile.concurrent
     if together is None or not profile.gpus or profile.gpus[0].emulated:
         return one
+    beside = together.attention_beside_h2d
+    if beside is not None:
+        return at(beside.attention_bytes_per_s) + at(beside.h2d_bytes_per_s)
     parts = (
         together.cpu_attention_bytes_per_s,
         together.h2d_bytes_per_s,

@@ -6,12 +6,13 @@ The planner's memory limits and the executor's allocations both come from sizes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 from hwprofiles.errors import UserError
-from hwprofiles.points import NO_MARGINS, Margins
+from hwprofiles.points import NO_MARGINS, Kernels, Margins
 from hwprofiles.units import MIB, format_bytes
+from planner.elementwise import has_rotary
 from planner.layout import align
 from planner.model import ModelSpec
 from planner.placement import Placement
@@ -68,6 +69,10 @@ class Target:
     """Of the same, what is kept on the GPU; that is in the ledger."""
     graph_operation_bytes: int = 0
     """For each operation of a CUDA graph, what the driver keeps on the GPU; 0: runs use no graphs."""
+    graph_operation_host_bytes: int = 0
+    """Likewise in host memory."""
+    kernels_host_bytes: Mapping[Kernels, int] = field(default_factory=dict, hash=False)
+    """What a process on a GPU keeps in host memory of kernels that OPT does not call, by kind of model."""
 
     def limit_bytes(self, tier: Tier) -> int:
         """The most bytes a plan may hold on a tier."""
@@ -197,7 +202,11 @@ def _transients(sizes: Sizes, target: Target) -> Iterator[Entry]:
     yield Entry(tier=tier, purpose="workspace", prefill_bytes=prefill, decode_bytes=decode)
     if target.graph_operation_bytes and sizes.graphs.num_operations:  # and a workspace of their own
         nbytes = target.graph_operation_bytes * sizes.graphs.num_operations + align(decode, GRAPH_POOL_BYTES)
-        yield Entry(tier=tier, purpose="graphs", prefill_bytes=0, decode_bytes=nbytes)
+        on_host = target.graph_operation_host_bytes * sizes.graphs.num_operations
+        is_last = workload.num_prompts is not None and workload.num_prompts <= policy.block_size
+        for where, held in ((tier, nbytes), ("cpu", on_host)):
+            kept = 0 if is_last else held  # for the next block
+            yield Entry(tier=where, purpose="graphs", prefill_bytes=kept, decode_bytes=held)
     prefill = policy.block_size * argument_bytes(model, prompt_len, prompt_len, element_bytes)
     decode = policy.block_size * argument_bytes(model, 1, max_len, element_bytes)
     yield Entry(tier=tier, purpose="layer arguments", prefill_bytes=prefill, decode_bytes=decode)
@@ -215,15 +224,20 @@ def _process(sizes: Sizes, target: Target) -> Iterator[Entry]:
     """What the process takes on the host, whatever the policy."""
     model, workload = sizes.model, sizes.workload
     yield _both("cpu", "process", target.process_bytes)
-    yield _both("cpu", "libraries", library_bytes(target.compute_tier, emulated=target.emulated))
+    yield _both("cpu", "libraries", library_bytes(model, target))
     yield _both("cpu", TOKENIZER, tokenizer_bytes(model))
     yield _both("cpu", "requests", _requests(workload, sizes.policy))
     yield Entry(tier="cpu", purpose="loading", prefill_bytes=0, decode_bytes=0, loading_bytes=LOADING_BYTES)
 
 
-def library_bytes(compute_tier: Tier, *, emulated: bool) -> int:
+def library_bytes(model: ModelSpec, target: Target) -> int:
     """What libraries take beyond the process that is weighed."""
-    return LIBRARY_BYTES + (GPU_LIBRARY_BYTES if compute_tier == "gpu" and not emulated else 0)
+    if target.compute_tier != "gpu" or target.emulated:
+        return LIBRARY_BYTES
+    kernels: Kernels | None = "rotary" if has_rotary(model) else None
+    if any(layer.num_experts for layer in model.layers):
+        kernels = "experts"
+    return LIBRARY_BYTES + GPU_LIBRARY_BYTES + (target.kernels_host_bytes.get(kernels, 0) if kernels else 0)
 
 
 def _requests(workload: Workload, policy: Policy) -> int:

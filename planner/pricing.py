@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from planner.cost import HOST, SHARED, CostModel, compute_seconds
+from planner.graphs import CAPTURE_PASS
 from planner.held import held_by_block, of_share
 from planner.message_costs import message_moves
 from planner.model import LayerSpec
@@ -148,12 +149,25 @@ def _add_run(phases: dict[Phase, _PhaseSum], sizes: Sizes, rates: Rates, run: Ru
         rows=run.mean_rows,
     )
     groups = _layer_groups(sizes)
-    for step in run.steps:
-        layers = groups
+    for called in run.steps:
+        step, layers = _of_blocks(called, run, sizes), groups
         if step.share != 1.0:
             layers = [replace(group, held=of_share(group.held, step.share)) for group in groups]
         _add_step(phases[step.phase], cost, layers, step, run.num_blocks)
         _add_messages(phases[step.phase], cost, sizes, layers[0].held, step)
+
+
+def _of_blocks(step: Step, run: Run, sizes: Sizes) -> Step:
+    """Graphs of the first block are replayed in those like it, whose gpu batches end together.
+
+    From the first pass of decode on, or from the second where the CPU attends.
+    """
+    if run.num_blocks == 1 or any(other.share != 1.0 for other in run.steps):
+        return step
+    first = 1 / run.num_blocks
+    attended = any(rows.cpu_attend for rows in sizes.placement.cache_rows)
+    eager = first + (1 - first) * attended / CAPTURE_PASS
+    return replace(step, captured=step.captured * first, eager=step.eager * eager)
 
 
 def _add_step(

@@ -26,7 +26,7 @@ from planner.workload import Workload
 _GPU_PREFILL_TOKENS = 4096
 """Tokens of a prefill chunk that saturate a GPU's matrix products."""
 _CPU_PREFILL_TOKENS = 1024
-_WAITS = 0.5
+_WAITS = 0.25
 """Of decode's time, the host's from which decode may wait for it: it is slower at times than when it was measured."""
 _INSURANCE = 1.02
 """Of decode's time, what it may be with graphs, which do not depend on how fast the host is."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from itertools import cycle
 
 import torch
@@ -12,7 +13,7 @@ from hwprofiles.budget import DTYPES, Pace
 from hwprofiles.points import AttentionPoint, Dtype, GroupedAttention
 from hwprofiles.probes.buffers import affordable_bytes, fill_random, mapping
 from hwprofiles.probes.compute import TORCH_DTYPE
-from hwprofiles.probes.cpu_attention import Decode, attend_native, attend_plain
+from hwprofiles.probes.cpu_attention import Decode, attend_plain, native_call
 from hwprofiles.probes.timing import Worker, measured_rate, rounds_of
 from hwprofiles.units import MIB
 
@@ -69,8 +70,8 @@ def _sequence_bytes(dtype: torch.dtype, num_heads: int) -> int:
 def attention_worker(dtype: Dtype, threads: int, memory: torch.Tensor, group: int = 1) -> Worker:
     """Attention of one query row a sequence by so many of torch's threads; each call reads other sequences.
 
-    The cache lies as a run keeps it, the position outermost, and a run calls the same function. `group` query heads
-    share a head of K and V; there are as many query heads whatever the group.
+    The cache lies as a run keeps it, the position outermost, and a run with a GPU makes the same calls, from and to
+    tensors that are there. `group` query heads share a head of K and V; there are as many query heads in any group.
     """
     torch_dtype, num_heads = TORCH_DTYPE[dtype], _HEADS // group
     sequence_bytes = _sequence_bytes(torch_dtype, num_heads)
@@ -81,17 +82,24 @@ def attention_worker(dtype: Dtype, threads: int, memory: torch.Tensor, group: in
         .view(torch_dtype)
         .view(num_calls, _POSITIONS, 2, rows, num_heads * _HEAD_SIZE)
     )
-    query = fill_random(torch.empty(rows, _HEADS, 1, _HEAD_SIZE, dtype=torch_dtype))
+    query = fill_random(torch.empty(rows, _HEADS, 1, _HEAD_SIZE))
     how = Decode(num_heads=num_heads, start=0, pads=None, scale=_HEAD_SIZE**-0.5, softcap=None)
-    following = cycle(caches.unbind())
+    out = torch.empty_like(query)
+    following = cycle(
+        [
+            native_call(query, cache, how, out, threads)
+            or partial(attend_plain, query.to(torch_dtype), cache, how)
+            for cache in caches.unbind()
+        ]
+    )
 
     def attend() -> None:
-        cache = next(following)
-        if attend_native(query, cache, how) is None:
-            attend_plain(query, cache, how)
+        next(following)()
 
     return Worker(
-        operation=attend, amount=rows * sequence_bytes, prepare=lambda: torch.set_num_threads(threads)
+        operation=attend,
+        amount=rows * sequence_bytes,
+        prepare=lambda: torch.set_num_threads(threads),
     )
 
 

@@ -18,10 +18,11 @@ from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, PreTrainedTokenizerFast
 
 from hwprofiles.allocation import trim_heap
-from hwprofiles.points import NO_MARGINS, Margins
+from hwprofiles.points import NO_MARGINS, Kernels, Margins
 from hwprofiles.probes.allocators import allocator_overhead
 from hwprofiles.probes.kernels import AMPERE, usable
 from hwprofiles.probes.libraries import library_bytes, load_packed
+from hwprofiles.probes.models import kernels_host_bytes
 from hwprofiles.probes.weighed import Weighed
 from hwprofiles.process_memory import peak_resident_bytes, resident_bytes
 
@@ -90,13 +91,14 @@ def weigh(num_gpus: int) -> Weighed:
     """Weigh the process with its first GPU, then start the others."""
     load_everything()
     peak_bytes = peak_resident_bytes()
-    margins = NO_MARGINS
+    margins, kernels = NO_MARGINS, dict[Kernels, int]()
     if num_gpus:
         first = torch.device("cuda", 0)
         use_gpu(0, _OF_ONE_RUN)
         for dtype in _OF_ONE_RUN:
             load_packed(first, dtype)
         peak_bytes = peak_resident_bytes()  # libraries keep on the host what they load for the GPU
+        kernels = kernels_host_bytes(first, *_OF_ONE_RUN)
         use_gpu(0)
         context = library_bytes(first)
         allocator, fragmentation = allocator_overhead(first)
@@ -104,7 +106,7 @@ def weigh(num_gpus: int) -> Weighed:
     else:
         use_cpu()
         peak_bytes = max(peak_bytes, resident_bytes())
-    weighed = Weighed(resident_bytes=peak_bytes, margins=margins)
+    weighed = Weighed(resident_bytes=peak_bytes, margins=margins, kernels_host_bytes=kernels)
     for index in range(1, num_gpus):
         use_gpu(index)
         library_bytes(torch.device("cuda", index))

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 
 import torch
 
+from hwprofiles.allocation import trim_heap
 from hwprofiles.points import GRAPH_OPERATIONS, Graph, Rate
 from hwprofiles.probes.kernels import AMPERE, usable
 from hwprofiles.probes.timing import MIN_REPEATS, rate_of, rounded
+from hwprofiles.process_memory import resident_bytes
 
 _GRAPHS = 128
 _VALUES = 4096
@@ -23,15 +25,17 @@ def measure_graph(device: torch.device, slice_s: float) -> Graph | None:
     with torch.cuda.stream(torch.cuda.Stream(device)):
         values += 1  # its kernel is loaded before anything is weighed
         torch.cuda.synchronize(device)
-        before = _driver_bytes(device)
+        trim_heap()  # else the host's part may come to lie in what was freed
+        before, on_host = _driver_bytes(device), resident_bytes()
         graphs, capture_s = zip(*(_captured(values) for _ in range(_GRAPHS)), strict=True)
         torch.cuda.synchronize(device)
-        kept = _driver_bytes(device) - before
+        kept, kept_on_host = _driver_bytes(device) - before, resident_bytes() - on_host
         seconds = _replay_seconds(graphs, device, slice_s)
     return Graph(
         replay_s=seconds,
         operation_bytes=max(1, kept // (_GRAPHS * GRAPH_OPERATIONS)),
         capture_s=rate_of(capture_s),
+        host_operation_bytes=max(0, kept_on_host // (_GRAPHS * GRAPH_OPERATIONS)),
     )
 
 

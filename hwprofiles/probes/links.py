@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -64,10 +64,10 @@ def measure_link(device: torch.device, largest_bytes: int, budget: Budget, pace:
 
 
 def both_ways(ends: Ends, size_bytes: int) -> dict[str, Worker]:
-    """A worker for each direction, on a stream or thread of its own."""
+    """A worker for each direction, on a stream or thread of its own, which copies so much at a time."""
     return {
-        "h2d": _copy_worker(ends.device_in[:size_bytes], ends.host_out[:size_bytes]),
-        "d2h": _copy_worker(ends.host_in[:size_bytes], ends.device_out[:size_bytes]),
+        "h2d": _copy_worker(ends.device_in, ends.host_out, size_bytes),
+        "d2h": _copy_worker(ends.host_in, ends.device_out, size_bytes),
     }
 
 
@@ -91,17 +91,7 @@ def copies(target: Tensor, source: Tensor, size: int) -> Rounds:
 
     Between host arenas a worker thread does them, as an executor has it.
     """
-    pieces = itertools.cycle(
-        [
-            (target[start : start + size], source[start : start + size])
-            for start in range(0, source.numel() - size + 1, size)
-        ]
-    )
-
-    def copy() -> None:
-        to, from_ = next(pieces)
-        to.copy_(from_, non_blocking=True)
-
+    copy = _walking(target, source, size)
     if target.is_cuda or source.is_cuda:
         device = target.device if target.is_cuda else source.device
         return rounds_of(copy, lambda: synchronize(device))
@@ -114,18 +104,26 @@ def copies(target: Tensor, source: Tensor, size: int) -> Rounds:
     return run_in_thread
 
 
-def _copy_worker(target: Tensor, source: Tensor) -> Worker:
+def _copy_worker(target: Tensor, source: Tensor, size: int) -> Worker:
+    one = _walking(target, source, size)
     if not (target.is_cuda or source.is_cuda):
-        return Worker(
-            operation=lambda: target.copy_(source),
-            amount=source.nbytes,
-            prepare=lambda: torch.set_num_threads(1),
-        )
+        return Worker(operation=one, amount=size, prepare=lambda: torch.set_num_threads(1))
     stream = torch.cuda.Stream(target.device if target.is_cuda else source.device)
 
     def copy() -> None:
         with torch.cuda.stream(stream):
-            target.copy_(source, non_blocking=True)
+            one()
         stream.synchronize()
 
-    return Worker(operation=copy, amount=source.nbytes)
+    return Worker(operation=copy, amount=size)
+
+
+def _walking(target: Tensor, source: Tensor, size: int) -> Callable[[], None]:
+    """A copy of so many bytes, each time of the next ones."""
+    starts = itertools.cycle(range(0, source.numel() - size + 1, size))
+
+    def copy() -> None:
+        start = next(starts)
+        target[start : start + size].copy_(source[start : start + size], non_blocking=True)
+
+    return copy

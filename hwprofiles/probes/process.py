@@ -9,14 +9,15 @@ import subprocess
 import sys
 import tempfile
 import threading
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from hwprofiles.allocation import CUDA_ALLOCATOR
 from hwprofiles.errors import UserError
-from hwprofiles.points import NO_MARGINS, Margins
+from hwprofiles.points import NO_MARGINS, Kernels, Margins
 from hwprofiles.probes.weighed import Weighed
 from hwprofiles.yaml_io import from_plain
 
@@ -34,6 +35,8 @@ class ProcessCost:
     """Between the largest and the smallest of several processes."""
     margins: Margins = NO_MARGINS
     """Of each GPU."""
+    kernels_host_bytes: Mapping[Kernels, int] = field(default_factory=dict)
+    """Of models that are not like OPT, beyond `resident_bytes`; empty without a GPU."""
 
 
 def process_cost(num_gpus: int, num_runs: int = 1) -> ProcessCost:
@@ -49,6 +52,10 @@ def process_cost(num_gpus: int, num_runs: int = 1) -> ProcessCost:
         resident_bytes=statistics.median_low(resident),
         context_bytes=tuple(max(gpu) for gpu in zip(*(context for _, context in runs), strict=True)),
         spread_bytes=resident[-1] - resident[0],
+        kernels_host_bytes={
+            kind: statistics.median_low([weighed.kernels_host_bytes[kind] for weighed, _ in runs])
+            for kind in runs[0][0].kernels_host_bytes
+        },
         margins=Margins(
             context_bytes=max(weighed.margins.context_bytes for weighed, _ in runs),
             allocator_bytes=max(weighed.margins.allocator_bytes for weighed, _ in runs),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hwprofiles.points import Margins
+from hwprofiles.points import Kernels, Margins
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,3 +15,5 @@ class Weighed:
     resident_bytes: int
     margins: Margins
     """Of its first GPU."""
+    kernels_host_bytes: Mapping[Kernels, int]
+    """What it keeps besides on the host of the kernels of other models than OPT."""

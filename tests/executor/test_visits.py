@@ -62,6 +62,40 @@ def test_what_the_cpu_attends_is_replayed(
 
 
 @pytest.mark.skipif(find_attention() is None, reason="no compiler")
+@pytest.mark.parametrize(
+    ("lengths", "tokens", "num_alike"),
+    [
+        (LENGTHS * 2, TOGETHER * 2, 2),
+        ([9] * 24, TOGETHER * 2, 2),
+        ([9] * 12 + LENGTHS, TOGETHER * 2, 1),
+        (LENGTHS * 2, APART * 2, 1),
+        ((LENGTHS * 2)[:23], (TOGETHER * 2)[:23], 1),
+    ],
+    ids=["padded", "all of a length", "of two kinds", "apart in the end", "fewer in the end"],
+)
+def test_later_blocks_are_replayed_too(
+    lengths: list[int],
+    tokens: list[int],
+    num_alike: int,
+    tape: list[TapeGraphs],
+    tmp_path: Path,
+) -> None:
+    """What the first block captured holds for another of as many rows and as padded; else it is anew."""
+    model = random_model("llama")
+    spec = save(model, tmp_path / "model")
+    plan = three_batches(spec, weights="gc", cache=ATTENDED)
+    requests = random_prompts(lengths, tokens)
+    options = EngineOptions(device=torch.device("cpu"), offload_dir=tmp_path)
+    assert run_plan(plan, tmp_path / "model", requests, options) == reference_tokens(model, requests)
+    [graphs] = tape
+    num_parts = 2 * sum(plan.sizes().graphs.num_graphs(j, range(3)) for j in range(3))
+    if num_alike == 2:
+        assert graphs.num_captured == num_parts
+    else:
+        assert graphs.num_captured > num_parts
+
+
+@pytest.mark.skipif(find_attention() is None, reason="no compiler")
 @pytest.mark.parametrize("tokens", [TOGETHER, APART], ids=["together", "apart"])
 @pytest.mark.parametrize("family", ["qwen2", "gemma2"])
 def test_layers_that_slide_are_called_between_others(
@@ -118,6 +152,21 @@ def test_the_same_tokens_on_a_gpu(
     spec = save(model, tmp_path / "model")
     plan = three_batches(spec, weights=weights, cache=cache, emulated=False)
     requests = random_prompts(LENGTHS, tokens)
+    options = EngineOptions(device=torch.device("cuda", 0), offload_dir=tmp_path)
+    assert run_plan(plan, tmp_path / "model", requests, options) == reference_tokens(model, requests)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("lengths", [LENGTHS * 3, [9] * 36, [9] * 12 + LENGTHS * 2, (LENGTHS * 3)[:31]])
+@pytest.mark.parametrize("cache", [(4, 0, 0, 0, 0), ATTENDED, BOTH, STREAMED, THREE])
+def test_later_blocks_are_replayed_on_a_gpu(
+    cache: tuple[int, ...], lengths: list[int], tmp_path: Path
+) -> None:
+    """Three blocks: from the first pass of decode on where all rows are at home, from the second elsewhere."""
+    model = random_model("llama")
+    spec = save(model, tmp_path / "model")
+    plan = three_batches(spec, weights="gc", cache=cache, emulated=False)
+    requests = random_prompts(lengths, [12] * len(lengths))
     options = EngineOptions(device=torch.device("cuda", 0), offload_dir=tmp_path)
     assert run_plan(plan, tmp_path / "model", requests, options) == reference_tokens(model, requests)
 

@@ -10,7 +10,7 @@ import yaml
 
 from hwprofiles.errors import UserError
 from hwprofiles.host import memory_limits, occupied_bytes
-from hwprofiles.points import NO_MARGINS, Margins
+from hwprofiles.points import NO_MARGINS, Kernels, Margins
 from hwprofiles.probes import process
 from hwprofiles.probes.libraries import load_kernels
 from hwprofiles.probes.process import process_cost
@@ -33,12 +33,13 @@ def test_a_fresh_process_is_weighed() -> None:
 
 
 def test_several_processes_become_one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The middle one's size, the spread between them, and of all else the most that any of them took."""
+    """The middle one's sizes, the spread between them, and of all else the most that any of them took."""
 
     def weighed(resident: int, *kinds: int) -> Weighed:
         context, allocator, fragmentation = kinds
         margins = Margins(context_bytes=context, allocator_bytes=allocator, fragmentation_bytes=fragmentation)
-        return Weighed(resident_bytes=resident, margins=margins)
+        kernels: dict[Kernels, int] = {"rotary": 2 * context, "experts": 3 * context}
+        return Weighed(resident_bytes=resident, margins=margins, kernels_host_bytes=kernels)
 
     runs = iter([
         (weighed(100, 7, 1, 30), (500, 510)),
@@ -49,6 +50,7 @@ def test_several_processes_become_one_figure(monkeypatch: pytest.MonkeyPatch) ->
     cost = process_cost(2, num_runs=3)
     assert (cost.resident_bytes, cost.context_bytes, cost.spread_bytes) == (103, (505, 510), 9)
     assert cost.margins == Margins(context_bytes=9, allocator_bytes=2, fragmentation_bytes=30)
+    assert cost.kernels_host_bytes == {"rotary": 16, "experts": 24}
 
 
 def test_layers_hold_what_they_say() -> None:

@@ -9,7 +9,7 @@ from hwprofiles.points import NO_MARGINS
 from hwprofiles.profile import HardwareProfile, load_profile
 from planner.batching import Lengths
 from planner.ledger import LOADING_BYTES, library_bytes
-from planner.machine import Caps
+from planner.machine import Caps, make_target
 from planner.model import ModelSpec, load_model, spec_from_config
 from planner.policy import Policy, Split
 from planner.problem import Problem, make_problem
@@ -110,8 +110,7 @@ def problem_of(
     spec = load_model(model) if isinstance(model, str) else model
     profile = profile or small_t4()
     if cpu is not None:
-        gpus = profile.gpus
-        libraries = library_bytes("gpu" if gpus else "cpu", emulated=bool(gpus) and gpus[0].emulated)
+        libraries = library_bytes(spec, make_target(profile, Caps()))
         cpu += LOADING_BYTES + libraries + tokenizer_bytes(spec)
     return make_problem(spec, workload, profile, Caps(gpu_bytes=gpu, cpu_bytes=cpu, disk_bytes=disk))
 

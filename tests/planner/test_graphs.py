@@ -21,13 +21,15 @@ from planner.walk import AT_HOME
 from planner.work import Choice
 from tests.planner.problems import ON_CPU, ON_DISK, ON_GPU, emulated, policy_of, problem_of, small_opt
 
-OPERATION_BYTES = 7000
+OPERATION_BYTES, ON_HOST_BYTES = 7000, 5000
 
 
 def with_graphs(profile: HardwareProfile | None = None) -> HardwareProfile:
     """A profile whose GPU was measured with them."""
     profile = profile or load_profile("h200-host")
-    graph = Graph(replay_s=Rate(median=1.4e-5), operation_bytes=OPERATION_BYTES)
+    graph = Graph(
+        replay_s=Rate(median=1.4e-5), operation_bytes=OPERATION_BYTES, host_operation_bytes=ON_HOST_BYTES
+    )
     return replace(profile, gpus=(replace(profile.gpus[0], graph=graph),))
 
 
@@ -105,6 +107,8 @@ def test_graphs_are_for_plans_that_wait_for_the_host() -> None:
     )
     assert (small.policy.graphs, streamed.policy.graphs) == (True, False)
     assert [plan.ledger.bytes_of("gpu", "graphs") > 0 for plan in (small, streamed)] == [True, False]
+    on_host = [plan.ledger.bytes_of("cpu", "graphs") for plan in (small, streamed)]
+    assert on_host == [ON_HOST_BYTES * small.sizes().graphs.num_operations, 0]
     assert not streamed.sizes().graphs.layers
     called = replace(small, policy=replace(small.policy, graphs=False)).sizes()
     assert price(called, small.rates).decode.seconds > 1.5 * small.prediction.decode.formula_s
@@ -183,6 +187,35 @@ def test_capturing_takes_its_time_once_a_block() -> None:
         operations = 24 * 2 * graph_operations(model, model.layers[0])
         assert longer_s == pytest.approx(capture_time(slow, lambda rate: rate.median) * operations, rel=0.02)
         assert second.prefill.seconds == pytest.approx(first.prefill.seconds)
+
+
+@pytest.mark.parametrize("policy", [policy_of(*NEAR, size=8), ATTENDED])
+def test_later_blocks_capture_nothing(policy: Policy) -> None:
+    """A job of ten blocks has the graphs of one, and holds them while it prefills."""
+    profile = with_graphs()
+    graph = profile.gpus[0].graph
+    assert graph is not None
+    profile = replace(
+        profile, gpus=(replace(profile.gpus[0], graph=replace(graph, capture_s=Rate(median=1e-4))),)
+    )
+    rows = policy.block_size
+    one, ten = (
+        problem_of("opt-1.3b", profile, gen_len=32, num_prompts=count * rows).plan(policy)
+        for count in (1, 10)
+    )
+    assert one.job
+    assert ten.job
+    saved_s = 10 * one.job.decode_s - ten.job.decode_s
+    capture_s = capture_time(profile, lambda rate: rate.median) * one.sizes().graphs.num_operations
+    assert one.policy.graphs
+    assert saved_s > 9 * capture_s
+    assert one.ledger.bytes_of("gpu", "graphs") == ten.ledger.bytes_of("gpu", "graphs")
+    prefill = {
+        plan.job.num_blocks: sum(e.prefill_bytes for e in plan.ledger.entries if e.purpose == "graphs")
+        for plan in (one, ten)
+        if plan.job
+    }
+    assert prefill[1] == 0 < prefill[10]
 
 
 def test_the_lp_knows_of_graphs_as_far_as_there_are_enough() -> None:

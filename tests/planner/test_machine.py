@@ -11,12 +11,15 @@ from hwprofiles.points import (
     AttentionPoint,
     DiskPoint,
     GroupedAttention,
+    Kernels,
     Packed,
     Rate,
 )
 from hwprofiles.profile import Calibration, Concurrent, load_profile
 from planner.factors import HANDOVER, LAUNCH
-from planner.machine import Caps, make_target
+from planner.ledger import library_bytes
+from planner.machine import UNMEASURED_KERNELS_HOST_BYTES, Caps, make_target
+from planner.model import load_model
 from planner.rates import Curve, make_rates
 from tests.planner.problems import GB, MB, emulated
 
@@ -157,3 +160,24 @@ def test_grouped_attention_is_a_share_for_each_further_query_head() -> None:
     elsewhere = replace(shared, threads=99)
     host = replace(profile.host, grouped_attention={"float32": elsewhere})
     assert make_rates(replace(profile, host=host), "float32").query_head_share == 0
+
+
+def test_kernels_of_other_models_than_opt_take_host_memory() -> None:
+    """As measured, or as an H200 host had it where a profile does not say; none without a GPU, emulated or missing."""
+    profile = load_profile("h200-host")
+    kernels: dict[Kernels, int] = {"rotary": 100 * MB, "experts": 300 * MB}
+    measured = replace(profile, gpus=(replace(profile.gpus[0], kernels_host_bytes=kernels),))
+    unmeasured = replace(profile, gpus=(replace(profile.gpus[0], kernels_host_bytes={}),))
+    for found, expected in (
+        (measured, kernels),
+        (unmeasured, UNMEASURED_KERNELS_HOST_BYTES),
+        (emulated(), {}),
+        (load_profile("two-core"), {}),
+    ):
+        target = make_target(found, Caps())
+        plain, *others = (
+            library_bytes(load_model(name), target) for name in ("opt-1.3b", "llama-3-70b", "mixtral-8x7b")
+        )
+        assert [other - plain for other in others] == [
+            expected.get(kind, 0) for kind in ("rotary", "experts")
+        ]

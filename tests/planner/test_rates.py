@@ -9,7 +9,7 @@ import pytest
 
 from hwprofiles.allocation import LARGE_BYTES
 from hwprofiles.points import LARGE_COLUMNS, SMALL_COLUMNS, GemmPoint, LayerPoint, Rate
-from hwprofiles.profile import Concurrent, HardwareProfile, load_profile
+from hwprofiles.profile import BesideH2d, Concurrent, HardwareProfile, load_profile
 from planner.host_share import share_of
 from planner.machine_change import parse_changes
 from planner.plan import Plan
@@ -163,7 +163,7 @@ def test_a_disk_beside_a_gpu_is_slower_than_alone() -> None:
 
 
 def test_host_memory_brings_more_than_its_cores_read() -> None:
-    """What attention, copies and the disk bring together; never less than the cores read."""
+    """What attention and loads bring at once; else what all parts do, and never less than the cores read."""
     profile = load_profile("h200-host")
     together = Concurrent(
         h2d_bytes_per_s=Rate(median=40e9),
@@ -175,3 +175,12 @@ def test_host_memory_brings_more_than_its_cores_read() -> None:
         host = replace(profile.host, memory_bytes_per_s=Rate(median=own))
         rates = make_rates(replace(profile, host=host, concurrent=together), "float16")
         assert rates.cpu_memory_bytes_per_s == pytest.approx(expected)
+        beside = BesideH2d(
+            dtype="bfloat16",
+            threads=12,
+            attention_bytes_per_s=Rate(median=65e9),
+            h2d_bytes_per_s=Rate(median=45e9),
+        )
+        at_once = replace(together, attention_beside_h2d=beside)
+        rates = make_rates(replace(profile, host=host, concurrent=at_once), "float16")
+        assert rates.cpu_memory_bytes_per_s == pytest.approx(110e9)
