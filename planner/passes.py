@@ -35,6 +35,11 @@ class Run:
         """Sequences of a gpu batch."""
         return sum(self.batch_rows) / len(self.batch_rows)
 
+    def ends_of(self, step: Step) -> float:
+        """How many of a step's passes end a phase of a block: prefill has one, of decode each pass a share."""
+        passes = sum(other.num_steps for other in self.steps if other.phase == step.phase)
+        return self.num_blocks * step.num_steps / passes
+
 
 def full_block(policy: Policy, workload: Workload, max_decode_groups: int) -> Run:
     """One block as large, and with sequences as long, as planned."""

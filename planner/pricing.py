@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from planner.cost import HOST, SHARED, CostModel, compute_seconds
 from planner.graphs import CAPTURE_PASS
@@ -149,12 +150,24 @@ def _add_run(phases: dict[Phase, _PhaseSum], sizes: Sizes, rates: Rates, run: Ru
         rows=run.mean_rows,
     )
     groups = _layer_groups(sizes)
-    for called in run.steps:
-        step, layers = _of_blocks(called, run, sizes), groups
+    for step in chain.from_iterable(_by_kind(step, run, sizes) for step in run.steps):
+        layers = groups
         if step.share != 1.0:
             layers = [replace(group, held=of_share(group.held, step.share)) for group in groups]
-        _add_step(phases[step.phase], cost, layers, step, run.num_blocks)
+        _add_step(phases[step.phase], cost, layers, step, run.ends_of(step))
         _add_messages(phases[step.phase], cost, sizes, layers[0].held, step)
+
+
+def _by_kind(step: Step, run: Run, sizes: Sizes) -> Iterator[Step]:
+    """Passes that capture, that call and that replay, apart: what one of them waits for the others do not make up."""
+    if step.phase == "prefill" or not sizes.graphs.layers:
+        yield step
+        return
+    of_blocks = _of_blocks(step, run, sizes)
+    eager, captured = of_blocks.eager, of_blocks.captured
+    for share, calls, captures in ((captured, 1.0, 1.0), (eager - captured, 1.0, 0.0), (1 - eager, 0.0, 0.0)):
+        if share > 0:
+            yield replace(step, num_steps=share * step.num_steps, eager=calls, captured=captures)
 
 
 def _of_blocks(step: Step, run: Run, sizes: Sizes) -> Step:
@@ -171,7 +184,7 @@ def _of_blocks(step: Step, run: Run, sizes: Sizes) -> Step:
 
 
 def _add_step(
-    total: _PhaseSum, cost: CostModel, layers: list[_LayerGroup], step: Step, num_blocks: int
+    total: _PhaseSum, cost: CostModel, layers: list[_LayerGroup], step: Step, num_ends: float
 ) -> None:
     all_timed = [_timed(cost, group.held, step) for group in layers]
     lanes = [
@@ -193,9 +206,8 @@ def _add_step(
     if step.phase == "prefill":  # nothing runs before the first layer has come
         loads_s = sum(seconds for move, seconds in all_timed[0] if move.kind == TaskKind.LOAD_WEIGHT)
         total.seconds += loads_s / held.passes * step.num_steps
-    drains = step.num_steps if step.phase == "prefill" else num_blocks
     stores_s = sum(seconds for move, seconds in all_timed[0] if move.kind == TaskKind.STORE_CACHE)
-    total.seconds += stores_s / held.batches * drains
+    total.seconds += stores_s / held.batches * num_ends
 
 
 def _add_messages(total: _PhaseSum, cost: CostModel, sizes: Sizes, held: Held[float], step: Step) -> None:

@@ -12,7 +12,7 @@ from planner.graphs import MOST_GRAPHS, graph_operations
 from planner.held import held_by_block
 from planner.host_rates import capture_time
 from planner.policy import Policy, Split
-from planner.pricing import price
+from planner.pricing import price, price_blocks
 from planner.problem import Problem
 from planner.relaxed import Relaxed
 from planner.shares import Shares
@@ -246,3 +246,22 @@ def test_the_lp_knows_of_graphs_as_far_as_there_are_enough() -> None:
 
 def replace_graph(profile: HardwareProfile) -> HardwareProfile:
     return replace(profile, gpus=(replace(profile.gpus[0], graph=None),))
+
+
+def test_a_block_costs_the_same_alone_and_in_a_job() -> None:
+    """Capturing waits for nothing that other passes leave free, however the passes are grouped."""
+    profile = with_graphs()
+    graph = profile.gpus[0].graph
+    assert graph is not None
+    slow = replace(graph, capture_s=Rate(median=2e-3))
+    profile = replace(profile, gpus=(replace(profile.gpus[0], graph=slow),))
+    for gen_len in (6, 32):
+        problem = problem_of("opt-30b", profile, gen_len=gen_len, num_prompts=ALL_GPU.block_size)
+        sizes = sizes_of(problem, replace(ALL_GPU, graphs=True))
+        blocks, rates = (
+            problem.workload.blocks(ALL_GPU.gpu_batch_size, ALL_GPU.num_gpu_batches),
+            problem.rates,
+        )
+        alone, in_a_job = price(sizes, rates), price_blocks(sizes, rates, blocks, 1)
+        assert in_a_job.decode.seconds == pytest.approx(alone.decode.seconds, rel=0.01)
+        assert in_a_job.prefill.seconds == pytest.approx(alone.prefill.seconds, rel=0.01)
