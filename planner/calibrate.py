@@ -13,16 +13,13 @@ from statistics import median
 from hwprofiles.errors import UserError
 from hwprofiles.profile import Calibration, HardwareProfile
 from planner.calibrate_fit import Fit, Fitting
-from planner.calibrate_runs import Run
+from planner.calibrate_runs import Run, folds_of
 from planner.factors import Factors
 from planner.plan import Phase
 from planner.rates import Rates, make_rates
 from planner.report import RunReport
 from planner.same_machine import check_report
 from planner.stage_rates import stage_rates
-
-MAX_FOLDS = 5
-"""Parts that runs are held out in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +70,7 @@ def calibrate(profile: HardwareProfile, reports: Sequence[RunReport], *, force: 
         raise UserError("no report has a phase that was run; run at least one block")
     before = profile.calibration.factors if profile.calibration else {}
     fitting = Fitting({}, runs)
-    folds = _folds(runs)
+    folds = folds_of(runs)
     whole = fitting.fit(range(len(runs)))
     by_fold = [whole.factors]
     if len(folds) > 1:
@@ -102,15 +99,6 @@ def corrected(report: RunReport) -> Rates:
     known = report.plan.known_rates()
     moved = Fitting(known.factors, [Run(report, [known])]).fit([0])
     return known.calibrated({**known.factors, **moved.factors})
-
-
-def _folds(runs: Sequence[Run]) -> list[list[int]]:
-    """Runs by number in at most MAX_FOLDS parts; those of one plan in one part."""
-    groups: dict[str, list[int]] = {}
-    for n, run in enumerate(runs):
-        groups.setdefault(run.group, []).append(n)
-    parts = [list(groups.values())[start::MAX_FOLDS] for start in range(min(MAX_FOLDS, len(groups)))]
-    return [[n for group in part for n in group] for part in parts]
 
 
 def _without(folds: Sequence[Sequence[int]], left_out: Sequence[int]) -> list[int]:

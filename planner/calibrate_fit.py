@@ -2,19 +2,20 @@
 
 Least squares on log(predicted / measured). Each kind's factor is drawn towards its resource's, each resource's
 towards what is known without these runs: the measured rate. How strongly depends on the number of runs and on how
-far they disagree; a run far from all others counts less.
+far they disagree, and on what predicts runs best that are held out; a run far from all others counts less.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import least_squares
 
-from planner.calibrate_runs import Priced, Run, Vector
+from planner.calibrate_runs import Priced, Run, Vector, folds_of
 from planner.factors import CONTENTION, HANDOVER, LAUNCH, Factors, factor_of, resource_of
 from planner.plan import PHASES, Phase
 from planner.work import MAX_DECODE_GROUPS
@@ -32,7 +33,12 @@ _LEAST_MAD = 0.03
 _MAD_TO_SIGMA = 0.6745
 _KIND_SPREAD, _RESOURCE_SPREAD = 0.25, 0.5
 """Standard deviation of log factors: of a kind about its resource, of a resource about the measured rate."""
-_SPREADS = {LAUNCH: 0.5, HANDOVER: 0.5, CONTENTION: 0.3, "prefill": 0.2, "decode": 0.2}
+_SPREADS = {LAUNCH: 0.5, HANDOVER: 0.5, CONTENTION: 0.3, "prefill": 0.05, "decode": 0.05}
+_SHARES = (1.0, 0.5, 0.25, 0.1, 0.03)
+"""Of these deviations: the next one is taken where runs held out are off by so much less."""
+_SO_MUCH_LESS = 0.97
+_FEWEST_FOLDS = 3
+"""With fewer the deviations stay as they are."""
 _ROBUST_FROM = 1.0
 """In standard deviations: from about here on, a row's pull no longer grows with its distance."""
 _STEPS, _ROUNDS = 6, 2
@@ -64,6 +70,22 @@ class _Linear:
     slopes: Vector
     """[rows, parameters]."""
 
+    def of(self, chosen: Sequence[int]) -> _Linear:
+        """Of some of the runs."""
+        starts = np.cumsum([0, *(len(run.logs) for run in self.runs)])
+        rows = np.concatenate([np.arange(starts[n], starts[n + 1]) for n in chosen])
+        runs = tuple(self.runs[n] for n in chosen)
+        return _Linear(runs=runs, point=self.point, errors=self.errors[rows], slopes=self.slopes[rows])
+
+    def phase_errors(self, parameters: Vector) -> list[dict[Phase, float]]:
+        """log(predicted / measured) of each run's phases at other parameters."""
+        errors = self.errors + self.slopes @ (parameters - self.point)
+        parts = np.split(errors, np.cumsum([len(run.logs) for run in self.runs])[:-1])
+        return [
+            dict(zip(run.measured, part.tolist(), strict=False))
+            for run, part in zip(self.runs, parts, strict=True)
+        ]
+
 
 class Fitting:
     """Runs as a function of parameters, each a log factor's distance from the one it is drawn towards.
@@ -84,7 +106,37 @@ class Fitting:
         self._priced: dict[tuple[str, int, bytes], Priced] = {}
 
     def fit(self, chosen: Sequence[int], start: Fit | None = None) -> Fit:
-        """The factors that these runs and prior knowledge speak for; Gauss-Newton, linear from step to step."""
+        """The factors that these runs and prior knowledge speak for, as far as some runs tell of others."""
+        found = self._fit(chosen, start)
+        best, share = math.inf, 1.0
+        folds = folds_of([self.runs[n] for n in chosen])
+        linear = self._linear(chosen, found.parameters)
+        for less in _SHARES if len(folds) >= _FEWEST_FOLDS else ():
+            error = self._within(less)._held_out(linear, folds)
+            best, share = (error, less) if error < _SO_MUCH_LESS * best else (best, share)
+        return found if share == 1.0 else self._within(share)._fit(chosen, found)
+
+    def _within(self, share: float) -> Fitting:
+        """The same with factors drawn more strongly towards what is known."""
+        other = copy(self)
+        other.spread = share * self.spread
+        return other
+
+    def _held_out(self, linear: _Linear, folds: Sequence[Sequence[int]]) -> float:
+        """The mean error of phases whose runs are held out, near the point; a wild one counts as PRIOR_NOISE."""
+        found = list[float]()
+        for fold in folds:
+            rest = linear.of([n for n in range(len(linear.runs)) if n not in fold])
+            noise, weights = PRIOR_NOISE, [dict.fromkeys(run.measured, 1.0) for run in rest.runs]
+            for _ in range(_ROUNDS):
+                parameters, noise = self._solve(rest, weights, noise)
+                weights = _weights(rest, parameters)
+            for of_run in linear.of(fold).phase_errors(parameters):
+                found += [min(abs(error), PRIOR_NOISE) for error in of_run.values()]
+        return sum(found) / len(found)
+
+    def _fit(self, chosen: Sequence[int], start: Fit | None = None) -> Fit:
+        """Gauss-Newton, linear from step to step."""
         point = start.parameters if start else np.zeros(len(self.names))
         noise, weights = PRIOR_NOISE, [dict.fromkeys(self.runs[n].measured, 1.0) for n in chosen]
         linear = self._linear(chosen, point)
@@ -176,12 +228,7 @@ def _loss(num_rows: int) -> Callable[[Vector], Vector]:
 
 def _weights(linear: _Linear, parameters: Vector) -> list[dict[Phase, float]]:
     """1 for each phase of each run, less for one whose error is far from that of all other runs."""
-    errors = linear.errors + linear.slopes @ (parameters - linear.point)
-    parts = np.split(errors, np.cumsum([len(run.logs) for run in linear.runs])[:-1])
-    of_runs = [
-        dict(zip(run.measured, part.tolist(), strict=False))
-        for run, part in zip(linear.runs, parts, strict=True)
-    ]
+    of_runs = linear.phase_errors(parameters)
     weights: list[dict[Phase, float]] = [{} for _ in of_runs]
     for phase in PHASES:
         having = [n for n, of_run in enumerate(of_runs) if phase in of_run]

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hwprofiles.yaml_io import dump_yaml
+from planner.cost import HOST
 from planner.factors import CONTENTION, HANDOVER, LAUNCH, UNPACK, Factors, kind_name
 from planner.passes import Blocks
 from planner.plan import PHASES, Phase, Plan, Prediction
@@ -25,6 +26,10 @@ Vector = NDArray[np.float64]
 _SMALL_SHARE = 0.02
 """Of a phase's busy seconds: what a task kind with this share tells of its rate counts half."""
 _OVERHEADS = (LAUNCH, HANDOVER, CONTENTION)
+_HIDDEN = 0.75
+"""Of a GPU's time, the host's from which compute tasks take as long as it takes to ask for them."""
+MAX_FOLDS = 5
+"""Parts that runs are held out in."""
 
 
 Priced = tuple[Prediction, ...]
@@ -44,18 +49,23 @@ class _Part:
     """Those that were predicted and measured."""
 
     def is_own_time(self) -> Vector:
-        """1 for each kind of task whose seconds say how fast it is, 0 for copies that wait for others.
+        """1 for each kind of task whose seconds say how fast it is, 0 for tasks that wait for others, or need not.
 
         Where cores compute, copies are ready long before they are wanted, and how long a core lets them wait is the
         scheduler's affair; where they bind a phase it is their own rate that one sees. Beside a GPU, copies over the
-        link share the host's memory with the CPU's attention, which their own rate knows nothing of.
+        link share the host's memory with the CPU's attention, which their own rate knows nothing of; and a GPU that
+        waits for copies has been asked for its work long before, which hides the time that asking takes.
         """
         return np.array([self._is_own_time(task) for task in self.tasks], dtype=float)
 
     def _is_own_time(self, task: TaskReport) -> bool:
+        phase = self.plan.prediction.of(task.phase)
+        busy, binding = phase.busy_s, phase.binding
         if self.rates.on_cpu:
-            is_binding = task.resource == self.plan.prediction.of(task.phase).binding
-            return task.kind == TaskKind.COMPUTE or is_binding
+            return task.kind == TaskKind.COMPUTE or task.resource == binding
+        if task.kind == TaskKind.COMPUTE:
+            is_long = busy.get(HOST, 0.0) < _HIDDEN * busy.get(task.resource, 0.0)
+            return binding in (task.resource, HOST) or is_long
         attends = any(other.kind == TaskKind.ATTEND and other.phase == task.phase for other in self.tasks)
         return not (attends and task.resource in ("h2d", "d2h"))
 
@@ -191,3 +201,12 @@ def group_of(plan: Plan) -> str:
     layers = [stage.layers for stage in plan.stages]
     text = "".join(dump_yaml(part) for part in parts) + (str(layers) if layers else "")
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def folds_of(runs: Sequence[Run]) -> list[list[int]]:
+    """Runs by number in at most MAX_FOLDS parts; those of one plan in one part."""
+    groups: dict[str, list[int]] = {}
+    for n, run in enumerate(runs):
+        groups.setdefault(run.group, []).append(n)
+    parts = [list(groups.values())[start::MAX_FOLDS] for start in range(min(MAX_FOLDS, len(groups)))]
+    return [[n for group in part for n in group] for part in parts]

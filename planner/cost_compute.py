@@ -30,6 +30,9 @@ ENGINE_CALLS = 0.6
 TASK_CALLS, AROUND_CALLS = 0.15, 0.62
 """The same beside a GPU: for any compute task (its place in the schedule, events, notes), and for one that calls
 modules (binding weights, finding rows). On H200 hosts 0.1 and 0.25 to 0.4 ms, with layers of OPT-1.3B."""
+PROMPT_CALLS = 0.75
+"""What a chunk of a prefill takes beside, where its attention is called and its K and V stored: with layers of OPT-1.3B
+on H200 hosts 0.23 to 0.47 ms."""
 EXCHANGE_OPERATIONS = 6
 """Of a gpu batch that the CPU attends rows of: queries to float32 and to the host, results back."""
 BESIDE_ATTENTION = 1.0
@@ -38,6 +41,9 @@ can. On H200 hosts a loop of Python's took 2.2 times as long meanwhile, and comp
 GROUPED_SHARE = 0.63
 """What torch's product for all experts at once does on a GPU, of what dense ones do: Mixtral's 2.8 GB in 1.09 ms on an
 H200 for 18 to 72 tokens, and 512 of them in 1.9 ms instead of 1.3."""
+BY_EXPERT_SHARE = 0.7
+"""The same of products for one expert after another, to which its tokens are gathered: Mixtral's prefill in chunks of
+4096 tokens took 7.4 ms a layer on an H200 where 5.1 were predicted without."""
 LOGITS_BYTES, LOGIT_BYTES = 12, 4
 """Moved for each logit beside its product: to float32, and read again for the next token. The size of one."""
 EAGER_PASSES = 6
@@ -172,11 +178,14 @@ class ComputeCost:
         return total([*parts, self._kernel_starts(step, chunks)])
 
     def _kernel_starts(self, step: Step, chunks: int) -> Piece:
-        """Host time of what a GPU is asked for beside a layer's own operations: decode attention, packing K and V."""
-        if self.rates.packed is None or self.rates.on_cpu:
+        """Host time of what a GPU is asked for beside a layer's own operations: attention, packing K and V."""
+        rates = self.rates
+        if rates.on_cpu:
             return NOTHING
         calls = (step.phase == "decode") + (self.choice.kv_bits == 4)
-        return Piece(0.0, issue_s=chunks * calls * self.rates.packed.issue_s)
+        kernels_s = calls * rates.packed.issue_s if rates.packed else 0.0
+        prompt_s = PROMPT_CALLS * rates.small_layer_s * (step.phase == "prefill")
+        return Piece(0.0, issue_s=chunks * (kernels_s + prompt_s))
 
     def _products(self, layer: LayerSpec, tokens: float, hit: float) -> Iterable[Piece]:
         """The matrices all tokens go through, and the experts that are hit, each with its share of tokens."""
@@ -186,8 +195,10 @@ class ComputeCost:
         if layer.num_experts:
             used, rows = layer.expert_numel * hit / layer.num_experts, tokens * layer.experts_per_token / hit
             experts = self._product(rows, tokens * expert_flops, used)
-            grouped = not (self.rates.on_cpu or is_large_expert(layer, tokens))
-            yield replace(experts, seconds=experts.seconds / GROUPED_SHARE) if grouped else experts
+            if not self.rates.on_cpu:
+                share = BY_EXPERT_SHARE if is_large_expert(layer, tokens) else GROUPED_SHARE
+                experts = replace(experts, seconds=experts.seconds / share)
+            yield experts
 
     def _product(self, rows: float, flops: float, numel: float) -> Piece:
         """Matrix products of `rows` rows: bound by FLOP or by reading the matrices."""

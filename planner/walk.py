@@ -271,14 +271,14 @@ class Walk:
         yield from (other for other in others if other and self.promise(other) < enough)
 
     def _in_fewer_blocks(self, best: Candidate) -> Iterator[Candidate]:
-        """Gpu batches so large that the prompts make a block less, in chunks as large and in smaller ones."""
+        """Gpu batches so large that the prompts make a block less, in chunks as large and smaller ones, either way."""
         prompts, count = self.problem.workload.num_prompts, round(best.num_gpu_batches)
         blocks = math.ceil((prompts or 0) / round(best.block_size))
         if prompts and blocks > 1:
             size, rows = math.ceil(prompts / (blocks - 1) / count), best.choice.prefill_rows
             while rows:
-                found = self._exactly(size, count, best.way, rows)
-                yield from [found] if found else []
+                found = (self._exactly(size, count, way, rows) for way in (best.way, _other(best.way)))
+                yield from (one for one in found if one)
                 rows //= 2
 
     def _in_larger_chunks(self, best: Candidate) -> Iterator[Candidate]:

@@ -18,7 +18,7 @@ from rich.console import Console, RenderableType
 from hwprofiles.errors import UserError
 from hwprofiles.profile import HardwareProfile, load_profile
 from hwprofiles.units import format_seconds
-from planner.calibrate import calibrate, corrected
+from planner.calibrate import calibrate, corrected, run_on
 from planner.plan import PHASES
 from planner.policy import Split
 from planner.rates import make_rates
@@ -137,6 +137,21 @@ def test_errors_on_runs_held_out_fall() -> None:
     assert calibration.num_outliers == 0
     assert calibration.factors["h2d.load_weight"] == pytest.approx(2.2, rel=0.1)
     assert calibration.factors["disk_read.load_weight"] == pytest.approx(3.0, rel=0.15)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_mere_noise_teaches_nothing(seed: int) -> None:
+    """Runs that are slower or faster than predicted by chance leave the others' predictions nearly as they were."""
+    draw, reports = random.Random(seed), []
+    for model in (small_opt(num_layers=4), small_opt(num_layers=2, hidden_size=2048)):
+        reports += [report_of(small_t4(), policy, {}, model=model) for policy in POLICIES]
+    noisy = [times(report, lambda: math.exp(draw.gauss(0, 0.25))) for report in reports]
+    learned = calibrate(small_t4(), noisy).profile
+    for report in reports:
+        run = run_on(learned, report)
+        found = run.phase_s(run.predict(learned.calibration.factors if learned.calibration else {}))
+        for phase in report.phases:
+            assert found[phase.phase] == pytest.approx(phase.measured_s, rel=0.12)
 
 
 def test_runs_of_one_plan_are_held_out_together() -> None:
