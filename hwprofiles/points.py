@@ -126,6 +126,8 @@ class Graph:
     """Host time to make one and to start it for the first time, beside calling the operations; None: not measured."""
     host_operation_bytes: int | None = None
     """What is kept in host memory for each operation in one; None: not measured."""
+    operation_s: Rate | None = None
+    """From the start of one small operation on the GPU to that of the next; None: not measured."""
 
     def __post_init__(self) -> None:
         check_positive(operation_bytes=self.operation_bytes)

@@ -21,7 +21,15 @@ from hwprofiles.points import (
 )
 from hwprofiles.profile import Gpu, HardwareProfile, Host
 from planner.factors import HANDOVER, LAUNCH, Factors, factor_of
-from planner.host_rates import FEW_OPERATIONS, capture_time, disk_in_a_run, host_memory, host_time, in_a_run
+from planner.host_rates import (
+    FEW_OPERATIONS,
+    capture_time,
+    disk_in_a_run,
+    host_memory,
+    host_time,
+    in_a_run,
+    kernel_time,
+)
 from planner.packed_work import PackedRates, Reading, packed_attention
 
 _IO_SHARE = 4
@@ -30,9 +38,6 @@ _SUM_BYTES = 3
 """Moved for each byte of a sum's result."""
 _WORTH_A_THREAD = 1.03
 """More disk threads are used only where they bring 3% or more."""
-KERNEL_SHARE = 0.4
-"""Of what a host takes to ask for a small operation: a kernel starts when the one before has ended. On an H200 40 us a
-layer of OPT-6.7B whose decode is replayed as a graph, and 80 us of OPT-30B: 2 to 4 us an operation."""
 T = TypeVar("T")
 
 
@@ -232,7 +237,7 @@ def make_rates(profile: HardwareProfile, dtype: Dtype, *, spreads: float = 0.0) 
         io_threads=io_threads,
         attention_threads=threads,
         factors={},
-        kernel_s=0.0 if on_cpu or gpu is None else KERNEL_SHARE * overhead(gpu.launch_overhead_s),
+        kernel_s=0.0 if on_cpu or gpu is None else kernel_time(gpu, overhead),
         graph_s=None if on_cpu or gpu is None or gpu.graph is None else overhead(gpu.graph.replay_s),
         capture_s=capture_time(profile, overhead),
         packed=PackedRates.of((host if on_cpu or gpu is None else gpu).packed, at, issued),

@@ -30,11 +30,13 @@ def measure_graph(device: torch.device, slice_s: float) -> Graph | None:
         graphs, capture_s = zip(*(_captured(values) for _ in range(_GRAPHS)), strict=True)
         torch.cuda.synchronize(device)
         kept, kept_on_host = _driver_bytes(device) - before, resident_bytes() - on_host
-        seconds = _replay_seconds(graphs, device, slice_s)
+        seconds = _replay_seconds(graphs, device, slice_s / 2)
+        operation_s = _operation_seconds(graphs, device, slice_s / 2)
     return Graph(
         replay_s=seconds,
         operation_bytes=max(1, kept // (_GRAPHS * GRAPH_OPERATIONS)),
         capture_s=rate_of(capture_s),
+        operation_s=operation_s,
         host_operation_bytes=max(0, kept_on_host // (_GRAPHS * GRAPH_OPERATIONS)),
     )
 
@@ -48,6 +50,21 @@ def _replay_seconds(graphs: Sequence[torch.cuda.CUDAGraph], device: torch.device
             graph.replay()
         samples.append((time.perf_counter() - began) / len(graphs))
         torch.cuda.synchronize(device)
+    found = rate_of(samples)
+    return Rate(median=rounded(found.median), spread=found.spread)
+
+
+def _operation_seconds(graphs: Sequence[torch.cuda.CUDAGraph], device: torch.device, slice_s: float) -> Rate:
+    """Of the device, which starts one operation when the one before has ended; the host is far ahead."""
+    deadline, samples = time.perf_counter() + slice_s, list[float]()
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    while len(samples) < MIN_REPEATS or time.perf_counter() < deadline:
+        begin.record()
+        for graph in graphs:
+            graph.replay()
+        end.record()
+        torch.cuda.synchronize(device)
+        samples.append(begin.elapsed_time(end) / 1e3 / (len(graphs) * GRAPH_OPERATIONS))
     found = rate_of(samples)
     return Rate(median=rounded(found.median), spread=found.spread)
 
