@@ -111,16 +111,21 @@ class Run:
         tasks = [rank.tasks for rank in report.ranks] or [report.tasks]
         for rank, own in enumerate(rates):
             plan = report.plan.of_rank(rank)
+            sizes = plan.sizes()
+            known = _predicted(plan.prediction) & _predicted(
+                price(sizes, own, 1)
+            )  # an older planner's, and today's
             yield _Part(
                 plan=plan,
-                sizes=plan.sizes(),
+                sizes=sizes,
                 rates=own,
                 is_calibrated=rank in here,
-                tasks=tuple(self._comparable(plan, tasks[rank])),
+                tasks=tuple(self._comparable(known, tasks[rank])),
             )
 
-    def _comparable(self, plan: Plan, tasks: Iterable[TaskReport]) -> Iterator[TaskReport]:
-        known = {(task.phase, task.kind, task.resource) for task in plan.prediction.tasks if task.seconds > 0}
+    def _comparable(
+        self, known: Collection[tuple[Phase, str, str]], tasks: Iterable[TaskReport]
+    ) -> Iterator[TaskReport]:
         for task in tasks:
             if task.phase in self.measured and task.measured_s > 0:
                 yield from [task] if (task.phase, task.kind, task.resource) in known else []
@@ -171,6 +176,11 @@ class Run:
         counted = [part for part in self._parts if part.is_calibrated]
         tasks = [_shares(part.tasks) * part.is_own_time() / len(counted) for part in counted]
         return np.concatenate([np.ones(len(self.measured)), *tasks])
+
+
+def _predicted(prediction: Prediction) -> set[tuple[Phase, str, str]]:
+    """Phase, kind and resource of the tasks that take time."""
+    return {(task.phase, task.kind, task.resource) for task in prediction.tasks if task.seconds > 0}
 
 
 def _shares(tasks: Sequence[TaskReport]) -> Vector:

@@ -139,6 +139,20 @@ def test_errors_on_runs_held_out_fall() -> None:
     assert calibration.factors["disk_read.load_weight"] == pytest.approx(3.0, rel=0.15)
 
 
+def test_tasks_that_only_an_older_planner_knew_are_left_out() -> None:
+    """A report of before an update teaches what it can."""
+    report = report_of(small_t4(), STREAMED, SLOWER)
+    plan, (task, *_) = report.plan, report.tasks
+    [known] = [t for t in plan.prediction.tasks if (t.phase, t.kind) == (task.phase, task.kind)]
+    older = replace(
+        plan.prediction,
+        tasks=(*plan.prediction.tasks, replace(known, kind="load_activation", resource="disk_read")),
+    )
+    also = replace(task, kind="load_activation", resource="disk_read")
+    old = replace(report, plan=replace(plan, prediction=older), tasks=(*report.tasks, also))
+    assert calibrate(small_t4(), [old]).calibration == calibrate(small_t4(), [report]).calibration
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_mere_noise_teaches_nothing(seed: int) -> None:
     """Runs that are slower or faster than predicted by chance leave the others' predictions nearly as they were."""
