@@ -60,6 +60,11 @@ _QUICK, _DETAILED = _strict_converter(detailed=False), _strict_converter(detaile
 """The first makes its code for a class in half the time, the second knows where a mistake is."""
 
 
+_EXTRA = "extra fields found"
+"""As cattrs begins to say it."""
+_UNKNOWN = "a key that is not known is misspelt, or another version's: correct it, or make the file again"
+
+
 def to_plain(value: object) -> object:
     """Dicts, lists, strings and numbers for a dataclass."""
     if is_dataclass(value):
@@ -85,7 +90,8 @@ def _explained(data: object, cls: type[T], what: str) -> T:
         raise
     except Exception as error:  # cattrs raises groups of whatever the constructors raised
         messages = cattrs.transform_error(error, path=what, format_exception=_describe)
-        raise UserError("; ".join(messages[:4])) from None
+        unknown = any(message.startswith(_EXTRA) for message in messages)
+        raise UserError("; ".join([*messages[:4], *([_UNKNOWN] if unknown else [])])) from None
 
 
 def _describe(error: BaseException, expected: type | None) -> str:
