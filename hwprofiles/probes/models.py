@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from hwprofiles.points import Kernels
 from hwprofiles.process_memory import peak_resident_bytes
 
-_VOCAB, _HIDDEN, _INNER, _HEADS, _KV_HEADS = 1024, 1024, 4096, 8, 2
+_MODEL_TYPES: Mapping[Kernels, str] = {"rotary": "llama", "experts": "mixtral"}
+_SHAPE = {
+    "vocab_size": 1024,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+}
 _PROMPT = (4, 512)
 """Sequences and tokens."""
 
@@ -18,36 +26,10 @@ _PROMPT = (4, 512)
 def kernels_host_bytes(device: torch.device, dtype: torch.dtype) -> dict[Kernels, int]:
     """By how much the process's peak has grown since the call when it has run a model of each kind, in this order."""
     before, grown = peak_resident_bytes(), dict[Kernels, int]()
-    for kind, config in _CONFIGS.items():
-        _run_prompt(config(), device, dtype)
+    for kind, model_type in _MODEL_TYPES.items():
+        _run_prompt(AutoConfig.for_model(model_type, **_SHAPE), device, dtype)
         grown[kind] = peak_resident_bytes() - before
     return grown
-
-
-def _llama() -> PretrainedConfig:
-    return LlamaConfig(
-        vocab_size=_VOCAB,
-        hidden_size=_HIDDEN,
-        intermediate_size=_INNER,
-        num_hidden_layers=1,
-        num_attention_heads=_HEADS,
-        num_key_value_heads=_KV_HEADS,
-    )
-
-
-def _mixtral() -> PretrainedConfig:
-    return MixtralConfig(
-        vocab_size=_VOCAB,
-        hidden_size=_HIDDEN,
-        intermediate_size=_INNER,
-        num_hidden_layers=1,
-        num_attention_heads=_HEADS,
-        num_key_value_heads=_KV_HEADS,
-        num_local_experts=4,
-    )
-
-
-_CONFIGS: Mapping[Kernels, Callable[[], PretrainedConfig]] = {"rotary": _llama, "experts": _mixtral}
 
 
 def _run_prompt(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> None:
