@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import least_squares
@@ -87,6 +88,21 @@ class _Linear:
         ]
 
 
+class _Settled(NamedTuple):
+    """An answer of the linear problem."""
+
+    parameters: Vector
+    noise: float
+    weights: tuple[Mapping[Phase, float], ...]
+    """Of each run's phases."""
+
+
+def _unsettled(linear: _Linear) -> _Settled:
+    """Where a fit begins: all runs count, and are as far off as is expected before any is seen."""
+    weights = tuple(dict.fromkeys(run.measured, 1.0) for run in linear.runs)
+    return _Settled(linear.point, PRIOR_NOISE, weights)
+
+
 class Fitting:
     """Runs as a function of parameters, each a log factor's distance from the one it is drawn towards.
 
@@ -108,10 +124,12 @@ class Fitting:
     def fit(self, chosen: Sequence[int], start: Fit | None = None) -> Fit:
         """The factors that these runs and prior knowledge speak for, as far as some runs tell of others."""
         found = self._fit(chosen, start)
-        best, share = math.inf, 1.0
         folds = folds_of([self.runs[n] for n in chosen])
+        if len(folds) < _FEWEST_FOLDS:
+            return found
+        best, share = math.inf, 1.0
         linear = self._linear(chosen, found.parameters)
-        for less in _SHARES if len(folds) >= _FEWEST_FOLDS else ():
+        for less in _SHARES:
             error = self._within(less)._held_out(linear, folds)
             best, share = (error, less) if error < _SO_MUCH_LESS * best else (best, share)
         return found if share == 1.0 else self._within(share)._fit(chosen, found)
@@ -127,33 +145,36 @@ class Fitting:
         found = list[float]()
         for fold in folds:
             rest = linear.of([n for n in range(len(linear.runs)) if n not in fold])
-            noise, weights = PRIOR_NOISE, [dict.fromkeys(run.measured, 1.0) for run in rest.runs]
-            for _ in range(_ROUNDS):
-                parameters, noise = self._solve(rest, weights, noise)
-                weights = _weights(rest, parameters)
-            for of_run in linear.of(fold).phase_errors(parameters):
+            settled = self._settled(rest, _unsettled(rest))
+            for of_run in linear.of(fold).phase_errors(settled.parameters):
                 found += [min(abs(error), PRIOR_NOISE) for error in of_run.values()]
         return sum(found) / len(found)
 
     def _fit(self, chosen: Sequence[int], start: Fit | None = None) -> Fit:
         """Gauss-Newton, linear from step to step."""
         point = start.parameters if start else np.zeros(len(self.names))
-        noise, weights = PRIOR_NOISE, [dict.fromkeys(self.runs[n].measured, 1.0) for n in chosen]
         linear = self._linear(chosen, point)
+        settled = _unsettled(linear)
         for _ in range(_STEPS):
-            for _ in range(_ROUNDS):
-                found, noise = self._solve(linear, weights, noise)
-                weights = _weights(linear, found)
-            done = float(np.max(np.abs(found - linear.point))) < _ENOUGH
-            linear = self._linear(chosen, found)
+            settled = self._settled(linear, settled)
+            done = float(np.max(np.abs(settled.parameters - linear.point))) < _ENOUGH
+            linear = self._linear(chosen, settled.parameters)
             if done:
                 break
         logs = (self.centre + self.tree @ linear.point).tolist()
         return Fit(
             factors={name: round(math.exp(log), _DIGITS) for name, log in zip(self.names, logs, strict=True)},
-            weights=tuple(weights),
+            weights=settled.weights,
             parameters=linear.point,
         )
+
+    def _settled(self, linear: _Linear, before: _Settled) -> _Settled:
+        """The answer of the linear problem, from the weights and the noise of an answer before."""
+        noise, weights, parameters = before.noise, before.weights, before.parameters
+        for _ in range(_ROUNDS):
+            parameters, noise = self._solve(linear, weights, noise)
+            weights = tuple(_weights(linear, parameters))
+        return _Settled(parameters, noise, weights)
 
     def _solve(
         self, linear: _Linear, weights: Sequence[Mapping[Phase, float]], noise: float

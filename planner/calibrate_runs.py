@@ -112,15 +112,13 @@ class Run:
         for rank, own in enumerate(rates):
             plan = report.plan.of_rank(rank)
             sizes = plan.sizes()
-            known = _predicted(plan.prediction) & _predicted(
-                price(sizes, own, 1)
-            )  # an older planner's, and today's
+            by_the_plan, today = _predicted(plan.prediction), _predicted(price(sizes, own, 1))
             yield _Part(
                 plan=plan,
                 sizes=sizes,
                 rates=own,
                 is_calibrated=rank in here,
-                tasks=tuple(self._comparable(known, tasks[rank])),
+                tasks=tuple(self._comparable(by_the_plan & today, tasks[rank])),
             )
 
     def _comparable(

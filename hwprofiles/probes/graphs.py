@@ -10,7 +10,7 @@ import torch
 from hwprofiles.allocation import trim_heap
 from hwprofiles.points import GRAPH_OPERATIONS, Graph, Rate
 from hwprofiles.probes.kernels import AMPERE, usable
-from hwprofiles.probes.timing import MIN_REPEATS, rate_of, rounded
+from hwprofiles.probes.timing import MIN_REPEATS, rate_of
 from hwprofiles.process_memory import resident_bytes
 
 _GRAPHS = 128
@@ -30,10 +30,9 @@ def measure_graph(device: torch.device, slice_s: float) -> Graph | None:
         graphs, capture_s = zip(*(_captured(values) for _ in range(_GRAPHS)), strict=True)
         torch.cuda.synchronize(device)
         kept, kept_on_host = _driver_bytes(device) - before, resident_bytes() - on_host
-        seconds = _replay_seconds(graphs, device, slice_s / 2)
-        operation_s = _operation_seconds(graphs, device, slice_s / 2)
+        replay_s, operation_s = _replay_seconds(graphs, device, slice_s)
     return Graph(
-        replay_s=seconds,
+        replay_s=replay_s,
         operation_bytes=max(1, kept // (_GRAPHS * GRAPH_OPERATIONS)),
         capture_s=rate_of(capture_s),
         operation_s=operation_s,
@@ -41,32 +40,25 @@ def measure_graph(device: torch.device, slice_s: float) -> Graph | None:
     )
 
 
-def _replay_seconds(graphs: Sequence[torch.cuda.CUDAGraph], device: torch.device, slice_s: float) -> Rate:
-    """Of the host alone, which does not wait for the device."""
-    deadline, samples = time.perf_counter() + slice_s, list[float]()
-    while len(samples) < MIN_REPEATS or time.perf_counter() < deadline:
+def _replay_seconds(
+    graphs: Sequence[torch.cuda.CUDAGraph], device: torch.device, slice_s: float
+) -> tuple[Rate, Rate]:
+    """Of a graph on the host, which does not wait for the device; of an operation on the device, which is behind.
+
+    The device starts an operation when the one before has ended.
+    """
+    deadline, on_host, on_device = time.perf_counter() + slice_s, list[float](), list[float]()
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    while len(on_host) < MIN_REPEATS or time.perf_counter() < deadline:
+        begin.record()
         began = time.perf_counter()
         for graph in graphs:
             graph.replay()
-        samples.append((time.perf_counter() - began) / len(graphs))
-        torch.cuda.synchronize(device)
-    found = rate_of(samples)
-    return Rate(median=rounded(found.median), spread=found.spread)
-
-
-def _operation_seconds(graphs: Sequence[torch.cuda.CUDAGraph], device: torch.device, slice_s: float) -> Rate:
-    """Of the device, which starts one operation when the one before has ended; the host is far ahead."""
-    deadline, samples = time.perf_counter() + slice_s, list[float]()
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    while len(samples) < MIN_REPEATS or time.perf_counter() < deadline:
-        begin.record()
-        for graph in graphs:
-            graph.replay()
+        on_host.append((time.perf_counter() - began) / len(graphs))
         end.record()
         torch.cuda.synchronize(device)
-        samples.append(begin.elapsed_time(end) / 1e3 / (len(graphs) * GRAPH_OPERATIONS))
-    found = rate_of(samples)
-    return Rate(median=rounded(found.median), spread=found.spread)
+        on_device.append(begin.elapsed_time(end) / 1e3 / (len(graphs) * GRAPH_OPERATIONS))
+    return rate_of(on_host), rate_of(on_device)
 
 
 def _captured(values: torch.Tensor) -> tuple[torch.cuda.CUDAGraph, float]:
