@@ -85,9 +85,12 @@ class Allocations:
         if options.transport:
             self.mail = Mail(self.messages, self.activations, options.transport)
 
-    def token_ids(self) -> torch.Tensor:
-        """[gpu batches, IDS_KEPT, gpu batch size] int64 on the host, which a GPU's copies need not wait for."""
-        return self._ids.tensor.view(torch.int64).view(-1, IDS_KEPT, self.plan.policy.gpu_batch_size)
+    def token_ids(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """[gpu batches, IDS_KEPT, gpu batch size] int64 on the host, and the same as a GPU's kernels see it."""
+        shape = -1, IDS_KEPT, self.plan.policy.gpu_batch_size
+        both = self._ids.tensor, self._ids.as_kernels_see_it()
+        here, there = (ids.view(torch.int64).view(shape) for ids in both)
+        return here, there
 
     def close(self) -> None:
         """Give all memory back and remove the offload files; safe to call twice."""

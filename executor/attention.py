@@ -9,7 +9,7 @@ import torch
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache, DynamicLayer
 
-from executor.arena import Arena
+from executor.arena import Arena, write_by_kernel
 from executor.attend import Math, attend_prompt, attend_rows, rows_errand
 from executor.cache import KvView
 from hwprofiles.errors import UserError
@@ -210,7 +210,7 @@ class Exchange:
             nbytes = query.numel() * torch.float32.itemsize
             there, query_here = self._piece(used, nbytes, query.shape)
             back, result_here = self._piece(used + nbytes, nbytes, query.shape)
-            torch.mul(query, 1, out=there)
+            write_by_kernel(query, there)
             sent.append(Message(query_here, result_here, back))
             used += 2 * nbytes
         return sent

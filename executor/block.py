@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from executor.arena import write_by_kernel
 from executor.attention import Part
 from executor.batching import Block, GpuBatch
 from executor.cache import KvView
@@ -43,6 +44,8 @@ class BatchState:
     """(first row, rows) of each prefill chunk."""
     host_ids: torch.Tensor
     """[IDS_KEPT, rows] int64 on the host: ids of the last tokens, sampled here or on another stage."""
+    written_ids: torch.Tensor
+    """The same as the compute device's kernels see it."""
     arguments: list[tuple[Arguments, ...]] = field(default_factory=list)
     """For each chunk of this token, each layer's arguments."""
     last_hidden: torch.Tensor | None = None
@@ -75,17 +78,26 @@ class BatchState:
         """[rows] int64 on the host for token i, until token i + IDS_KEPT is sampled."""
         return self.host_ids[i % IDS_KEPT]
 
+    def keep_sampled(self, i: int, ids: torch.Tensor) -> None:
+        """Let token i's ids [rows] on the compute device be those on the host, once its stream is there."""
+        self.last_ids = ids
+        write_by_kernel(ids, self.written_ids[i % IDS_KEPT])
+
     def chunks_of(self, i: int) -> tuple[tuple[int, int], ...]:
         """Prefill goes in chunks of rows, decode takes all at once."""
         return self.chunks if i == 0 else ((0, self.num_rows),)
 
 
 def batch_states(
-    block: Block, samplers: list[Sampler], sizes: Sizes, host_ids: torch.Tensor, device: torch.device
+    block: Block,
+    samplers: list[Sampler],
+    sizes: Sizes,
+    ids: tuple[torch.Tensor, torch.Tensor],
+    device: torch.device,
 ) -> list[BatchState]:
     """The state of each gpu batch of a block, which may have fewer rows than planned.
 
-    `host_ids` is [gpu batches, IDS_KEPT, gpu batch size] int64 on the host.
+    `ids` are as of Allocations.token_ids.
     """
     states = []
     for k, (batch, sampler) in enumerate(zip(block.gpu_batches, samplers, strict=True)):
@@ -99,7 +111,8 @@ def batch_states(
                 activation_rows=sizes.placement.activation_rows[k].first(rows),
                 pads=None if pads is None else pads.to(device),
                 host_pads=pads,
-                host_ids=host_ids[k, :, :rows],
+                host_ids=ids[0][k, :, :rows],
+                written_ids=ids[1][k, :, :rows],
                 chunks=tuple((first, min(step, rows - first)) for first in range(0, rows, step)),
             )
         )

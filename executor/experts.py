@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional
 from transformers import PreTrainedConfig
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from executor.arena import Arena, write_by_kernel
 from planner.layout import is_large_product
 
 EXPERTS_NAME = "tierplan"
@@ -61,10 +63,10 @@ def _experts(
 def by_expert(
     module: _Experts, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
-    """The same with dense products; it waits for the router, once."""
+    """The same with dense products; it waits for the router, once, and not for what other streams copy."""
     per_token, chosen = index.shape[1], index.reshape(-1)
     order = torch.argsort(chosen, stable=True)
-    counts = torch.bincount(chosen, minlength=module.num_experts).tolist()
+    counts = _counts(chosen, module.num_experts)
     results = hidden.new_empty(chosen.numel(), hidden.shape[1])
     for expert, places in enumerate(order.split(counts)):
         if counts[expert]:
@@ -74,3 +76,25 @@ def by_expert(
             results[places] = functional.linear(inner, module.down_proj[expert])
     weighted = results.view(-1, per_token, hidden.shape[1]) * weights.unsqueeze(-1)
     return weighted.sum(dim=1).to(hidden.dtype)
+
+
+def _counts(chosen: torch.Tensor, num_experts: int) -> list[int]:
+    """How often each expert is chosen."""
+    experts = torch.arange(num_experts, device=chosen.device)
+    counts = (chosen[:, None] == experts).sum(dim=0)
+    if chosen.device.type != "cuda":
+        return counts.tolist()
+    page = _page(chosen.device, num_experts * counts.itemsize)
+    here, there = page.tensor.view(torch.int64), page.as_kernels_see_it().view(torch.int64)
+    write_by_kernel(counts, there)
+    written = torch.cuda.Event()
+    written.record()
+    written.synchronize()
+    return here.tolist()
+
+
+@cache
+def _page(device: torch.device, nbytes: int) -> Arena:
+    """What a GPU's kernels write and the host reads, as long as the process lives."""
+    with torch.cuda.device(device):
+        return Arena(nbytes, torch.device("cpu"), register=True)

@@ -309,8 +309,7 @@ class LayerCompute:
         assert state.last_hidden is not None
         logits = self.templates.tail(state.last_hidden)
         self.observe_logits(task, logits)
-        state.last_ids = state.sampler.sample(logits.float())
-        state.sampled(task.i).copy_(state.last_ids, non_blocking=True)
+        state.keep_sampled(task.i, state.sampler.sample(logits.float()))
 
     def observe_logits(self, task: Task, logits: torch.Tensor) -> None:
         """[rows, vocab] of one token of one gpu batch; `verify` listens here."""
