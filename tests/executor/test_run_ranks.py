@@ -78,7 +78,9 @@ def test_one_job_of_two_ranks(checkpoint: Path, tmp_path: Path, start: Start) ->
     assert "2 ranks" in ranks[0].said
     shown = " ".join(ranks[1].said.split()).split("warning: ")
     may_be_said = "rank 1 is not bound", "the plan was made for two-core, measured on another kind of host"
-    assert all(line.startswith(may_be_said) for line in shown if line), "on a single processor, or another one"
+    assert all(line.startswith(may_be_said) for line in shown if line), (
+        "on a single processor, or another one"
+    )
     _check_trace(json.loads(trace_path.read_text())["traceEvents"])
 
 
