@@ -25,12 +25,13 @@ class Setting:
     profile: Mapping[str, object]
     """Name, digest and date of the profile that predicted them."""
 
-    def heading(self) -> tuple[str, str, str]:
+    def heading(self) -> tuple[str, str, str, str]:
         """A section's first lines, as Markdown."""
         return (
-            f"## {self.profile['name']}, {self.created[:10]}",
+            f"## {self.profile['name']}, {self.created[:16].replace('T', ' ')}",
             "",
-            f"{self.machine['platform']}, torch {self.machine['torch']}; commit {self.commit[:12]}.",
+            f"{self.machine['platform']}, torch {self.machine['torch']}; commit {self.commit[:12]};",
+            f"profile {self.profile['name']} of {self.profile['created']}.",
         )
 
 

@@ -47,11 +47,6 @@ class Arena:
         self._used = start + nbytes
         return self.tensor[start : start + nbytes]
 
-    @property
-    def is_registered(self) -> bool:
-        """Whether CUDA devices address it."""
-        return self._registered_at > 0
-
     def on_device(self) -> torch.Tensor:
         """A registered arena as a CUDA tensor: kernels read and write the host's memory over the link.
 

@@ -79,7 +79,7 @@ class BatchState:
         return self.host_ids[i % IDS_KEPT]
 
     def keep_sampled(self, i: int, ids: torch.Tensor) -> None:
-        """Let token i's ids [rows] on the compute device be those on the host, once its stream is there."""
+        """Token i's ids [rows] on the compute device; on the host once what is queued on its stream is done."""
         self.last_ids = ids
         write_by_kernel(ids, self.written_ids[i % IDS_KEPT])
 
@@ -99,6 +99,7 @@ def batch_states(
 
     `ids` are as of Allocations.token_ids.
     """
+    host_ids, written_ids = ids
     states = []
     for k, (batch, sampler) in enumerate(zip(block.gpu_batches, samplers, strict=True)):
         rows, step = len(batch.requests), sizes.policy.prefill_rows
@@ -111,8 +112,8 @@ def batch_states(
                 activation_rows=sizes.placement.activation_rows[k].first(rows),
                 pads=None if pads is None else pads.to(device),
                 host_pads=pads,
-                host_ids=ids[0][k, :, :rows],
-                written_ids=ids[1][k, :, :rows],
+                host_ids=host_ids[k, :, :rows],
+                written_ids=written_ids[k, :, :rows],
                 chunks=tuple((first, min(step, rows - first)) for first in range(0, rows, step)),
             )
         )

@@ -123,8 +123,7 @@ class CacheHomes:
             "gpu": Arena(sizes.cache("gpu"), compute_device, register=False),
             "cpu": Arena(sizes.cache("cpu"), host, register=register),
         }
-        on_cpu = self._arenas["cpu"]
-        self._cpu_on_device = on_cpu.on_device() if on_cpu.is_registered else on_cpu.tensor
+        self._cpu_on_device = self._arenas["cpu"].as_kernels_see_it()
         disk_bytes = sizes.cache("disk")
         self.file: DiskFile | None = store.create("cache", disk_bytes) if store and disk_bytes else None
         slots = sizes.policy.cache_slots

@@ -63,7 +63,7 @@ def _experts(
 def by_expert(
     module: _Experts, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
-    """The same with dense products; it waits for the router, once, and not for what other streams copy."""
+    """The same with dense products; it waits for the router, once."""
     per_token, chosen = index.shape[1], index.reshape(-1)
     order = torch.argsort(chosen, stable=True)
     counts = _counts(chosen, module.num_experts)
@@ -84,8 +84,7 @@ def _counts(chosen: torch.Tensor, num_experts: int) -> list[int]:
     counts = (chosen[:, None] == experts).sum(dim=0)
     if chosen.device.type != "cuda":
         return counts.tolist()
-    page = _page(chosen.device, num_experts * counts.itemsize)
-    here, there = page.tensor.view(torch.int64), page.as_kernels_see_it().view(torch.int64)
+    here, there = _shared(chosen.device, num_experts)
     write_by_kernel(counts, there)
     written = torch.cuda.Event()
     written.record()
@@ -94,7 +93,7 @@ def _counts(chosen: torch.Tensor, num_experts: int) -> list[int]:
 
 
 @cache
-def _page(device: torch.device, nbytes: int) -> Arena:
-    """What a GPU's kernels write and the host reads, as long as the process lives."""
-    with torch.cuda.device(device):
-        return Arena(nbytes, torch.device("cpu"), register=True)
+def _shared(device: torch.device, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """[count] int64 on the host, and the same as the kernels of the current GPU see it; kept as long as the process."""
+    arena = Arena(count * torch.int64.itemsize, torch.device("cpu"), register=device.type == "cuda")
+    return arena.tensor.view(torch.int64), arena.as_kernels_see_it().view(torch.int64)
