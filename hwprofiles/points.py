@@ -10,9 +10,9 @@ from typing import Literal
 from hwprofiles.errors import UserError
 
 Dtype = Literal["float32", "float16", "bfloat16"]
-Kernels = Literal["rotary", "experts"]
-"""Kinds of models that call kernels which OPT does not: with rotary embeddings and root mean square norms, and with a
-mixture of experts besides."""
+Kernels = Literal["opt", "rotary", "experts"]
+"""Kinds of models, each of which calls kernels that the one before does not: OPT, models with rotary embeddings and
+root mean square norms, and those with a mixture of experts besides."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,9 +37,6 @@ LOADING_BYTES = 40 * MIB
 """Read buffers while a checkpoint is loaded; free again before the first block."""
 LIBRARY_BYTES = 12 * MIB
 """Pages of libraries that only some models touch, a model's Python objects (some 50 KB a layer), what malloc keeps."""
-GPU_LIBRARY_BYTES = 36 * MIB
-"""The same of libraries of a real GPU, whose kernels differ from model to model: on an H200 host OPT's runs held
-between 0.07 GB less and 0.09 GB more than the process that is weighed, half of them more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,12 +229,10 @@ def _process(sizes: Sizes, target: Target) -> Iterator[Entry]:
 
 def library_bytes(model: ModelSpec, target: Target) -> int:
     """What libraries take beyond the process that is weighed."""
-    if target.compute_tier != "gpu" or target.emulated:
-        return LIBRARY_BYTES
-    kernels: Kernels | None = "rotary" if has_rotary(model) else None
+    kernels: Kernels = "rotary" if has_rotary(model) else "opt"
     if any(layer.num_experts for layer in model.layers):
         kernels = "experts"
-    return LIBRARY_BYTES + GPU_LIBRARY_BYTES + (target.kernels_host_bytes.get(kernels, 0) if kernels else 0)
+    return LIBRARY_BYTES + target.kernels_host_bytes.get(kernels, 0)
 
 
 def _requests(workload: Workload, policy: Policy) -> int:

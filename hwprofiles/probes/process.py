@@ -36,7 +36,7 @@ class ProcessCost:
     margins: Margins = NO_MARGINS
     """Of each GPU."""
     kernels_host_bytes: Mapping[Kernels, int] = field(default_factory=dict)
-    """Of models that are not like OPT, beyond `resident_bytes`; empty without a GPU."""
+    """Of each kind of model, beyond `resident_bytes`; empty without a GPU."""
 
 
 def process_cost(num_gpus: int, num_runs: int = 1) -> ProcessCost:

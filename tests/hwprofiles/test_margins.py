@@ -38,7 +38,7 @@ def test_several_processes_become_one_figure(monkeypatch: pytest.MonkeyPatch) ->
     def weighed(resident: int, *kinds: int) -> Weighed:
         context, allocator, fragmentation = kinds
         margins = Margins(context_bytes=context, allocator_bytes=allocator, fragmentation_bytes=fragmentation)
-        kernels: dict[Kernels, int] = {"rotary": 2 * context, "experts": 3 * context}
+        kernels: dict[Kernels, int] = {"opt": context, "rotary": 2 * context, "experts": 3 * context}
         return Weighed(resident_bytes=resident, margins=margins, kernels_host_bytes=kernels)
 
     runs = iter([
@@ -50,7 +50,7 @@ def test_several_processes_become_one_figure(monkeypatch: pytest.MonkeyPatch) ->
     cost = process_cost(2, num_runs=3)
     assert (cost.resident_bytes, cost.context_bytes, cost.spread_bytes) == (103, (505, 510), 9)
     assert cost.margins == Margins(context_bytes=9, allocator_bytes=2, fragmentation_bytes=30)
-    assert cost.kernels_host_bytes == {"rotary": 16, "experts": 24}
+    assert cost.kernels_host_bytes == {"opt": 8, "rotary": 16, "experts": 24}
 
 
 def test_layers_hold_what_they_say() -> None:

@@ -15,9 +15,9 @@ from hwprofiles.points import (
     Packed,
     Rate,
 )
-from hwprofiles.profile import Calibration, Concurrent, load_profile
+from hwprofiles.profile import Calibration, Concurrent, HardwareProfile, load_profile
 from planner.factors import HANDOVER, LAUNCH
-from planner.ledger import library_bytes
+from planner.ledger import LIBRARY_BYTES, library_bytes
 from planner.machine import UNMEASURED_KERNELS_HOST_BYTES, Caps, make_target
 from planner.model import load_model
 from planner.rates import Curve, make_rates
@@ -162,22 +162,24 @@ def test_grouped_attention_is_a_share_for_each_further_query_head() -> None:
     assert make_rates(replace(profile, host=host), "float32").query_head_share == 0
 
 
-def test_kernels_of_other_models_than_opt_take_host_memory() -> None:
+def test_kernels_take_host_memory_by_kind_of_model() -> None:
     """As measured, or as an H200 host had it where a profile does not say; none without a GPU, emulated or missing."""
     profile = load_profile("h200-host")
-    kernels: dict[Kernels, int] = {"rotary": 100 * MB, "experts": 300 * MB}
-    measured = replace(profile, gpus=(replace(profile.gpus[0], kernels_host_bytes=kernels),))
-    unmeasured = replace(profile, gpus=(replace(profile.gpus[0], kernels_host_bytes={}),))
+    kernels: dict[Kernels, int] = {"opt": 50 * MB, "rotary": 100 * MB, "experts": 300 * MB}
+    older: dict[Kernels, int] = {"rotary": 100 * MB, "experts": 300 * MB}
     for found, expected in (
-        (measured, kernels),
-        (unmeasured, UNMEASURED_KERNELS_HOST_BYTES),
-        (emulated(), {}),
-        (load_profile("two-core"), {}),
+        (kernels, kernels),
+        (older, {**older, "opt": UNMEASURED_KERNELS_HOST_BYTES["opt"]}),
+        ({}, UNMEASURED_KERNELS_HOST_BYTES),
     ):
-        target = make_target(found, Caps())
-        plain, *others = (
-            library_bytes(load_model(name), target) for name in ("opt-1.3b", "llama-3-70b", "mixtral-8x7b")
-        )
-        assert [other - plain for other in others] == [
-            expected.get(kind, 0) for kind in ("rotary", "experts")
-        ]
+        machine = replace(profile, gpus=(replace(profile.gpus[0], kernels_host_bytes=found),))
+        assert _kernels_host_bytes(machine) == expected
+    for machine in (emulated(), load_profile("two-core")):
+        assert set(_kernels_host_bytes(machine).values()) == {0}
+
+
+def _kernels_host_bytes(profile: HardwareProfile) -> dict[str, int]:
+    """Beyond what every model's libraries take."""
+    target, models = make_target(profile, Caps()), ("opt-1.3b", "llama-3-70b", "mixtral-8x7b")
+    held = (library_bytes(load_model(name), target) - LIBRARY_BYTES for name in models)
+    return dict(zip(("opt", "rotary", "experts"), held, strict=True))
