@@ -31,6 +31,11 @@ class Curve:
         return {candidate.way for candidate in self._free}
 
     @property
+    def is_off_disk(self) -> bool:
+        """Whether none of them has anything on disk."""
+        return all(way.disk == "none" for way in self.ways)
+
+    @property
     def best_block(self) -> float:
         """The block size of the fastest."""
         return self._blocks[self._seconds.index(self.least)]

@@ -16,7 +16,7 @@ from planner.pricing import NOT_RUN
 from planner.problem import Problem
 from planner.realise import is_quick_enough
 from planner.request import Request
-from planner.search import WORTH_IT, score
+from planner.search import DISK_WORTH_IT, WORTH_IT, score, worth
 
 _SAME = 5e-4
 """Relative differences of throughput below this are not told apart."""
@@ -66,7 +66,7 @@ def _verdict(problem: Problem, plan: Plan, other: Plan, gain: float) -> str:
         lacks = "; ".join(other.ledger.explain(tier, problem.target) for tier in short)
         return f"It does not fit: {lacks}. {advice(problem, other.policy)}. {_if_it_fitted(gain)}"
     if gain > _SAME:
-        return f"It fits and is {100 * gain:.1f}% faster: {_missed(plan, other, gain)}."
+        return f"It fits and is {100 * gain:.1f}% faster: {_missed(problem, plan, other, gain)}."
     if gain >= -_SAME:
         return "It fits and is as fast as the plan."
     return f"It fits but is {-100 * gain:.1f}% slower. {_slower(problem, plan, other)}"
@@ -78,7 +78,7 @@ def _if_it_fitted(gain: float) -> str:
     return f"With enough memory it would be {abs(100 * gain):.1f}% {'faster' if gain > 0 else 'slower'}."
 
 
-def _missed(plan: Plan, other: Plan, gain: float) -> str:
+def _missed(problem: Problem, plan: Plan, other: Plan, gain: float) -> str:
     """Why a faster policy is not the plan's."""
     if plan.request is None:
         return "the plan's own policy was given, not searched for; planner search finds the fastest"
@@ -87,6 +87,8 @@ def _missed(plan: Plan, other: Plan, gain: float) -> str:
         return f"the plan was searched for with {excluded}, which excludes it"
     if gain <= WORTH_IT:
         return f"of policies within {100 * WORTH_IT:g}% of each other the search takes the simplest"
+    if worth(problem, other) <= worth(problem, plan):
+        return f"the search uses a disk where that brings {100 * DISK_WORTH_IT:g}% or more"
     return "the search has missed it"
 
 

@@ -14,7 +14,7 @@ from planner.plan import Plan, load_plan
 from planner.policy import Bits, Split
 from planner.problem import Problem
 from planner.request import Request
-from planner.search import score, search
+from planner.search import DISK_WORTH_IT, score, search
 from planner.shortage import explain_shortage
 from tests.planner.problems import (
     GB,
@@ -79,6 +79,15 @@ def test_no_simple_policy_is_better(model: str, prompts: int | None) -> None:
             )
             if problem.fits(policy) and (prompts is None or size * batches <= prompts):
                 assert score(problem, problem.plan(policy)) <= best * 1.005, (name, size, batches)
+
+
+@pytest.mark.parametrize("megabytes", [650, 700, 750])
+def test_having_a_disk_does_not_make_the_plan_worse(megabytes: int) -> None:
+    """What fits without one is compared with what uses it, even where the formulas promise more of the latter."""
+    model, cpu = small_opt(num_layers=24), megabytes * MB
+    without = problem_of(model, gpu=300 * MB, cpu=cpu, disk=0)
+    problem = problem_of(model, gpu=300 * MB, cpu=cpu)
+    assert score(problem, found(problem)) >= score(without, found(without)) * (1 - DISK_WORTH_IT)
 
 
 def test_gpu_batches_are_not_only_powers_of_two() -> None:

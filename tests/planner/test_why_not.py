@@ -7,13 +7,14 @@ from dataclasses import replace
 import pytest
 
 from hwprofiles.errors import UserError
+from hwprofiles.points import Rate
 from hwprofiles.profile import load_profile
 from planner.compare import Line, decided_lines, differing_lines
 from planner.plan import Plan
 from planner.policy import Policy, Split
 from planner.problem import Problem
 from planner.request import Request
-from planner.search import search
+from planner.search import DISK_WORTH_IT, search
 from planner.why_not import WhyNot, why_not
 from tests.planner.problems import (
     GB,
@@ -25,6 +26,7 @@ from tests.planner.problems import (
     problem_of,
     small_mixtral,
     small_opt,
+    small_t4,
 )
 
 FLEXGEN = Split(gpu=0.2, cpu=0.8, disk=0)
@@ -133,6 +135,36 @@ def test_a_faster_policy_was_excluded_or_not_searched_for() -> None:
     assert f"with --max-latency {seconds:g}, which" in why_not(problem, quick, plain.policy).verdict
     missed = replace(slow, request=Request(cpu_attention="off"))
     assert "the search has missed it" in why_not(problem, missed, plain.policy).verdict
+
+
+def test_a_disk_must_bring_more_than_a_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a disk 20 times as fast a search that takes any gain uses it; the plan does not, and says so."""
+    profile = small_t4()
+    assert profile.disk is not None
+    fast = replace(
+        profile.disk,
+        read=tuple(replace(point, bytes_per_s=_times(20, point.bytes_per_s)) for point in profile.disk.read),
+        write=tuple(
+            replace(point, bytes_per_s=_times(20, point.bytes_per_s)) for point in profile.disk.write
+        ),
+        both_read_bytes_per_s=_times(20, profile.disk.both_read_bytes_per_s),
+        both_write_bytes_per_s=_times(20, profile.disk.both_write_bytes_per_s),
+    )
+    machine = replace(profile, disk=fast)
+    problem = problem_of(small_opt(num_layers=12), machine, gpu=300 * MB, cpu=650 * MB)
+    plan = found(problem)
+    assert plan.ledger.peak_bytes("disk") == 0
+    monkeypatch.setattr("planner.search.DISK_WORTH_IT", 0.0)
+    with_disk = found(problem)
+    monkeypatch.undo()
+    assert with_disk.ledger.peak_bytes("disk") > 0
+    answer = why_not(problem, plan, with_disk.policy)
+    assert 0 < answer.gain < DISK_WORTH_IT
+    assert "the search uses a disk where that brings 5% or more" in answer.verdict
+
+
+def _times(factor: float, rate: Rate) -> Rate:
+    return replace(rate, median=factor * rate.median)
 
 
 def test_what_the_machine_or_the_model_lacks_is_a_mistake() -> None:
