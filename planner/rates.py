@@ -218,7 +218,7 @@ def make_rates(profile: HardwareProfile, dtype: Dtype, *, spreads: float = 0.0) 
         attention_bytes_per_s=min(memory, max(at(p.bytes_per_s) for p in attention)) if on_cpu else memory,
         cpu_attention_bytes_per_s=attended,
         cpu_packed_attention_values_per_s=packed_attention(host.packed, attention, threads, at),
-        query_head_share=_query_head_share(host.grouped_attention.get(dtype), attention),
+        query_head_share=_query_head_share(host.grouped_attention.get(dtype), attention, threads),
         cpu_memory_bytes_per_s=host_memory(profile, at),
         h2d=h2d,
         d2h=d2h,
@@ -287,12 +287,19 @@ def _attention_threads(points: Sequence[AttentionPoint], cores: int, at: Reading
     return best.threads, at(best.bytes_per_s)
 
 
-def _query_head_share(grouped: GroupedAttention | None, points: Sequence[AttentionPoint]) -> float:
-    """From attention with and without a group of query heads, by as many threads; 0 where it was not measured."""
-    alone = [p.bytes_per_s.median for p in points if grouped and p.threads == grouped.threads]
-    if grouped is None or not alone:
+def _query_head_share(
+    grouped: GroupedAttention | None, points: Sequence[AttentionPoint], threads: int
+) -> float:
+    """From attention with and without a group of query heads, by as many threads; 0 where it was not measured.
+
+    A further query head costs arithmetic, which so many `threads` share: fewer take as much longer.
+    """
+    alone = {point.threads: point.bytes_per_s.median for point in points}
+    if grouped is None or grouped.threads not in alone:
         return 0.0
-    return max(0.0, alone[0] / grouped.bytes_per_s.median - 1) / (grouped.group - 1)
+    seconds = 1 / grouped.bytes_per_s.median - 1 / alone[grouped.threads]
+    of_one = max(0.0, seconds) / (grouped.group - 1) * grouped.threads / threads
+    return of_one * alone[threads]
 
 
 def _io_threads(profile: HardwareProfile) -> int:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from itertools import cycle
+from itertools import cycle, product
 
 import torch
 
 from hwprofiles.budget import DTYPES, Pace
-from hwprofiles.points import AttentionPoint, Dtype, GroupedAttention
+from hwprofiles.points import AttentionPoint, Dtype, GroupedAttention, Rate
 from hwprofiles.probes.buffers import affordable_bytes, fill_random, mapping
 from hwprofiles.probes.compute import TORCH_DTYPE
 from hwprofiles.probes.cpu_attention import Decode, attend_plain, native_call
@@ -29,18 +29,25 @@ some of what is little more than its cache."""
 def attention_curves(
     memory: torch.Tensor, thread_counts: tuple[int, ...], pace: Pace
 ) -> dict[Dtype, tuple[AttentionPoint, ...]]:
-    """Bytes of K and V per second for each dtype and number of threads."""
-    curves: dict[Dtype, tuple[AttentionPoint, ...]] = {}
-    for dtype in DTYPES:
-        points = []
-        for threads in thread_counts:
-            slice_s = pace.next(f"cpu attention {dtype}, threads {threads}")
-            worker = attention_worker(dtype, threads, memory)
-            with _torch_threads(threads):
-                rate = measured_rate(rounds_of(worker.operation), worker.amount, slice_s)
-            points.append(AttentionPoint(threads=threads, bytes_per_s=rate))
-        curves[dtype] = tuple(points)
-    return curves
+    """Bytes of K and V per second for each dtype and number of threads: the better of two visits.
+
+    What else runs on a shared host slows a virtual machine for seconds at a time, and never makes it faster. A run gets
+    the number of threads that is fastest here, so a point that was measured in such seconds would cost every run.
+    """
+    slices_s: dict[tuple[Dtype, int], float] = {}
+    best: dict[tuple[Dtype, int], Rate] = {}
+    for dtype, threads in product(DTYPES, thread_counts):
+        slices_s[dtype, threads] = pace.next(f"cpu attention {dtype}, threads {threads}") / 2
+        best[dtype, threads] = _rate(dtype, threads, memory, slices_s[dtype, threads])
+    for (dtype, threads), slice_s in slices_s.items():
+        again = _rate(dtype, threads, memory, slice_s)
+        best[dtype, threads] = max(best[dtype, threads], again, key=lambda rate: rate.median)
+    return {
+        dtype: tuple(
+            AttentionPoint(threads=threads, bytes_per_s=best[dtype, threads]) for threads in thread_counts
+        )
+        for dtype in DTYPES
+    }
 
 
 def grouped_attention(memory: torch.Tensor, threads: int, pace: Pace) -> dict[Dtype, GroupedAttention]:
@@ -48,11 +55,15 @@ def grouped_attention(memory: torch.Tensor, threads: int, pace: Pace) -> dict[Dt
     found: dict[Dtype, GroupedAttention] = {}
     for dtype in DTYPES:
         slice_s = pace.next(f"cpu attention {dtype}, {_GROUP} query heads to one")
-        worker = attention_worker(dtype, threads, memory, _GROUP)
-        with _torch_threads(threads):
-            rate = measured_rate(rounds_of(worker.operation), worker.amount, slice_s)
+        rate = _rate(dtype, threads, memory, slice_s, _GROUP)
         found[dtype] = GroupedAttention(group=_GROUP, threads=threads, bytes_per_s=rate)
     return found
+
+
+def _rate(dtype: Dtype, threads: int, memory: torch.Tensor, slice_s: float, group: int = 1) -> Rate:
+    worker = attention_worker(dtype, threads, memory, group)
+    with _torch_threads(threads):
+        return measured_rate(rounds_of(worker.operation), worker.amount, slice_s)
 
 
 def attention_memory(working_set_bytes: int) -> torch.Tensor:
