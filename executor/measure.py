@@ -13,6 +13,7 @@ import torch
 from executor.one_time import OneTime
 from executor.transfer import Handle
 from planner.activity import Activity, Span, Timeline
+from planner.cost import HOST
 from planner.plan import PHASES, Phase
 from planner.schedule import Task, TaskKind
 
@@ -151,7 +152,15 @@ class Measurements:
         if self.num_blocks == 0 and task.i == 0 and task.kind is TaskKind.COMPUTE:
             self._one_time.layer_done(task.j, stop_s)
         self._keep(_span(task, task.kind.value, task.resource, stop_s - seconds, stop_s, handle.num_bytes))
+        if handle.by_caller and handle.device_event is not None:
+            self._issued(_span(task, task.kind.value, HOST, handle.start_s, handle.stop_s, 0))
         self._forget(handle)
+
+    def _issued(self, span: Span) -> None:
+        """The host asked a device for something."""
+        self.activities["prefill" if span.i == 0 else "decode"].issue_s += span.stop_s - span.start_s
+        if self.recorder:
+            self.recorder.span(span)
 
     def _keep(self, span: Span) -> None:
         self._timeline.add(span)

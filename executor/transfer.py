@@ -70,6 +70,8 @@ class Handle:
     start_s: float = 0.0
     stop_s: float = 0.0
     num_bytes: int = 0
+    by_caller: bool = False
+    """Issued by the thread that issues compute, not by its lane's."""
 
     def wait(self) -> None:
         """Block until the task is done, on the device too."""
@@ -121,6 +123,7 @@ class Lane:
         self._last = handle
         at_once = self.stream is not None and idle and handle.meeting is None
         if at_once and all(dep.issued.is_set() for dep in deps):
+            handle.by_caller = True
             run_task(handle, deps, body, self.stream, self.delay, self.failure)
             handle.issued.set()
             return
@@ -227,6 +230,7 @@ class Lanes:
                 self._lanes[task.resource] = Lane(stream, self.failure, self.delay)
             self._lanes[task.resource].put(handle, deps, body)
             return handle
+        handle.by_caller = True
         run_task(handle, deps, body, stream, self.delay, self.failure)
         handle.issued.set()
         if not self.overlap:

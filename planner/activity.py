@@ -43,11 +43,14 @@ class Activity:
     busy_s: dict[str, float] = field(default_factory=dict)
     waits_s: dict[str, dict[str, float]] = field(default_factory=dict)
     """Lane -> what it waited for, as "kind on lane" -> seconds."""
+    issue_s: float = 0.0
+    """The host was asking a GPU for its work, task by task; measured, not predicted."""
 
     def add(self, other: Activity, times: float = 1.0) -> None:
         """As much again as `other`, so many times."""
         self.seconds += other.seconds * times
         self.overlap_s += other.overlap_s * times
+        self.issue_s += other.issue_s * times
         for lane, seconds in other.busy_s.items():
             self.busy_s[lane] = self.busy_s.get(lane, 0.0) + seconds * times
         for lane, waits in other.waits_s.items():
@@ -74,6 +77,8 @@ class PhaseActivity:
     """Two or more resources were at work at once, a compute task and its CPU attention counted as one."""
     waits_share: Mapping[str, float]
     """What the binding resource's gaps waited for: a task as "kind on resource", or the host."""
+    issue_share: float = 0.0
+    """The host was asking a GPU for its work, as measured; what it does between tasks is not in it."""
 
 
 class Timeline:

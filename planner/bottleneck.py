@@ -10,6 +10,8 @@ _HIDDEN = 0.005
 """Smaller shares are not worth a word."""
 _LITTLE = 0.1
 """Of a phase's time, work of other resources that says nothing about how well steps overlap."""
+_ISSUES = 0.25
+"""Of a phase's time, the host's asking from which it is worth a sentence."""
 _MOSTLY, _IN_PART = 0.75, 0.35
 """Of the work beside the busiest resource's, the share that ran at the same time as other work."""
 
@@ -32,6 +34,7 @@ def phase_activity(phase: Phase, activity: Activity) -> PhaseActivity | None:
         busy_share={lane: busy_s / seconds for lane, busy_s in sorted(activity.busy_s.items())},
         overlap_share=activity.overlap_s / seconds,
         waits_share={cause: waited_s / seconds for cause, waited_s in sorted(waits.items())},
+        issue_share=activity.issue_s / seconds,
     )
 
 
@@ -43,6 +46,8 @@ def sentences(found: PhaseActivity) -> str:
         f"{found.phase}: {binding} binds, at work {_percent(busy)} of {format_seconds(found.seconds)}. "
         f"{_overlap(found)}"
     )
+    if found.issue_share >= _ISSUES:
+        text = f"{text} The host was asking the GPU for its work {_percent(found.issue_share)} of the time."
     waits = sorted(found.waits_share.items(), key=lambda wait: -wait[1])
     named = [f"{cause} {_percent(share)}" for cause, share in waits if share >= _HIDDEN]
     if 1 - busy < _HIDDEN:

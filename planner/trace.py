@@ -14,6 +14,7 @@ from typing import Protocol, Self
 
 from hwprofiles.errors import UserError
 from planner.activity import Span
+from planner.cost import HOST
 from planner.ledger import Ledger
 from planner.policy import TIERS
 from planner.simulate import Simulation
@@ -22,7 +23,7 @@ MAX_EVENTS = 200_000
 """About 30 MB; more are dropped and counted."""
 PREDICTED, MEASURED = "predicted", "measured"
 """Groups of lanes; the ranks of a pipeline have one each."""
-LANES = ("h2d", "d2h", "gpu", "cpu", "disk_read", "disk_write", "net_in", "net_out")
+LANES = ("h2d", "d2h", "gpu", "cpu", "disk_read", "disk_write", "net_in", "net_out", HOST)
 """From top to bottom."""
 
 

@@ -195,11 +195,16 @@ def test_streams_overlap_on_the_device(
         engine.close()
     found = read_trace(tmp_path / "t.json")
     lanes = spans_by_lane(found, "measured")
-    assert set(lanes) == {"h2d", "d2h", "gpu", "disk_read", *(["cpu"] if attended else [])}
+    assert set(lanes) == {"h2d", "d2h", "gpu", "disk_read", "host", *(["cpu"] if attended else [])}
+    asked = {event["name"] for event in lanes["host"]}
+    assert asked >= {event["name"] for event in lanes["gpu"]}, (
+        "compute is issued by the caller's thread alone"
+    )
     assert {event["name"] for event in found["traceEvents"] if event["ph"] == "C"} == {
         "cpu bytes",
         "gpu bytes",
     }
     activity = engine.measurements.activities["decode"]
     assert 0 < activity.overlap_s < activity.seconds
+    assert 0 < activity.issue_s < activity.seconds
     assert all(busy_s <= activity.seconds * 1.001 for busy_s in activity.busy_s.values())

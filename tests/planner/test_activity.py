@@ -94,6 +94,19 @@ def test_sentences_answer_the_field_report() -> None:
     assert "h2d was idle 30%" in text
 
 
+@pytest.mark.parametrize(("issue_s", "said"), [(6.0, True), (1.0, False)])
+def test_a_host_that_asks_for_work_most_of_the_time_is_named(issue_s: float, said: bool) -> None:
+    """How much of the phase it took, where that is worth a sentence."""
+    activity = activity_of(SPANS, 10)
+    activity.issue_s = issue_s
+    total = Activity()
+    total.add(activity, 2)
+    found = phase_activity("decode", total)
+    assert found is not None
+    assert found.issue_share == pytest.approx(issue_s / 10)
+    assert ("The host was asking the GPU for its work 60% of the time." in sentences(found)) == said
+
+
 def test_sequential_steps_are_said_to_hardly_overlap() -> None:
     """One task after the other."""
     spans = (span(0, "h2d", 0, 5), span(1, "gpu", 5, 9, (0,), "compute"))

@@ -160,7 +160,9 @@ def test_grouped_attention_is_a_share_for_each_further_query_head() -> None:
     one, two = (found.bytes_per_s.median for found in profile.host.attention["float32"])
     fewer = make_rates(replace(profile, host=replace(host, logical_cores=1)), "float32")
     assert fewer.attention_threads == 1
-    assert fewer.query_head_share == pytest.approx(2 * one / two / 7)  # as much arithmetic, by half the threads
+    assert fewer.query_head_share == pytest.approx(
+        2 * one / two / 7
+    )  # as much arithmetic, by half the threads
     elsewhere = replace(shared, threads=99)
     host = replace(profile.host, grouped_attention={"float32": elsewhere})
     assert make_rates(replace(profile, host=host), "float32").query_head_share == 0
