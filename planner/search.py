@@ -18,7 +18,8 @@ from planner.walk import Walk
 _BEHIND = 1.1
 """Of the least time a sequence: what is further behind before numbers are whole is not followed up."""
 _OFF_DISK = 1.5
-"""Further for what uses no disk: the formulas promise too much of plans that read a little of a small model from it."""
+"""So many times further for the best that uses no disk: the formulas promise too much of plans that read a little of a
+small model from it."""
 _NUM_FINALISTS = 6
 _MOST_OF_A_MODE = 2
 """Candidates: the closed formula is wrong by as much for those of one mode."""
@@ -107,8 +108,10 @@ def _candidates(
             found |= {one: walk.promise(one) for one in walk.few()[:_NUM_FINALISTS]}
     enough_s = behind * min((walk.least_s for walk in walks), default=0.0)
     curves = [(walk, curve) for walk in walks for curve in walk.free(_OFF_DISK * enough_s)]
+    least_off_disk_s = min((curve.least for _, curve in curves if curve.is_off_disk), default=math.inf)
+    enough_off_disk_s = max(enough_s, min(_OFF_DISK * enough_s, behind * least_off_disk_s))
     for walk, curve in curves:
-        if curve.least <= enough_s * (_OFF_DISK if curve.is_off_disk else 1):
+        if curve.least <= (enough_off_disk_s if curve.is_off_disk else enough_s):
             report(f"{walk.weight_bits}-bit weights, {walk.kv_bits}-bit cache: whole numbers of gpu batches")
             shapes: dict[tuple[int, float], Candidate] = {}
             for one in follow(walk, curve):
