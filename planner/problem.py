@@ -14,7 +14,7 @@ from planner.machine import Caps, make_target
 from planner.model import ModelSpec
 from planner.place import place
 from planner.placement import Placement
-from planner.plan import SCHEMA_VERSION, ModelRef, Plan, Prediction
+from planner.plan import SCHEMA_VERSION, ModelRef, PhasePrediction, Plan, Prediction
 from planner.policy import TIERS, CommDevice, Policy, Tier
 from planner.predict import finished, predict, simulated_in_short
 from planner.pricing import predict_job, price
@@ -99,10 +99,13 @@ class Problem:
         """The policy placed, added up and simulated; whether it fits is the caller's question."""
         return self._predicted(self.draft(policy))
 
-    def draft(self, policy: Policy, max_decode_groups: int = MAX_DECODE_GROUPS) -> Plan:
+    def draft(
+        self, policy: Policy, max_decode_groups: int = MAX_DECODE_GROUPS, *, make_room: bool = False
+    ) -> Plan:
         """A plan priced by the closed formula alone, in fewer groups of decode passes where that will do.
 
-        Graphs are used where they fit, decode might wait for the host without them, and capturing takes less than that.
+        Graphs are used where they fit, decode might wait for the host without them, and capturing takes less than that;
+        where room is to be made for them, whether or not they fit.
         """
         placement = place(self.model, policy, self.target.compute_tier)
         for sizes, prediction in self._preferred(policy, placement, max_decode_groups):
@@ -118,9 +121,21 @@ class Problem:
                 job=predict_job(sizes, self.rates) if self.workload.num_prompts else None,
                 rates=self.rates,
             )
-            if not plan.ledger.shortfalls(self.target):
+            if make_room or not plan.ledger.shortfalls(self.target):
                 break
         return plan
+
+    def insured_s(self, plan: Plan) -> float:
+        """Seconds of a block; decode that may wait for the host as long as it may be with graphs, which do not."""
+        decode = plan.prediction.decode
+        is_called = self.target.graph_operation_bytes and not plan.policy.graphs
+        if is_called and self._may_wait(decode):
+            return plan.prediction.seconds + (_INSURANCE - 1) * decode.seconds
+        return plan.prediction.seconds
+
+    @staticmethod
+    def _may_wait(decode: PhasePrediction) -> bool:
+        return decode.busy_s.get(HOST, 0.0) >= _WAITS * decode.seconds
 
     def _preferred(
         self, policy: Policy, placement: Placement, max_decode_groups: int
@@ -136,7 +151,7 @@ class Problem:
             return
         called = priced(replace(policy, graphs=False))
         decode = called[1].decode
-        if decode.busy_s.get(HOST, 0.0) >= _WAITS * decode.seconds:
+        if self._may_wait(decode):
             replayed = priced(replace(policy, graphs=True))
             if replayed[1].decode.seconds <= _INSURANCE * decode.seconds:
                 yield replayed

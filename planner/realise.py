@@ -55,7 +55,7 @@ def place_within(problem: Problem, request: Request, candidate: Candidate, count
     limits = limits_of(problem, request, candidate.choice, tier_limits(problem))
     for _ in range(_NUM_REPAIRS):
         plans = [problem.compared(draft) for draft in _drafts(problem, candidate, count, limits)]
-        best = min(plans, key=lambda plan: plan.prediction.seconds, default=None)
+        best = min(plans, key=problem.insured_s, default=None)
         if best is None or is_quick_enough(best, request):
             return best
         assert limits.max_latency_s
@@ -83,6 +83,10 @@ def _drafts(problem: Problem, candidate: Candidate, count: int, limits: Limits) 
         draft = _placed(problem, candidate, program, whole, rounded)
         if draft:
             yield draft
+        if draft and not draft.policy.graphs and problem.target.graph_operation_bytes:
+            with_graphs = _placed(problem, candidate, program, whole, rounded, make_room=True)
+            if with_graphs and with_graphs.policy.graphs:
+                yield with_graphs
 
 
 def _roundings(relaxed: Relaxed, solution: Solution) -> Iterator[WholeRows]:
@@ -103,16 +107,22 @@ def _roundings(relaxed: Relaxed, solution: Solution) -> Iterator[WholeRows]:
 
 
 def _placed(
-    problem: Problem, candidate: Candidate, program: Program, whole: WholeRows, solution: Solution | Failure
+    problem: Problem,
+    candidate: Candidate,
+    program: Program,
+    whole: WholeRows,
+    solution: Solution | Failure,
+    *,
+    make_room: bool = False,
 ) -> Plan | None:
-    """The draft of the LP's splits; where what rounding adds exceeds a limit, the LP is given less."""
+    """The draft of the LP's splits; where what rounding adds, or graphs do, exceeds a limit, the LP is given less."""
     allowed = tier_limits(problem)
     for attempt in range(1, _NUM_REPAIRS + 1):
         if isinstance(solution, Failure):
             return None
         count = round(1 / solution.shares.inverse_batches)
         policy = policy_of(problem, candidate.choice, count, solution.shares)
-        draft = problem.draft(policy, _num_groups(problem))
+        draft = problem.draft(policy, _num_groups(problem), make_room=make_room)
         short = draft.ledger.shortfalls(problem.target)
         if not short:
             return draft

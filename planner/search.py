@@ -150,8 +150,9 @@ def score(problem: Problem, plan: Plan) -> float:
 
 
 def worth(problem: Problem, plan: Plan) -> float:
-    """The score, less what using a disk must bring."""
-    return _less_disk(score(problem, plan), has_disk=_has_disk(plan))
+    """The score, less what using a disk must bring, and what may be lost where decode waits for the host."""
+    insured = plan.prediction.seconds / problem.insured_s(plan)
+    return insured * _less_disk(score(problem, plan), has_disk=_has_disk(plan))
 
 
 def _less_disk(tokens_per_s: float, *, has_disk: bool) -> float:

@@ -15,11 +15,13 @@ from planner.policy import Policy, Split
 from planner.pricing import price, price_blocks
 from planner.problem import Problem
 from planner.relaxed import Relaxed
+from planner.request import Request
+from planner.search import score, search
 from planner.shares import Shares
 from planner.sizes import Sizes
 from planner.walk import AT_HOME
 from planner.work import Choice
-from tests.planner.problems import ON_CPU, ON_DISK, ON_GPU, emulated, policy_of, problem_of, small_opt
+from tests.planner.problems import GB, ON_CPU, ON_DISK, ON_GPU, emulated, policy_of, problem_of, small_opt
 
 OPERATION_BYTES, ON_HOST_BYTES = 7000, 5000
 
@@ -125,6 +127,43 @@ def test_a_plan_with_no_room_for_graphs_does_without() -> None:
         plan = tight.plan(ALL_GPU)
         assert plan.policy.graphs == graphs
         assert bool(plan.ledger.shortfalls(tight.target)) == (limit < least)
+
+
+@pytest.mark.parametrize(("model", "gpu"), [("opt-30b", 16 * GB), ("opt-13b", 8 * GB)])
+def test_the_search_makes_room_for_graphs(model: str, gpu: int) -> None:
+    """Fastest by a little are splits that leave none; the host may be slower than when it was measured."""
+    problem = problem_of(model, with_graphs(), prompt_len=512, gen_len=32, gpu=gpu)
+    plan = search(problem, Request())
+    assert plan is not None
+    assert plan.policy.graphs
+    assert plan.ledger.bytes_of("gpu", "graphs") > 0
+    assert plan.ledger.shortfalls(problem.target) == {}
+    assert plan.prediction.decode.busy_s["host"] < 0.5 * plan.prediction.decode.seconds
+    older = with_graphs()
+    without = problem_of(
+        model,
+        replace(older, gpus=(replace(older.gpus[0], graph=None),)),
+        prompt_len=512,
+        gen_len=32,
+        gpu=gpu,
+    )
+    called = search(without, Request())
+    assert called is not None
+    assert score(problem, plan) > 0.92 * score(without, called)
+
+
+def test_called_decode_that_waits_for_the_host_is_worth_less() -> None:
+    """It counts as 8% longer; not where the host has little to do, nor where there are no graphs to be had."""
+    problem = problem_of("opt-1.3b", with_graphs(), prompt_len=512, gen_len=32)
+    called = problem.plan(replace(ALL_GPU, graphs=False))
+    called = replace(called, policy=replace(called.policy, graphs=False))
+    decode = called.prediction.decode
+    assert decode.busy_s["host"] > 0.25 * decode.seconds
+    assert problem.insured_s(called) == pytest.approx(called.prediction.seconds + 0.08 * decode.seconds)
+    replayed = replace(called, policy=replace(called.policy, graphs=True))
+    assert problem.insured_s(replayed) == called.prediction.seconds
+    older = replace(problem, target=replace(problem.target, graph_operation_bytes=0))
+    assert older.insured_s(called) == called.prediction.seconds
 
 
 def test_attention_on_the_cpu_leaves_the_host_little_to_do() -> None:
