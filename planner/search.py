@@ -87,7 +87,7 @@ def _most_worth(problem: Problem, request: Request, candidate: Candidate) -> flo
         return math.inf
     workload = problem.workload
     tokens = workload.gen_tokens / workload.num_prompts if workload.num_prompts else workload.gen_len
-    return _less_disk(tokens / candidate.seconds_per_sequence, has_disk=candidate.way.disk != "none")
+    return _less_disk(tokens / candidate.seconds_per_sequence, on_disk=candidate.way.disk != "none")
 
 
 def _candidates(
@@ -152,14 +152,15 @@ def score(problem: Problem, plan: Plan) -> float:
 def worth(problem: Problem, plan: Plan) -> float:
     """The score, less what using a disk must bring, and what may be lost where decode waits for the host."""
     insured = plan.prediction.seconds / problem.insured_s(plan)
-    return insured * _less_disk(score(problem, plan), has_disk=_has_disk(plan))
+    return insured * _less_disk(score(problem, plan), on_disk=has_disk(plan))
 
 
-def _less_disk(tokens_per_s: float, *, has_disk: bool) -> float:
-    return (1 - DISK_WORTH_IT) * tokens_per_s if has_disk else tokens_per_s
+def _less_disk(tokens_per_s: float, *, on_disk: bool) -> float:
+    return (1 - DISK_WORTH_IT) * tokens_per_s if on_disk else tokens_per_s
 
 
-def _has_disk(plan: Plan) -> bool:
+def has_disk(plan: Plan) -> bool:
+    """Whether anything of a plan lies on disk."""
     return plan.ledger.peak_bytes("disk") > 0
 
 
@@ -175,4 +176,4 @@ def _best(problem: Problem, plans: Iterable[Plan]) -> Plan | None:
 
 def _burden(plan: Plan) -> tuple[bool, bool, int]:
     """What a plan asks of its user: a disk, attention on the CPU, a large block."""
-    return _has_disk(plan), plan.policy.cpu_attention > 0, plan.policy.block_size
+    return has_disk(plan), plan.policy.cpu_attention > 0, plan.policy.block_size

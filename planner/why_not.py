@@ -16,7 +16,7 @@ from planner.pricing import NOT_RUN
 from planner.problem import Problem
 from planner.realise import is_quick_enough
 from planner.request import Request
-from planner.search import DISK_WORTH_IT, WORTH_IT, score, worth
+from planner.search import DISK_WORTH_IT, WORTH_IT, has_disk, score, worth
 
 _SAME = 5e-4
 """Relative differences of throughput below this are not told apart."""
@@ -88,7 +88,11 @@ def _missed(problem: Problem, plan: Plan, other: Plan, gain: float) -> str:
     if gain <= WORTH_IT:
         return f"of policies within {100 * WORTH_IT:g}% of each other the search takes the simplest"
     if worth(problem, other) <= worth(problem, plan):
-        return f"the search uses a disk where that brings {100 * DISK_WORTH_IT:g}% or more"
+        if has_disk(other) and not has_disk(plan):
+            return f"the search uses a disk where that brings {100 * DISK_WORTH_IT:g}% or more"
+        return (
+            "the search counts on a host that is slower at times, for which decode as CUDA graphs waits less"
+        )
     return "the search has missed it"
 
 
