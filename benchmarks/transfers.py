@@ -13,9 +13,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -24,8 +23,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.facts import current_commit, machine_facts
 from benchmarks.json_result import write_json_result
+from benchmarks.setting import Setting, setting_of
 from executor.arena import Arena
 from executor.disk import DiskStore
 from executor.transfer import copy_bytes
@@ -39,7 +38,7 @@ from planner.rates import make_rates
 _ROUNDS = 5
 _SLAB_BYTES = 256 * MIB
 """About a layer of a model of 13 billion parameters in 4 bits."""
-_MOST_DISK_BYTES = 4 * GIB
+_FILE_BYTES = 4 * GIB
 _CPU = torch.device("cpu")
 T = TypeVar("T")
 
@@ -64,10 +63,7 @@ class Row:
 class Transfers:
     """One measurement. The contract of benchmarks/results/transfers.json."""
 
-    created: str
-    commit: str
-    machine: Mapping[str, object]
-    profile: Mapping[str, str]
+    setting: Setting
     rows: Sequence[Row]
 
 
@@ -124,15 +120,10 @@ def on_disk(profile: HardwareProfile, directory: Path, *, register: bool) -> Ite
     if profile.disk is None:
         raise UserError(f"profile {profile.name} has no disk; measure it with: hwprofile measure --disk-dir")
     threads = make_rates(profile, "float16").io_threads
-    size = min(_MOST_DISK_BYTES, profile.disk.free_bytes // 4) // _SLAB_BYTES * _SLAB_BYTES
-    if not size:
-        raise UserError(
-            f"{directory} has less than {4 * _SLAB_BYTES // MIB} MiB free; choose another --directory"
-        )
     arena, store = Arena(_SLAB_BYTES, _CPU, register=register), DiskStore(directory, threads=threads)
     try:
         arena.tensor.random_()
-        file = store.create("slabs", size)
+        file = store.create("slabs", _FILE_BYTES)
         ways: tuple[tuple[str, Callable[[int, torch.Tensor], None], Sequence[DiskPoint]], ...] = (
             ("disk write", file.write, profile.disk.write),
             ("disk read", file.read, profile.disk.read),
@@ -142,7 +133,8 @@ def on_disk(profile: HardwareProfile, directory: Path, *, register: bool) -> Ite
                 what=f"{name}, {threads} threads",
                 num_bytes=_SLAB_BYTES,
                 seconds=[
-                    _timed(partial(move, offset, arena.tensor))[0] for offset in range(0, size, _SLAB_BYTES)
+                    _timed(partial(move, offset, arena.tensor))[0]
+                    for offset in range(0, _FILE_BYTES, _SLAB_BYTES)
                 ],
                 beside="the profile",
                 beside_bytes_per_s=max(p.bytes_per_s.median for p in points if p.threads <= threads),
@@ -164,13 +156,8 @@ def measure(profile: HardwareProfile, directory: Path, set_up_bytes: int) -> Tra
     if has_gpu:
         rows += [*set_up(set_up_bytes), *over_the_link(profile)]
     rows += on_disk(profile, directory, register=has_gpu)
-    return Transfers(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        commit=current_commit(),
-        machine=machine_facts(),
-        profile={"name": profile.name, "digest": profile.digest(), "created": profile.created},
-        rows=rows,
-    )
+    command = f"python -m benchmarks.transfers --gib {set_up_bytes // GIB} --directory {directory}"
+    return Transfers(setting=setting_of(profile, command), rows=rows)
 
 
 def main() -> int:
@@ -182,6 +169,8 @@ def main() -> int:
     parser.add_argument("--gib", type=int, default=16, help="of memory to set up (default: 16)")
     arguments = parser.parse_args()
     check_writable(arguments.output)
+    if arguments.gib < 1:
+        raise UserError(f"--gib is {arguments.gib}; it must be 1 or more")
     found = measure(load_profile(arguments.hw), arguments.directory, arguments.gib * GIB)
     table = Table("what", "GB/s", "beside", "GB/s", "times")
     for row in found.rows:

@@ -127,15 +127,13 @@ class Problem:
 
     def insured_s(self, plan: Plan) -> float:
         """Seconds of a block; decode that may wait for the host as long as it may be with graphs, which do not."""
-        decode = plan.prediction.decode
-        is_called = self.target.graph_operation_bytes and not plan.policy.graphs
-        if is_called and self._may_wait(decode):
-            return plan.prediction.seconds + (_INSURANCE - 1) * decode.seconds
-        return plan.prediction.seconds
+        risk_s = (_INSURANCE - 1) * plan.prediction.decode.seconds if self.may_wait(plan) else 0.0
+        return plan.prediction.seconds + risk_s
 
-    @staticmethod
-    def _may_wait(decode: PhasePrediction) -> bool:
-        return decode.busy_s.get(HOST, 0.0) >= _WAITS * decode.seconds
+    def may_wait(self, plan: Plan) -> bool:
+        """Whether decode is called, though this GPU can replay graphs, and takes the host much of its time."""
+        can_replay = self.target.graph_operation_bytes > 0
+        return can_replay and not plan.policy.graphs and _takes_the_host(plan.prediction.decode)
 
     def _preferred(
         self, policy: Policy, placement: Placement, max_decode_groups: int
@@ -151,7 +149,7 @@ class Problem:
             return
         called = priced(replace(policy, graphs=False))
         decode = called[1].decode
-        if self._may_wait(decode):
+        if _takes_the_host(decode):
             replayed = priced(replace(policy, graphs=True))
             if replayed[1].decode.seconds <= _INSURANCE * decode.seconds:
                 yield replayed
@@ -199,6 +197,10 @@ class Problem:
 
     def _sizes(self, plan: Plan) -> Sizes:
         return Sizes(self.model, self.workload, plan.policy, plan.placement, self.target.compute_tier)
+
+
+def _takes_the_host(decode: PhasePrediction) -> bool:
+    return decode.busy_s.get(HOST, 0.0) >= _WAITS * decode.seconds
 
 
 def _with_prediction(draft: Plan, prediction: Prediction) -> Plan:

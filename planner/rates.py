@@ -86,8 +86,8 @@ class Rates:
     cpu_packed_attention_values_per_s: float | None = None
     """K and V that are attended to as they lie in 4 bits; None where a run unpacks them first and in older profiles."""
     query_head_share: float = 0.0
-    """CPU attention: by how much of its time each further query head that shares K and V makes it longer; 0 in plans of
-    older versions."""
+    """CPU attention to K and V as they are computed with: by how much of its time each further query head that shares
+    them makes it longer, and as many seconds to packed ones; 0 in plans of older versions."""
     cpu_memory_bytes_per_s: float
     h2d: Curve
     d2h: Curve

@@ -83,7 +83,7 @@ def _drafts(problem: Problem, candidate: Candidate, count: int, limits: Limits) 
         draft = _placed(problem, candidate, program, whole, rounded)
         if draft:
             yield draft
-        if draft and not draft.policy.graphs and problem.target.graph_operation_bytes:
+        if draft and problem.may_wait(draft):
             with_graphs = _placed(problem, candidate, program, whole, rounded, make_room=True)
             if with_graphs and with_graphs.policy.graphs:
                 yield with_graphs

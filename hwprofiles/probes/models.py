@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
@@ -28,7 +27,7 @@ _WIDE = {
     "num_attention_heads": 32,
 }
 """As OPT-6.7B: the matrix library has other kernels for real widths than for small ones."""
-_MODELS: Mapping[Kernels, tuple[str, Mapping[str, int]]] = {
+_MODELS: Mapping[Kernels, tuple[str, dict[str, int]]] = {
     "opt": ("opt", _WIDE),
     "rotary": ("llama", _SMALL),
     "experts": ("mixtral", _SMALL),
@@ -41,7 +40,7 @@ def kernels_host_bytes(device: torch.device, dtype: torch.dtype) -> dict[Kernels
     """By how much the process's peak has grown since the call when it has run a model of each kind, in this order."""
     before, grown = peak_resident_bytes(), dict[Kernels, int]()
     for kind, (model_type, shape) in _MODELS.items():
-        _run(AutoConfig.for_model(model_type, **dict[str, Any](shape)), device, dtype)
+        _run(AutoConfig.for_model(model_type, **shape), device, dtype)
         grown[kind] = peak_resident_bytes() - before
     return grown
 

@@ -17,7 +17,7 @@ from hwprofiles.units import MIB
 def test_the_disk_is_held_against_the_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every slab written and read once, nothing left behind, and the figures of the profile beside them."""
     monkeypatch.setattr(transfers, "_SLAB_BYTES", 2 * MIB)
-    monkeypatch.setattr(transfers, "_MOST_DISK_BYTES", 8 * MIB)
+    monkeypatch.setattr(transfers, "_FILE_BYTES", 8 * MIB)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     work, output = tmp_path / "work", tmp_path / "result.json"
     work.mkdir()
@@ -27,7 +27,7 @@ def test_the_disk_is_held_against_the_profile(tmp_path: Path, monkeypatch: pytes
     found = load_json_result(output, Transfers)
     profile = load_profile("two-core")
     assert profile.disk is not None
-    assert found.profile["digest"] == profile.digest()
+    assert found.setting.profile["digest"] == profile.digest()
     write, read = found.rows
     assert (write.what.split(",")[0], read.what.split(",")[0]) == ("disk write", "disk read")
     for row in found.rows:

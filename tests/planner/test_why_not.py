@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from hwprofiles.errors import UserError
-from hwprofiles.points import Rate
 from hwprofiles.profile import load_profile
 from planner.compare import Line, decided_lines, differing_lines
+from planner.machine_change import parse_changes
 from planner.plan import Plan
 from planner.policy import Policy, Split
 from planner.problem import Problem
@@ -26,7 +26,6 @@ from tests.planner.problems import (
     problem_of,
     small_mixtral,
     small_opt,
-    small_t4,
 )
 
 FLEXGEN = Split(gpu=0.2, cpu=0.8, disk=0)
@@ -139,19 +138,8 @@ def test_a_faster_policy_was_excluded_or_not_searched_for() -> None:
 
 def test_a_disk_must_bring_more_than_a_little(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a disk 20 times as fast a search that takes any gain uses it; the plan does not, and says so."""
-    profile = small_t4()
-    assert profile.disk is not None
-    fast = replace(
-        profile.disk,
-        read=tuple(replace(point, bytes_per_s=_times(20, point.bytes_per_s)) for point in profile.disk.read),
-        write=tuple(
-            replace(point, bytes_per_s=_times(20, point.bytes_per_s)) for point in profile.disk.write
-        ),
-        both_read_bytes_per_s=_times(20, profile.disk.both_read_bytes_per_s),
-        both_write_bytes_per_s=_times(20, profile.disk.both_write_bytes_per_s),
-    )
-    machine = replace(profile, disk=fast)
-    problem = problem_of(small_opt(num_layers=12), machine, gpu=300 * MB, cpu=650 * MB)
+    (twenty_times,) = parse_changes("disk-rate=x20")
+    problem = twenty_times.apply(problem_of(small_opt(num_layers=12), gpu=300 * MB, cpu=650 * MB))
     plan = found(problem)
     assert plan.ledger.peak_bytes("disk") == 0
     monkeypatch.setattr("planner.search.DISK_WORTH_IT", 0.0)
@@ -172,10 +160,6 @@ def test_decode_that_is_called_is_a_risk() -> None:
     answer = why_not(problem, plan, found(without).policy)
     assert 0 < answer.gain < 0.08
     assert "the search counts on a host that is slower at times" in answer.verdict
-
-
-def _times(factor: float, rate: Rate) -> Rate:
-    return replace(rate, median=factor * rate.median)
 
 
 def test_what_the_machine_or_the_model_lacks_is_a_mistake() -> None:
