@@ -35,6 +35,7 @@ from hwprofiles.probes.kernels import quantize as quantize_kernels
 from hwprofiles.probes.quantize import dequantise, dequantise_reference, quantise_pair, quantise_reference
 
 REPEATS = 30
+_CYCLES_PER_S, _MOST_AHEAD_S = 2e9, 0.5
 GPU_SHAPES = (
     AttentionShape(name="opt-30b", rows=48, heads=56, group=1, head_dim=128, tokens=544),
     AttentionShape(name="opt-6.7b", rows=32, heads=32, group=1, head_dim=128, tokens=544),
@@ -56,11 +57,17 @@ class Gpu:
         self.copy_bytes_per_s = 2 * source.nbytes / seconds
 
     def time(self, calls: Sequence[Callable[[], object]]) -> tuple[float, float]:
-        """(median seconds of a call on the device, seconds of issuing one)."""
+        """(median seconds of a call on the device, seconds of issuing one).
+
+        The device is kept waiting until the host has asked for all calls: short ones would be over before the next.
+        """
+        began = time.perf_counter()
         for call in calls:
             call()
         torch.cuda.synchronize()
+        call_s = (time.perf_counter() - began) / len(calls)
         events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(REPEATS)]
+        torch.cuda._sleep(int(min(_MOST_AHEAD_S, REPEATS * call_s) * _CYCLES_PER_S))
         began = time.perf_counter()
         for (start, stop), call in zip(events, itertools.cycle(calls), strict=False):
             start.record()

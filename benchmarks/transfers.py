@@ -116,7 +116,10 @@ def _copied(target: torch.Tensor, source: torch.Tensor) -> None:
 
 
 def on_disk(profile: HardwareProfile, directory: Path, *, register: bool) -> Iterator[Row]:
-    """A file of a few slabs, written and read as a plan of this profile does."""
+    """A file of a few slabs, written and read as a plan of this profile does.
+
+    The profile's probe writes where something was written before.
+    """
     if profile.disk is None:
         raise UserError(f"profile {profile.name} has no disk; measure it with: hwprofile measure --disk-dir")
     threads = make_rates(profile, "float16").io_threads
@@ -125,6 +128,7 @@ def on_disk(profile: HardwareProfile, directory: Path, *, register: bool) -> Ite
         arena.tensor.random_()
         file = store.create("slabs", _FILE_BYTES)
         ways: tuple[tuple[str, Callable[[int, torch.Tensor], None], Sequence[DiskPoint]], ...] = (
+            ("disk write of new space", file.write, profile.disk.write),
             ("disk write", file.write, profile.disk.write),
             ("disk read", file.read, profile.disk.read),
         )
@@ -137,7 +141,7 @@ def on_disk(profile: HardwareProfile, directory: Path, *, register: bool) -> Ite
                     for offset in range(0, _FILE_BYTES, _SLAB_BYTES)
                 ],
                 beside="the profile",
-                beside_bytes_per_s=max(p.bytes_per_s.median for p in points if p.threads <= threads),
+                beside_bytes_per_s=max(p.bytes_per_s.median for p in points if p.threads == threads),
             )
     finally:
         store.close()

@@ -17,6 +17,8 @@ from planner.layout import is_large_product
 EXPERTS_NAME = "tierplan"
 """As registered with transformers."""
 _GROUPED = "grouped_mm"
+_ROWS = 64
+"""Products have a multiple of these."""
 
 
 class _Experts(Protocol):
@@ -63,17 +65,24 @@ def _experts(
 def by_expert(
     module: _Experts, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
-    """The same with dense products; it waits for the router, once."""
+    """The same with dense products; it waits for the router, once.
+
+    Products reach into the next experts' tokens, so that few numbers of rows occur: for each new one the libraries
+    look for a kernel, and load it. What is not the expert's own is dropped.
+    """
     per_token, chosen = index.shape[1], index.reshape(-1)
-    order = torch.argsort(chosen, stable=True)
-    counts = _counts(chosen, module.num_experts)
+    order, first = torch.argsort(chosen, stable=True), 0
+    sources = order // per_token
     results = hidden.new_empty(chosen.numel(), hidden.shape[1])
-    for expert, places in enumerate(order.split(counts)):
-        if counts[expert]:
-            inner = module._apply_gate(
-                functional.linear(hidden[places // per_token], module.gate_up_proj[expert])
-            )
-            results[places] = functional.linear(inner, module.down_proj[expert])
+    for expert, count in enumerate(_counts(chosen, module.num_experts)):
+        if count:
+            rows = min(-(-count // _ROWS) * _ROWS, hidden.shape[0])
+            begin = min(first, chosen.numel() - rows)
+            tokens = hidden[sources[begin : begin + rows]]
+            inner = module._apply_gate(functional.linear(tokens, module.gate_up_proj[expert]))
+            output = functional.linear(inner, module.down_proj[expert])
+            results[order[first : first + count]] = output[first - begin : first - begin + count]
+        first += count
     weighted = results.view(-1, per_token, hidden.shape[1]) * weights.unsqueeze(-1)
     return weighted.sum(dim=1).to(hidden.dtype)
 

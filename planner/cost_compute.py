@@ -27,9 +27,9 @@ OPERATIONS_OF_END = 18
 ENGINE_CALLS = 0.6
 """What the engine does around a layer's call (binding weights, finding rows, notes), in calls of a small layer
 (`Rates.small_layer_s`): seen on two cores with tiny layers of OPT, Llama and Qwen 3."""
-TASK_CALLS, AROUND_CALLS = 0.15, 0.62
+TASK_CALLS, AROUND_CALLS = 0.2, 0.57
 """The same beside a GPU: for any compute task (its place in the schedule, events, notes), and for one that calls
-modules (binding weights, finding rows). On H200 hosts 0.1 and 0.25 to 0.4 ms, with layers of OPT-1.3B."""
+modules (binding weights, finding rows). On H200 hosts 0.1 to 0.15 and 0.25 to 0.4 ms, with layers of OPT-1.3B."""
 PROMPT_CALLS = 0.75
 """What a chunk of a prefill takes beside, where its attention is called and its K and V stored: with layers of OPT-1.3B
 on H200 hosts 0.23 to 0.47 ms."""

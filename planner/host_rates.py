@@ -8,9 +8,9 @@ from planner.packed_work import Reading
 
 _OF_COLD, _OF_WARM = 0.85, 1.5
 """What a layer's call takes in a run beside a GPU, of what it takes with cold caches and with those to itself."""
-_CAPTURE_IN_A_RUN = 6.0
-"""What capturing takes in a run, of a probe's: on two H200 hosts 5.4 and 6.5, or 1.0 and 1.2 ms for a layer of
-OPT-6.7B."""
+_CAPTURE_IN_A_RUN = 1.25
+"""What capturing takes in a run beside the call, of a probe's: traces of OPT-1.3B and OPT-6.7B on an H200 host show 0.8
+to 1.6, or 0.17 to 0.35 ms a layer."""
 _KERNEL_SHARE, _MOST_KERNEL_S = 0.4, 2.2e-6
 """From one operation to the next on the GPU, of what a host takes to ask for a small one, and no more than so much: on
 H200 hosts 2 us with layers of OPT-6.7B and OPT-30B that are replayed, however slow the host."""

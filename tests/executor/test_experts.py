@@ -39,12 +39,13 @@ def routed(
 
 @pytest.mark.parametrize(("make", "per_token"), [(mixtral, 2), (qwen3, 4)])
 @pytest.mark.parametrize("experts", [8, 5])
+@pytest.mark.parametrize("num_tokens", [40, 300])
 @torch.inference_mode()
-def test_as_the_models_own_loop(make: type[nn.Module], per_token: int, experts: int) -> None:
-    """Also where some experts are given nothing."""
+def test_as_the_models_own_loop(make: type[nn.Module], per_token: int, experts: int, num_tokens: int) -> None:
+    """Also where some experts are given nothing, and where products reach into the tokens of others."""
     module = make(24)
     module.config._experts_implementation = "eager"
-    given = routed(module, 40, per_token, experts)
+    given = routed(module, num_tokens, per_token, experts)
     assert torch.allclose(by_expert(module, *given), module(*given), rtol=1e-4, atol=1e-6)
 
 

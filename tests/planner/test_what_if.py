@@ -76,6 +76,10 @@ def test_a_faster_link_moves_bytes_faster_and_starts_no_sooner() -> None:
     assert changed(replace(problem, rates=twice), "pcie=x0.5").rates.h2d.at(1e6) == pytest.approx(5e9)
 
 
+ROUNDING = 1e-12
+"""Sums of floats in another order."""
+
+
 @pytest.mark.parametrize("part", ["pcie", "disk-rate", "gpu-rate", "cpu-rate"])
 def test_a_faster_part_never_makes_a_policy_slower(part: str) -> None:
     """The same policies, priced on the faster and on the slower machine."""
@@ -85,7 +89,7 @@ def test_a_faster_part_never_makes_a_policy_slower(part: str) -> None:
         slow, now, fast = (
             machine.plan(policy).prediction.throughput_tokens_per_s for machine in (slower, problem, faster)
         )
-        assert slow <= now <= fast
+        assert slow <= now * (1 + ROUNDING) <= fast * (1 + 2 * ROUNDING)
 
 
 MISTAKES = {
