@@ -4,7 +4,8 @@
     python -m benchmarks.accuracy sum benchmarks/accuracy-two-core.yaml --hw hw.yaml --reports reports -o result.json
     python -m benchmarks.accuracy page benchmarks/results/accuracy/*.json -o docs/accuracy.md
 
-`run` keeps a report for each case and leaves out the cases that have one, so that it can be stopped and gone on with.
+`run` keeps a report for each case and round and leaves out what has one, so that it can be stopped and gone on with.
+What counts is the round that took neither longest nor shortest.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.accuracy_page import page, section
-from benchmarks.accuracy_result import Accuracy, AccuracyCase, summed_up
+from benchmarks.accuracy_result import Accuracy, AccuracyCase, median_round, summed_up
 from benchmarks.json_result import load_json_result, write_json_result
 from benchmarks.plan_runs import (
     given_policy,
@@ -56,14 +58,21 @@ def run(arguments: argparse.Namespace) -> int:
             run_command(planner_command(cases[name], arguments.hw, plan))
             return run_plan(plan, arguments, kept)
 
-    return 1 if run_cases({name: _report(arguments, name) for name in cases}, run_case, _line) else 0
+    failed = 0
+    for number in range(1, arguments.rounds + 1):
+        failed += run_cases({name: _report(arguments, name, number) for name in cases}, run_case, _line)
+    return 1 if failed else 0
 
 
 def sum_up(arguments: argparse.Namespace) -> int:
     """Compute errors from the reports, and from a calibration on a third of them."""
     cases, profile = _cases(arguments), load_profile(arguments.hw)
-    reports = {name: load_report(_report(arguments, name)) for name in cases}
-    result = summed_up(cases, reports, profile, kept_setting(arguments.reports))
+    rounds = {name: _rounds(arguments, name) for name in cases}
+    reports = {name: median_round(found) for name, found in rounds.items()}
+    num_rounds = min(len(found) for found in rounds.values())
+    result = replace(
+        summed_up(cases, reports, profile, kept_setting(arguments.reports)), num_rounds=num_rounds
+    )
     write_json_result(result, arguments.output)
     print("\n".join(section(result)))
     return 0
@@ -80,9 +89,17 @@ def _cases(arguments: argparse.Namespace) -> Mapping[str, AccuracyCase]:
     return load_named(arguments.cases, AccuracyCase, arguments.only)
 
 
-def _report(arguments: argparse.Namespace, name: str) -> Path:
-    path: Path = arguments.reports / f"{name}.json"
+def _report(arguments: argparse.Namespace, name: str, number: int) -> Path:
+    path: Path = arguments.reports / (f"{name}.json" if number == 1 else f"{name}.{number}.json")
     return path
+
+
+def _rounds(arguments: argparse.Namespace, name: str) -> list[RunReport]:
+    """Of the first, and of those that follow without a gap."""
+    found = [load_report(_report(arguments, name, 1))]
+    while (path := _report(arguments, name, len(found) + 1)).exists():
+        found.append(load_report(path))
+    return found
 
 
 def _line(name: str, report: RunReport) -> str:
@@ -92,7 +109,7 @@ def _line(name: str, report: RunReport) -> str:
 
 def main() -> int:
     """Run, sum up or write the page."""
-    return run_function(parser_of(__doc__, run, sum_up, write_page).parse_args())
+    return run_function(parser_of(__doc__, run, sum_up, write_page, has_rounds=True).parse_args())
 
 
 if __name__ == "__main__":

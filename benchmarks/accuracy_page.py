@@ -20,17 +20,36 @@ def page(results: Sequence[Accuracy]) -> str:
         "JSONs hold the commands, the machine and the commit. Errors are predicted / measured - 1. Calibrated: every",
         "third run is used to calibrate the profile, and the others are predicted by that. Today: as predicted",
         "when the runs were summed up; formulas change, plans and runs stay as they were.",
+        "",
+        *_overview(results),
     ]
     for result in results:
         lines += ["", *section(result)]
     return "\n".join(lines) + "\n"
 
 
+def _overview(results: Sequence[Accuracy]) -> Iterator[str]:
+    """A line for each sitting, in their order in time."""
+    yield "| sitting | plans | predicted: median, worst | today | calibrated | memory / ledger |"
+    yield "|---|---|---|---|---|---|"
+    for result in sorted(results, key=lambda result: result.setting.created):
+        setting, errors = result.setting, (result.from_the_profile, result.today, result.calibrated)
+        shares = [tier.measured_bytes / tier.ledger_bytes for tier in result.memory if tier.ledger_bytes]
+        cells = (
+            f"{setting.profile['name']}, {setting.created[:16].replace('T', ' ')}",
+            str(len(result.cases)),
+            *(f"{error.median:.1%}, {error.worst:.1%}" for error in errors),
+            f"{min(shares):.1%} to {max(shares):.1%}" if shares else "",
+        )
+        yield f"| {' | '.join(cells)} |"
+
+
 def section(result: Accuracy) -> Iterator[str]:
     """One machine: how far off, then every row."""
     yield from result.setting.heading()
     yield ""
-    yield f"{len(result.cases)} plans."
+    rounds = f", the middle one of {result.num_rounds} rounds each" if result.num_rounds > 1 else ""
+    yield f"{len(result.cases)} plans{rounds}."
     yield ""
     yield "| | median error | worst error |"
     yield "|---|---|---|"

@@ -84,7 +84,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[torch.get_num_threads()])
     options = parser.parse_args()
     with torch.inference_mode():
-        report([row for threads in options.threads for row in cpu_cases(threads)], options.output)
+        rows = [row for threads in options.threads for row in cpu_cases(threads)]
+    command = f"python -m benchmarks.cpu_attention OUT.json --threads {' '.join(map(str, options.threads))}"
+    report(rows, options.output, command)
 
 
 if __name__ == "__main__":

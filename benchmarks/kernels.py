@@ -203,7 +203,8 @@ def main() -> None:
     with torch.inference_mode():
         gpu = Gpu()
         rows = list(gpu_cases(gpu, sweep=options.sweep))
-    report(rows, options.output, copy_bytes_per_s=gpu.copy_bytes_per_s)
+    command = f"python -m benchmarks.kernels OUT.json{' --sweep' if options.sweep else ''}"
+    report(rows, options.output, command, gpu.copy_bytes_per_s)
 
 
 if __name__ == "__main__":

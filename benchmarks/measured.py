@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import platform
-import subprocess
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.json_result import write_json_result
+from benchmarks.setting import Setting, setting_of
 from hwprofiles.packing import GROUP_SIZE, quantised_bytes
 from hwprofiles.probes.cpu_attention import Decode, attend_plain
 from hwprofiles.probes.quantize import dequantise_reference, quantise_reference
@@ -20,6 +19,7 @@ from hwprofiles.probes.quantize import dequantise_reference, quantise_reference
 COLD_BYTES = 256 * 2**20
 """Inputs of a measurement together: several times a processor's last-level cache."""
 MAX_INPUTS = 30
+COLUMNS = ("kernel", "shape", "ms", "GB/s", "of copy", "host us", "error")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +36,28 @@ class Measured:
     """What a call costs the thread that makes it; None where the call waits."""
     error: float
     """Largest difference from the reference over the largest value of the reference."""
+
+    def cells(self) -> tuple[str, ...]:
+        """In the order of COLUMNS."""
+        return (
+            self.kernel,
+            self.shape,
+            f"{self.milliseconds:.3f}",
+            f"{self.bytes_per_s / 1e9:.1f}",
+            f"{self.share_of_copy:.0%}",
+            "" if self.host_us is None else f"{self.host_us:.0f}",
+            f"{self.error:.0e}",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Functions:
+    """All of one run. The contract of benchmarks/results/functions/kernels*.json and cpu-attention*.json."""
+
+    setting: Setting
+    copy_bytes_per_s: float | None
+    """Of a GPU: read and written by a large copy."""
+    measured: Sequence[Measured]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,26 +148,13 @@ def decode_step(shape: AttentionShape, dtype: torch.dtype, device: str, *, packe
     )
 
 
-def report(rows: Sequence[Measured], output: Path, **facts: object) -> None:
+def report(
+    rows: Sequence[Measured], output: Path, command: str, copy_bytes_per_s: float | None = None
+) -> None:
     """Print the table and write the JSON."""
-    table = Table("kernel", "shape", "ms", "GB/s", "of copy", "host us", "error")
+    found = Functions(setting=setting_of(None, command), copy_bytes_per_s=copy_bytes_per_s, measured=rows)
+    table = Table(*COLUMNS)
     for row in rows:
-        table.add_row(
-            row.kernel,
-            row.shape,
-            f"{row.milliseconds:.3f}",
-            f"{row.bytes_per_s / 1e9:.1f}",
-            f"{row.share_of_copy:.0%}",
-            "" if row.host_us is None else f"{row.host_us:.0f}",
-            f"{row.error:.0e}",
-        )
+        table.add_row(*row.cells())
     Console(width=160).print(table)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    machine = {
-        "commit": commit.stdout.strip(),
-        "torch": torch.__version__,
-        "processor": platform.processor() or platform.machine(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-    measured = [asdict(row) for row in rows]
-    output.write_text(json.dumps({**machine, **facts, "measured": measured}, indent=1) + "\n")
+    write_json_result(found, output)

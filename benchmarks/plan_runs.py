@@ -78,9 +78,9 @@ def run_cases(
 
 
 def parser_of(
-    doc: str | None, run: Function, sum_up: Function, write_page: Function
+    doc: str | None, run: Function, sum_up: Function, write_page: Function, *, has_rounds: bool = False
 ) -> argparse.ArgumentParser:
-    """run, sum and page, with the flags that every such benchmark has."""
+    """run, sum and page, with the flags that every such benchmark has; `has_rounds`: as many as are asked for."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="{run,sum,page}")
     for name, function in (("run", run), ("sum", sum_up)):
@@ -93,6 +93,10 @@ def parser_of(
         )
         command.add_argument(
             "--only", nargs="*", default=[], metavar="CASE", help="these cases (default: all)"
+        )
+    if has_rounds:
+        commands.choices["run"].add_argument(
+            "--rounds", type=int, default=1, metavar="N", help="run every case so often (default: 1)"
         )
     commands.choices["run"].add_argument("--offload-dir", type=Path, default=Path(tempfile.gettempdir()))
     commands.choices["run"].add_argument(

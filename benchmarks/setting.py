@@ -23,7 +23,7 @@ class Setting:
     created: str
     machine: Mapping[str, object]
     profile: Mapping[str, object]
-    """Name, digest and date of the profile that predicted them."""
+    """Name, digest and date of the profile that predicted them, or that they are held against; empty without one."""
 
     def heading(self) -> tuple[str, str, str, str]:
         """A section's first lines, as Markdown."""
@@ -45,12 +45,13 @@ def kept_setting(directory: Path) -> Setting:
     return load_json_result(directory / _FILE, Setting)
 
 
-def setting_of(profile: HardwareProfile, command: str) -> Setting:
+def setting_of(profile: HardwareProfile | None, command: str) -> Setting:
     """This machine and this working tree, now."""
+    facts = {"name": profile.name, "digest": profile.digest(), "created": profile.created} if profile else {}
     return Setting(
         command=command,
         commit=current_commit(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=machine_facts(),
-        profile={"name": profile.name, "digest": profile.digest(), "created": profile.created},
+        profile=facts,
     )

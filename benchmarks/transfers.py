@@ -1,6 +1,6 @@
 """Host memory that a GPU copies from, the link and the disk, by the executor's own functions.
 
-    python -m benchmarks.transfers -o benchmarks/results/transfers.json --hw hw.yaml --directory /data
+    python -m benchmarks.transfers -o benchmarks/results/functions/transfers.json --hw hw.yaml --directory /data
 
 Setting memory up is held against torch's pin_memory, in turns; copies, reads and writes against what the profile
 measured. Without a GPU only the disk is looked at.
@@ -35,6 +35,7 @@ from hwprofiles.profile import HardwareProfile, load_profile
 from hwprofiles.units import GIB, MIB
 from planner.rates import make_rates
 
+COLUMNS = ("what", "GB/s", "beside", "GB/s", "times")
 _ROUNDS = 5
 _SLAB_BYTES = 256 * MIB
 """About a layer of a model of 13 billion parameters in 4 bits."""
@@ -58,10 +59,15 @@ class Row:
         """Of the median round."""
         return self.num_bytes / statistics.median(self.seconds)
 
+    def cells(self) -> tuple[str, ...]:
+        """In the order of COLUMNS."""
+        rate, beside = self.bytes_per_s, self.beside_bytes_per_s
+        return (self.what, f"{rate / 1e9:.2f}", self.beside, f"{beside / 1e9:.2f}", f"{rate / beside:.2f}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transfers:
-    """One measurement. The contract of benchmarks/results/transfers.json."""
+    """One measurement. The contract of benchmarks/results/functions/transfers.json."""
 
     setting: Setting
     rows: Sequence[Row]
@@ -176,12 +182,9 @@ def main() -> int:
     if arguments.gib < 1:
         raise UserError(f"--gib is {arguments.gib}; it must be 1 or more")
     found = measure(load_profile(arguments.hw), arguments.directory, arguments.gib * GIB)
-    table = Table("what", "GB/s", "beside", "GB/s", "times")
+    table = Table(*COLUMNS)
     for row in found.rows:
-        rate, beside = row.bytes_per_s, row.beside_bytes_per_s
-        table.add_row(
-            row.what, f"{rate / 1e9:.2f}", row.beside, f"{beside / 1e9:.2f}", f"{rate / beside:.2f}"
-        )
+        table.add_row(*row.cells())
     Console().print(table)
     write_json_result(found, arguments.output)
     return 0

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.accuracy import planner_command
 from benchmarks.accuracy_page import page
-from benchmarks.accuracy_result import Accuracy, AccuracyCase, summed_up
+from benchmarks.accuracy_result import Accuracy, AccuracyCase, median_round, summed_up
 from benchmarks.json_result import load_json_result, write_json_result
 from benchmarks.plan_runs import load_named
 from benchmarks.setting import Setting
@@ -63,6 +63,14 @@ def test_errors_are_those_of_the_runs(setting: Setting, tmp_path: Path) -> None:
     )
     text = page([result])
     assert all(text.count(f"| {name} |") >= 2 for name in reports)
+
+
+def test_the_middle_round_counts() -> None:
+    """Neither the one that others disturbed, nor the one that was lucky."""
+    profile, policy = small_t4(), policy_of(ON_CPU, ON_CPU, ON_GPU)
+    slow, middle, quick = (report_of(profile, policy, dict.fromkeys(SLOWER, n)) for n in (3.0, 2.0, 1.0))
+    assert median_round([slow, quick, middle]) is middle
+    assert median_round([slow, quick]) is quick
 
 
 def test_one_run_is_not_enough(setting: Setting) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+from benchmarks import functions_page
 from benchmarks.cases import load_cases
 from benchmarks.table import PAGE, RESULTS, page_of, results_in
 
@@ -16,6 +17,11 @@ def test_the_page_is_up_to_date() -> None:
     """Nobody has edited it, and every result is in it; else run python -m benchmarks.table."""
     cases = load_cases()
     assert PAGE.read_text() == page_of(results_in(RESULTS, cases), cases)
+
+
+def test_the_page_of_functions_is_up_to_date() -> None:
+    """Likewise; else run python -m benchmarks.functions_page."""
+    assert functions_page.PAGE.read_text() == functions_page.page()
 
 
 def test_only_workers_import_peers() -> None:
