@@ -20,6 +20,8 @@ PACKED_BYTES = GROUP_BYTES / GROUP_SIZE
 DEQUANTISE_BYTES = 27
 """Bytes read and written for a value by the plain steps of hwprofiles/probes/quantize.py, its result left out:
 nibble (2), to float32 (5), scale (8), shift (8), read for the result (4)."""
+PROBE_BYTES = 2
+"""Of a value that a profile's probe unpacks."""
 QUANTISE_BYTES = 60
 """Likewise, the source left out: to float32 (4), extremes (8), five steps in float32 (40), codes (8)."""
 
@@ -65,11 +67,12 @@ def packed_attention(
 def unpacked(
     numel: float, calls: int, rates: PackedRates | None, element_bytes: int, memory_bytes_per_s: float
 ) -> Piece:
-    """Values out of 4 bits, in so many calls."""
+    """Values out of 4 bits, in so many calls; larger ones than in the probe take as long to write as their bytes."""
     if rates is None:
         moved = numel * (DEQUANTISE_BYTES + element_bytes)
         return Piece(moved / memory_bytes_per_s, 0.0, moved)
-    return Piece(numel / rates.unpack, 0.0, numel * (PACKED_BYTES + element_bytes), calls * rates.issue_s)
+    seconds = numel / rates.unpack + numel * (element_bytes - PROBE_BYTES) / memory_bytes_per_s
+    return Piece(seconds, 0.0, numel * (PACKED_BYTES + element_bytes), calls * rates.issue_s)
 
 
 def packed(numel: float, rates: PackedRates | None, element_bytes: int, memory_bytes_per_s: float) -> Piece:

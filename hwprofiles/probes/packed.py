@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from functools import partial
@@ -20,7 +21,8 @@ from hwprofiles.probes.quantize import dequantise, quantise_pair
 from hwprofiles.probes.timing import MIN_REPEATS, measured_rate, rate_of, rounds_of
 
 PACKED_POINTS = {"cpu": 3, "cuda": 4}
-_MATRIX = {"cpu": 2**22, "cuda": 2**26}
+_MATRIX, _MATRICES = {"cpu": 2**22, "cuda": 2**26}, {"cpu": 16, "cuda": 1}
+"""Values of a matrix, and how many take turns: a layer's are not in a cache when they are unpacked."""
 _HEADS, _HEAD_SIZE = 32, 128
 _ROWS = {"cpu": 8, "cuda": 32}
 _PROMPT = 512
@@ -41,7 +43,12 @@ def measure_packed(device: torch.device, pace: Pace) -> Packed:
 
 def _unpack_rate(device: torch.device, slice_s: float) -> Rate:
     numel = _MATRIX[device.type]
-    return measured_rate(rounds_of(_unpacking(numel, device), lambda: synchronize(device)), numel, slice_s)
+    turns = itertools.cycle([_unpacking(numel, device) for _ in range(_MATRICES[device.type])])
+
+    def unpack_next() -> None:
+        next(turns)()
+
+    return measured_rate(rounds_of(unpack_next, lambda: synchronize(device)), numel, slice_s)
 
 
 def _unpacking(numel: int, device: torch.device) -> Callable[[], None]:
