@@ -30,12 +30,14 @@ from benchmarks.measured import (
     report,
 )
 from hwprofiles.packing import quantised_bytes
+from hwprofiles.probes.compute import hold_back
 from hwprofiles.probes.kernels import attention as attention_kernels
 from hwprofiles.probes.kernels import quantize as quantize_kernels
 from hwprofiles.probes.quantize import dequantise, dequantise_reference, quantise_pair, quantise_reference
 
 REPEATS = 30
-_CYCLES_PER_S, _MOST_AHEAD_S = 2e9, 0.5
+_MOST_AHEAD_S = 0.5
+"""For which the device waits, while the host asks for calls."""
 GPU_SHAPES = (
     AttentionShape(name="opt-30b", rows=48, heads=56, group=1, head_dim=128, tokens=544),
     AttentionShape(name="opt-6.7b", rows=32, heads=32, group=1, head_dim=128, tokens=544),
@@ -67,7 +69,7 @@ class Gpu:
         torch.cuda.synchronize()
         call_s = (time.perf_counter() - began) / len(calls)
         events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(REPEATS)]
-        torch.cuda._sleep(int(min(_MOST_AHEAD_S, REPEATS * call_s) * _CYCLES_PER_S))
+        hold_back(min(_MOST_AHEAD_S, REPEATS * call_s))
         began = time.perf_counter()
         for (start, stop), call in zip(events, itertools.cycle(calls), strict=False):
             start.record()

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from hwprofiles.probes.compute import hold_back
 from planner.schedule import Resource, Task, TaskKind
 
 Body = Callable[[], int]
@@ -194,7 +195,7 @@ def _hold_back(seconds: float, stream: torch.cuda.Stream | None) -> None:
         time.sleep(seconds)
         return
     with torch.cuda.stream(stream):
-        torch.cuda._sleep(int(seconds * 1.5e9))  # cycles
+        hold_back(seconds)
 
 
 Streams = Mapping[Resource, torch.cuda.Stream]

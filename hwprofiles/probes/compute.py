@@ -26,8 +26,10 @@ _HEATING_ROWS, _SETTLE_S, _BURST_S = 1024, 1.0, 0.25
 """Rows from which products draw a GPU's full power; after how long its clocks are settled; what a burst may take."""
 _ROUNDS_AHEAD = 256
 """Fewer than a GPU takes before the host has to wait."""
-_ISSUE_S, _CYCLES_PER_S = 80e-6, 2e9
-"""What a slow host takes to ask for a product (60 us on one with an H200), and a GPU's clock."""
+_ISSUE_S = 80e-6
+"""What a slow host takes to ask for a product: 60 us on one with an H200."""
+_CYCLES_PER_S = 2e9
+"""Of a GPU's clock."""
 Shape = tuple[int, int]
 _LAUNCHES_PER_ROUND = 100
 
@@ -91,6 +93,11 @@ def launch_overhead(device: torch.device, slice_s: float) -> Rate:
     return Rate(median=rounded(per_launch.median), spread=per_launch.spread)
 
 
+def hold_back(seconds: float) -> None:
+    """Let the current stream of the current GPU do nothing for about so long."""
+    torch.cuda._sleep(int(seconds * _CYCLES_PER_S))
+
+
 def synchronize(device: torch.device) -> None:
     """Wait for a GPU's work; the CPU has none outstanding."""
     if device.type == "cuda":
@@ -152,7 +159,7 @@ def _rounds_on_device(operation: Callable[[], object], device: torch.device) -> 
         with torch.cuda.device(device):
             for first in range(0, num_rounds, _ROUNDS_AHEAD):
                 count = min(_ROUNDS_AHEAD, num_rounds - first)
-                torch.cuda._sleep(int(count * _ISSUE_S * _CYCLES_PER_S))
+                hold_back(count * _ISSUE_S)
                 begin.record()
                 for _ in range(count):
                     operation()
