@@ -15,7 +15,6 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.accuracy_page import page, section
@@ -31,7 +30,7 @@ from benchmarks.plan_runs import (
     run_plan,
 )
 from benchmarks.setting import keep_setting, kept_setting, setting_of
-from hwprofiles.errors import run_cli
+from hwprofiles.errors import UserError, run_cli
 from hwprofiles.files import write_atomically
 from hwprofiles.profile import load_profile
 from planner.report import RunReport, load_report
@@ -48,6 +47,8 @@ def planner_command(case: AccuracyCase, hw: str, plan: Path) -> list[str]:
 def run(arguments: argparse.Namespace) -> int:
     """Run what has no report yet; 1 if a case failed."""
     cases = _cases(arguments)
+    if arguments.rounds < 1:
+        raise UserError(f"--rounds is {arguments.rounds}; it must be 1 or more")
     arguments.reports.mkdir(parents=True, exist_ok=True)
     command = f"python -m benchmarks.accuracy run {arguments.cases} --hw {arguments.hw}"
     keep_setting(arguments.reports, setting_of(load_profile(arguments.hw), command))
@@ -68,11 +69,9 @@ def sum_up(arguments: argparse.Namespace) -> int:
     """Compute errors from the reports, and from a calibration on a third of them."""
     cases, profile = _cases(arguments), load_profile(arguments.hw)
     rounds = {name: _rounds(arguments, name) for name in cases}
-    reports = {name: median_round(found) for name, found in rounds.items()}
-    num_rounds = min(len(found) for found in rounds.values())
-    result = replace(
-        summed_up(cases, reports, profile, kept_setting(arguments.reports)), num_rounds=num_rounds
-    )
+    num_rounds = min(len(found) for found in rounds.values())  # the last one may not be done
+    reports = {name: median_round(found[:num_rounds]) for name, found in rounds.items()}
+    result = summed_up(cases, reports, profile, kept_setting(arguments.reports), num_rounds)
     write_json_result(result, arguments.output)
     print("\n".join(section(result)))
     return 0

@@ -88,6 +88,7 @@ def summed_up(
     reports: Mapping[str, RunReport],
     profile: HardwareProfile,
     setting: Setting,
+    num_rounds: int = 1,
 ) -> Accuracy:
     """The result of these runs; a UserError for fewer than two, of which one calibrates for the other."""
     if len(reports) < 2:
@@ -101,6 +102,7 @@ def summed_up(
         calibrated=error_of([row.calibrated_s / row.measured_s for row in rows if row.calibrated_s]),
         rows=rows,
         memory=list(_memory(reports)),
+        num_rounds=num_rounds,
     )
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
+from benchmarks import table
 from benchmarks.json_result import load_json_result
 from benchmarks.measured import COLUMNS, Functions
 from benchmarks.setting import Setting
@@ -14,15 +14,13 @@ from benchmarks.transfers import Transfers
 from hwprofiles.errors import run_cli
 from hwprofiles.files import write_atomically
 
-ROOT = Path(__file__).parents[1]
-RESULTS, PAGE = ROOT / "benchmarks" / "results" / "functions", ROOT / "docs" / "functions.md"
+RESULTS, PAGE = table.RESULTS / "functions", table.ROOT / "docs" / "functions.md"
 _HEAD = """# Single functions
 
 Written by `python -m benchmarks.functions_page` from benchmarks/results/functions; a test holds the two together.
 
 * **Transfers** are medians, beside torch's own way of setting pinned memory up, or beside what the profile measured
   for as many threads. New space is what no block has written to before; a profile's probe writes where something was.
-  Until 2026-11-29 11:00 the row of writes was of new space.
 * **of copy**: the bytes that a function has to move over its time, of what a large copy (GPU) or a large sum (CPU)
   moves. Small ones do not fill a GPU for long enough; on a CPU a sum is not the fastest way to read. Attention to 4-bit
   K and V is bound by unpacking them, not by memory.
