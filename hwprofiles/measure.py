@@ -17,7 +17,7 @@ from hwprofiles.errors import UserError
 from hwprofiles.host import Processor, current_fingerprint, memory_limits, occupied_bytes, processor
 from hwprofiles.numa import numa_node
 from hwprofiles.points import LARGE_COLUMNS, NO_MARGINS, SMALL_COLUMNS, Rate
-from hwprofiles.probes.attention import attention_curves, attention_memory, fastest, grouped_attention
+from hwprofiles.probes.attention import attention_memory, attention_points, fastest, measure_attention
 from hwprofiles.probes.buffers import affordable_bytes
 from hwprofiles.probes.compute import gemm_curves, launch_overhead
 from hwprofiles.probes.concurrent import measure_concurrent
@@ -132,7 +132,7 @@ def count_points(budget: Budget, gpus: tuple[torch.device, ...], num_thread_coun
     layer = LAYER_POINTS + len(DTYPES)
     real = gemm + 1 + layer + PACKED_POINTS["cuda"] + 2
     per_gpu = sum(link + 1 + (real if device.type == "cuda" else 0) for device in gpus)
-    host = 5 + 2 * gemm + layer + PACKED_POINTS["cpu"] + len(DTYPES) * (num_thread_counts + 1)
+    host = 5 + 2 * gemm + layer + PACKED_POINTS["cpu"] + attention_points(num_thread_counts)
     disk = 2 * len(budget.disk_block_bytes) * len(budget.disk_threads) + 1
     return host + per_gpu + num_points(len(gpus)) + disk + 1
 
@@ -200,6 +200,7 @@ def _measure_host(
     limits = memory_limits(request.cpu_cap_bytes)
     gemm_pool = affordable_bytes(max(working_set_bytes, request.budget.gemm_pool_bytes))
     memory = attention_memory(working_set_bytes)
+    attention = measure_attention(memory, threads, _some_threads(threads), pace)
     return Host(
         cpu_model=cpu.model,
         sockets=cpu.sockets,
@@ -210,7 +211,7 @@ def _measure_host(
         memory_limits_bytes=limits,
         memory_bytes_per_s=memory_rate(CPU, working_set_bytes, pace.next("host memory bandwidth")),
         gemm=gemm_curves(CPU, request.budget, gemm_pool, pace, num_columns=LARGE_COLUMNS),
-        attention=attention_curves(memory, threads, pace),
+        attention=attention.curves,
         task_overhead_s=task_overhead(pace.next("handing a task to a thread")),
         process_bytes=cost.resident_bytes,
         elementwise_bytes_per_s=elementwise_rate(CPU, ELEMENTWISE_BYTES, pace.next("elementwise operations")),
@@ -220,7 +221,9 @@ def _measure_host(
         occupied_bytes=occupied,
         numa_cpus=cpu.numa_cpus,
         packed=measure_packed(CPU, pace),
-        grouped_attention=grouped_attention(memory, _some_threads(threads), pace),
+        grouped_attention=attention.grouped,
+        packed_attention=attention.packed,
+        grouped_packed_attention=attention.grouped_packed,
         gemm_small=gemm_curves(CPU, request.budget, gemm_pool, pace, num_columns=SMALL_COLUMNS),
         elementwise_small_bytes_per_s=elementwise_rate(
             CPU, SMALL_ELEMENTWISE_BYTES, pace.next("small elementwise operations")

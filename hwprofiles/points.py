@@ -105,7 +105,8 @@ class Packed:
     pack_values_per_s: Rate
     """New K and V into the cache."""
     attend_values_per_s: Rate | None
-    """K and V of decode attention that reads them packed; None where they are unpacked first."""
+    """K and V of decode attention that reads them packed; None where they are unpacked first, and on the CPU, whose
+    figure is the host's `packed_attention`."""
     issue_s: Rate | None
     """Host time of starting one such function on a GPU; None on the CPU."""
 

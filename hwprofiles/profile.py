@@ -106,6 +106,10 @@ class Host:
     """As a GPU's, where the CPU computes."""
     grouped_attention: Mapping[Dtype, GroupedAttention] = field(default_factory=dict)
     """By dtype; empty in older profiles."""
+    packed_attention: tuple[AttentionPoint, ...] = ()
+    """As `attention`, of K and V in 4 bits as they lie; empty where they are unpacked first, and in older profiles."""
+    grouped_packed_attention: GroupedAttention | None = None
+    """Likewise for a group of query heads."""
     gemm_small: Mapping[Dtype, tuple[GemmPoint, ...]] = field(default_factory=dict)
     """As `gemm`, with the matrices of a layer of few parameters; empty in older profiles."""
     elementwise_small_bytes_per_s: Rate | None = None

@@ -170,6 +170,9 @@ def _host_figures(host: Host) -> Iterator[Figure]:
         for threads in attention:
             label = f"attention {dtype}, threads {threads.threads}"
             yield Figure(group=group, label=label, rate=threads.bytes_per_s, form=format_rate)
+    for threads in host.packed_attention:
+        label = f"attention to 4 bits, threads {threads.threads}"
+        yield Figure(group=group, label=label, rate=threads.bytes_per_s, form=format_rate)
     yield Figure(group=group, label="handing over a task", rate=host.task_overhead_s, form=format_seconds)
     for label, rate in (
         ("elementwise", host.elementwise_bytes_per_s),

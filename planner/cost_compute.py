@@ -235,12 +235,16 @@ class ComputeCost:
         flops_per_s = rates.prompt_attention_flops_per_s if step.phase == "prefill" else rates.gemm.best
         scores = 0.0 if model.cpu_attention else EAGER_PASSES * model.num_heads * self._element_bytes * pairs
         values = 2.0 * context * model.kv_dim
-        further_s = self._further_heads(values, rates.attention_bytes_per_s) if rates.on_cpu else 0.0
         reads_packed = rates.packed.attend if rates.packed and step.phase == "decode" and not scores else None
         if self.choice.kv_bits == 4 and reads_packed:
-            attention = Piece(values / reads_packed + further_s, flops, values * PACKED_BYTES)
+            seconds = values / reads_packed
+            seconds += (
+                self._further_heads(seconds, read / rates.attention_bytes_per_s) if rates.on_cpu else 0.0
+            )
+            attention = Piece(seconds, flops, values * PACKED_BYTES)
             return total([attention, self._packed_cache(step, kept)])
-        read_s = read / rates.attention_bytes_per_s + further_s
+        read_s = read / rates.attention_bytes_per_s
+        read_s += self._further_heads(None, read_s) if rates.on_cpu else 0.0
         attention = Piece(max(flops / flops_per_s, read_s), flops, read)
         conversions = self._packed_cache(step, kept), self._unpacked_cache(step, kept)
         return total([attention, self._in_memory(scores), *conversions])
@@ -250,22 +254,29 @@ class ComputeCost:
         rates, attended = self.rates, step.attended(kept)
         values, read = 2.0 * self.model.kv_dim * attended, self._kv_bytes(attended)
         reads_packed = rates.cpu_packed_attention_values_per_s
-        further_s = self._further_heads(values, rates.cpu_attention_bytes_per_s)
+        read_s = read / rates.cpu_attention_bytes_per_s
         if self.choice.kv_bits == 4 and reads_packed:
-            return Piece(values / reads_packed + further_s, 0.0, values * PACKED_BYTES)
-        attention = Piece(read / rates.cpu_attention_bytes_per_s + further_s, 0.0, read)
+            seconds = values / reads_packed
+            return Piece(seconds + self._further_heads(seconds, read_s), 0.0, values * PACKED_BYTES)
+        attention = Piece(read_s + self._further_heads(None, read_s), 0.0, read)
         if self.choice.kv_bits == 16:
             return attention
         old = 2.0 * self.model.kv_dim * step.loaded(kept)
         return total([attention, unpacked(old, 1, None, self._element_bytes, rates.cpu_memory_bytes_per_s)])
 
-    def _further_heads(self, values: float, bytes_per_s: float) -> float:
+    def _further_heads(self, packed_s: float | None, read_s: float) -> float:
         """Seconds of CPU attention for the query heads beyond one to each head of K and V.
 
-        Their arithmetic is the same whatever K and V are stored as.
+        One takes so long to packed K and V, if they are packed, and to those that are not. Where no profile says more,
+        the arithmetic of further ones is taken to be the same whatever K and V are stored as.
         """
-        further = self.model.num_heads / self.model.num_kv_heads - 1
-        return self.rates.query_head_share * further * values * self._element_bytes / bytes_per_s
+        further, share = (
+            self.model.num_heads / self.model.num_kv_heads - 1,
+            self.rates.packed_query_head_share,
+        )
+        if packed_s is not None and share is not None:
+            return share * further * packed_s
+        return self.rates.query_head_share * further * read_s
 
     def _kv_bytes(self, num_tokens: float) -> float:
         """K and V of one sequence in the model's dtype."""

@@ -5,11 +5,11 @@ At the rates that a profile has of the functions a run calls; in older profiles 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from hwprofiles.packing import GROUP_BYTES, GROUP_SIZE
-from hwprofiles.points import AttentionPoint, Packed, Rate
+from hwprofiles.points import Packed, Rate
 from planner.piece import Piece
 
 Reading = Callable[[Rate], float]
@@ -49,19 +49,6 @@ class PackedRates:
             attend=at(attend) if attend else None,
             issue_s=overhead(issue) if issue else 0.0,
         )
-
-
-def packed_attention(
-    measured: Packed | None, points: Sequence[AttentionPoint], threads: int, at: Reading
-) -> float | None:
-    """Values a second that the CPU attends to as they lie, by so many threads; None where they are unpacked first.
-
-    It is measured with all cores: fewer are slower as in attention to what is not packed, whose `points` are given.
-    """
-    if measured is None or measured.attend_values_per_s is None:
-        return None
-    rates = {point.threads: point.bytes_per_s.median for point in points}
-    return at(measured.attend_values_per_s) * min(1.0, rates[threads] / rates[max(rates)])
 
 
 def unpacked(

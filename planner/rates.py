@@ -16,10 +16,10 @@ from hwprofiles.points import (
     DiskPoint,
     Dtype,
     GemmPoint,
-    GroupedAttention,
     Rate,
 )
 from hwprofiles.profile import Gpu, HardwareProfile, Host
+from planner.attention_rates import attention_threads, packed_attention, query_head_share
 from planner.factors import HANDOVER, LAUNCH, Factors, factor_of
 from planner.host_rates import (
     FEW_OPERATIONS,
@@ -30,10 +30,8 @@ from planner.host_rates import (
     in_a_run,
     kernel_time,
 )
-from planner.packed_work import PackedRates, Reading, packed_attention
+from planner.packed_work import PackedRates, Reading
 
-_IO_SHARE = 4
-"""One core in this many is left to copies and disk threads while the CPU attends."""
 _SUM_BYTES = 3
 """Moved for each byte of a sum's result."""
 _WORTH_A_THREAD = 1.03
@@ -87,7 +85,9 @@ class Rates:
     """K and V that are attended to as they lie in 4 bits; None where a run unpacks them first and in older profiles."""
     query_head_share: float = 0.0
     """CPU attention to K and V as they are computed with: by how much of its time each further query head that shares
-    them makes it longer, and as many seconds to packed ones; 0 in plans of older versions."""
+    them makes it longer; 0 in plans of older versions."""
+    packed_query_head_share: float | None = None
+    """Likewise to packed ones; None: as many seconds as to others."""
     cpu_memory_bytes_per_s: float
     h2d: Curve
     d2h: Curve
@@ -205,7 +205,7 @@ def make_rates(profile: HardwareProfile, dtype: Dtype, *, spreads: float = 0.0) 
     on_cpu = gpu is None or gpu.emulated
     gemm = _of_dtype(gpu.gemm if gpu else host.gemm, dtype, profile.name, "GEMM")
     attention = _of_dtype(host.attention, dtype, profile.name, "CPU attention")
-    threads, attended = _attention_threads(attention, host.logical_cores, at)
+    threads, attended = attention_threads(attention, host.logical_cores, at)
     memory = at(gpu.memory_bytes_per_s if gpu else host.memory_bytes_per_s)
     io_threads = _io_threads(profile)
     h2d, d2h, both = _link(gpu, at)
@@ -217,8 +217,11 @@ def make_rates(profile: HardwareProfile, dtype: Dtype, *, spreads: float = 0.0) 
         memory_bytes_per_s=memory,
         attention_bytes_per_s=min(memory, max(at(p.bytes_per_s) for p in attention)) if on_cpu else memory,
         cpu_attention_bytes_per_s=attended,
-        cpu_packed_attention_values_per_s=packed_attention(host.packed, attention, threads, at),
-        query_head_share=_query_head_share(host.grouped_attention.get(dtype), attention, threads),
+        cpu_packed_attention_values_per_s=packed_attention(host, attention, threads, at),
+        query_head_share=query_head_share(host.grouped_attention.get(dtype), attention, threads) or 0.0,
+        packed_query_head_share=query_head_share(
+            host.grouped_packed_attention, host.packed_attention, threads
+        ),
         cpu_memory_bytes_per_s=host_memory(profile, at),
         h2d=h2d,
         d2h=d2h,
@@ -240,7 +243,7 @@ def make_rates(profile: HardwareProfile, dtype: Dtype, *, spreads: float = 0.0) 
         kernel_s=0.0 if on_cpu or gpu is None else kernel_time(gpu, overhead),
         graph_s=None if on_cpu or gpu is None or gpu.graph is None else overhead(gpu.graph.replay_s),
         capture_s=capture_time(profile, overhead),
-        packed=PackedRates.of((host if on_cpu or gpu is None else gpu).packed, at, issued),
+        packed=_packed(host if on_cpu or gpu is None else gpu, at, issued),
         net=_net(profile, at),
         gemm_small=_gemm_small(host, dtype, at) if on_cpu else None,
         elementwise_small_bytes_per_s=at(host.elementwise_small_bytes_per_s)
@@ -248,6 +251,14 @@ def make_rates(profile: HardwareProfile, dtype: Dtype, *, spreads: float = 0.0) 
         else None,
     )
     return measured.calibrated(profile.calibration.factors) if profile.calibration else measured
+
+
+def _packed(device: Host | Gpu, at: Reading, issued: Reading) -> PackedRates | None:
+    """4-bit values where values are computed with; the cores' attention to them is measured as that to others is."""
+    found = PackedRates.of(device.packed, at, issued)
+    if found is None or isinstance(device, Gpu) or not device.packed_attention:
+        return found
+    return replace(found, attend=packed_attention(device, (), device.logical_cores, at))
 
 
 def _net(profile: HardwareProfile, at: Callable[[Rate], float]) -> Curve:
@@ -277,29 +288,6 @@ def _of_dtype(table: Mapping[Dtype, Sequence[T]], dtype: Dtype, name: str, what:
         known = ", ".join(known for known, found in table.items() if found) or "none"
         raise UserError(f"profile {name} has no {what} rate for {dtype}; choose --dtype among: {known}")
     return points
-
-
-def _attention_threads(points: Sequence[AttentionPoint], cores: int, at: Reading) -> tuple[int, float]:
-    """The fastest thread count that leaves some cores to I/O, and its rate."""
-    most = max(cores - cores // _IO_SHARE, min(point.threads for point in points))
-    allowed = [point for point in points if point.threads <= most]
-    best = max(allowed, key=lambda point: (point.bytes_per_s.median, -point.threads))
-    return best.threads, at(best.bytes_per_s)
-
-
-def _query_head_share(
-    grouped: GroupedAttention | None, points: Sequence[AttentionPoint], threads: int
-) -> float:
-    """From attention with and without a group of query heads, by as many threads; 0 where it was not measured.
-
-    A further query head costs arithmetic, which so many `threads` share: fewer take as much longer.
-    """
-    alone = {point.threads: point.bytes_per_s.median for point in points}
-    if grouped is None or grouped.threads not in alone:
-        return 0.0
-    seconds = 1 / grouped.bytes_per_s.median - 1 / alone[grouped.threads]
-    of_one = max(0.0, seconds) / (grouped.group - 1) * grouped.threads / threads
-    return of_one * alone[threads]
 
 
 def _io_threads(profile: HardwareProfile) -> int:

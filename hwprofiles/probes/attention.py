@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, product
+from typing import Literal
 
 import torch
 
 from hwprofiles.budget import DTYPES, Pace
+from hwprofiles.native_attention import find_attention
+from hwprofiles.packing import quantised_bytes
 from hwprofiles.points import AttentionPoint, Dtype, GroupedAttention, Rate
 from hwprofiles.probes.buffers import affordable_bytes, fill_random, mapping
 from hwprofiles.probes.compute import TORCH_DTYPE
@@ -21,77 +25,124 @@ _HEADS, _HEAD_SIZE, _POSITIONS = 32, 128, 512
 _GROUP = 8
 _ROWS = 32
 """Sequences of a call, about as many as a gpu batch has."""
+_CLEARLY_SLOWER = 0.9
 _WORKING_SETS = 4
 """That calls go through: a run comes back to a sequence when gigabytes of others have been read, and a processor keeps
 some of what is little more than its cache."""
 
 
-def attention_curves(
-    memory: torch.Tensor, thread_counts: tuple[int, ...], pace: Pace
-) -> dict[Dtype, tuple[AttentionPoint, ...]]:
-    """Bytes of K and V per second for each dtype and number of threads: the better of two visits.
+Kind = Dtype | Literal["packed"]
+"""What K and V are stored as; packed: 4 bits."""
+PACKED: Kind = "packed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention:
+    """Attention by what K and V are stored as and by threads, and by groups of query heads."""
+
+    curves: Mapping[Dtype, tuple[AttentionPoint, ...]]
+    grouped: Mapping[Dtype, GroupedAttention]
+    packed: tuple[AttentionPoint, ...]
+    """Empty where packed K and V are not attended to as they lie."""
+    grouped_packed: GroupedAttention | None
+
+
+def attention_points(num_thread_counts: int) -> int:
+    """How many points `measure_attention` takes."""
+    return (len(DTYPES) + 1) * (num_thread_counts + 1)
+
+
+def measure_attention(
+    memory: torch.Tensor, thread_counts: tuple[int, ...], grouped_threads: int, pace: Pace
+) -> Attention:
+    """Bytes of K and V per second, for each kind and number of threads and for groups by so many threads."""
+    kinds: tuple[Kind, ...] = (*DTYPES, *([PACKED] if find_attention() else []))
+    curves = _curves(kinds, thread_counts, memory, pace)
+    grouped = {kind: _grouped(kind, grouped_threads, memory, pace) for kind in kinds}
+    return Attention(
+        curves={dtype: curves[dtype] for dtype in DTYPES},
+        grouped={dtype: grouped[dtype] for dtype in DTYPES},
+        packed=curves.get(PACKED, ()),
+        grouped_packed=grouped.get(PACKED),
+    )
+
+
+def _curves(
+    kinds: Sequence[Kind], thread_counts: tuple[int, ...], memory: torch.Tensor, pace: Pace
+) -> dict[Kind, tuple[AttentionPoint, ...]]:
+    """The better of two visits to each point, and a third one where fewer threads were clearly faster.
 
     What else runs on a shared host slows a virtual machine for seconds at a time, and never makes it faster. A run gets
     the number of threads that is fastest here, so a point that was measured in such seconds would cost every run.
     """
-    slices_s: dict[tuple[Dtype, int], float] = {}
-    best: dict[tuple[Dtype, int], Rate] = {}
-    for dtype, threads in product(DTYPES, thread_counts):
-        slices_s[dtype, threads] = pace.next(f"cpu attention {dtype}, threads {threads}") / 2
-        best[dtype, threads] = _rate(dtype, threads, memory, slices_s[dtype, threads])
-    for (dtype, threads), slice_s in slices_s.items():
-        again = _rate(dtype, threads, memory, slice_s)
-        best[dtype, threads] = max(best[dtype, threads], again, key=lambda rate: rate.median)
+    slices_s: dict[tuple[Kind, int], float] = {}
+    best: dict[tuple[Kind, int], Rate] = {}
+    for point in product(kinds, thread_counts):
+        kind, threads = point
+        slices_s[point] = pace.next(f"cpu attention {kind}, threads {threads}") / 2
+        best[point] = _rate(kind, threads, memory, slices_s[point])
+
+    def visit(kind: Kind, threads: int) -> None:
+        again = _rate(kind, threads, memory, slices_s[kind, threads])
+        best[kind, threads] = max(best[kind, threads], again, key=lambda rate: rate.median)
+
+    for kind, threads in product(kinds, thread_counts):
+        visit(kind, threads)
+    for kind, threads in product(kinds, thread_counts):
+        fewer = max((best[kind, n].median for n in thread_counts if n < threads), default=0.0)
+        if best[kind, threads].median < _CLEARLY_SLOWER * fewer:
+            visit(kind, threads)
     return {
-        dtype: tuple(
-            AttentionPoint(threads=threads, bytes_per_s=best[dtype, threads]) for threads in thread_counts
-        )
-        for dtype in DTYPES
+        kind: tuple(AttentionPoint(threads=n, bytes_per_s=best[kind, n]) for n in thread_counts)
+        for kind in kinds
     }
 
 
-def grouped_attention(memory: torch.Tensor, threads: int, pace: Pace) -> dict[Dtype, GroupedAttention]:
-    """The same for a group of query heads to each head of K and V, with this number of threads."""
-    found: dict[Dtype, GroupedAttention] = {}
-    for dtype in DTYPES:
-        slice_s = pace.next(f"cpu attention {dtype}, {_GROUP} query heads to one")
-        rate = _rate(dtype, threads, memory, slice_s, _GROUP)
-        found[dtype] = GroupedAttention(group=_GROUP, threads=threads, bytes_per_s=rate)
-    return found
+def _grouped(kind: Kind, threads: int, memory: torch.Tensor, pace: Pace) -> GroupedAttention:
+    """The same for a group of query heads to each head of K and V: the better half of a slice."""
+    slice_s = pace.next(f"cpu attention {kind}, {_GROUP} query heads to one") / 2
+    rate = max((_rate(kind, threads, memory, slice_s, _GROUP) for _ in range(2)), key=lambda one: one.median)
+    return GroupedAttention(group=_GROUP, threads=threads, bytes_per_s=rate)
 
 
-def _rate(dtype: Dtype, threads: int, memory: torch.Tensor, slice_s: float, group: int = 1) -> Rate:
-    worker = attention_worker(dtype, threads, memory, group)
+def _rate(kind: Kind, threads: int, memory: torch.Tensor, slice_s: float, group: int = 1) -> Rate:
+    worker = attention_worker(kind, threads, memory, group)
     with _torch_threads(threads):
         return measured_rate(rounds_of(worker.operation), worker.amount, slice_s)
 
 
 def attention_memory(working_set_bytes: int) -> torch.Tensor:
     """What workers read, uint8: random numbers in (-1, 1) whichever dtype they are taken for."""
-    least = _sequence_bytes(torch.float32, _HEADS)
+    least = _sequence_bytes("float32", _HEADS)
     size = max(least, affordable_bytes(_WORKING_SETS * working_set_bytes) // MIB * MIB)
     return fill_random(torch.frombuffer(mapping(size), dtype=torch.float16)).view(torch.uint8)
 
 
-def _sequence_bytes(dtype: torch.dtype, num_heads: int) -> int:
+def _sequence_bytes(kind: Kind, num_heads: int) -> int:
     """K and V of one sequence."""
-    return 2 * num_heads * _POSITIONS * _HEAD_SIZE * dtype.itemsize
+    return 2 * _POSITIONS * _vector_bytes(kind, num_heads)
 
 
-def attention_worker(dtype: Dtype, threads: int, memory: torch.Tensor, group: int = 1) -> Worker:
+def _vector_bytes(kind: Kind, num_heads: int) -> int:
+    """K or V of one token."""
+    numel = num_heads * _HEAD_SIZE
+    return quantised_bytes(numel) if kind == "packed" else numel * TORCH_DTYPE[kind].itemsize
+
+
+def attention_worker(kind: Kind, threads: int, memory: torch.Tensor, group: int = 1) -> Worker:
     """Attention of one query row a sequence by so many of torch's threads; each call reads other sequences.
 
     The cache lies as a run keeps it, the position outermost, and a run with a GPU makes the same calls, from and to
     tensors that are there. `group` query heads share a head of K and V; there are as many query heads in any group.
     """
-    torch_dtype, num_heads = TORCH_DTYPE[dtype], _HEADS // group
-    sequence_bytes = _sequence_bytes(torch_dtype, num_heads)
+    stored, num_heads = torch.uint8 if kind == "packed" else TORCH_DTYPE[kind], _HEADS // group
+    sequence_bytes = _sequence_bytes(kind, num_heads)
     rows = min(_ROWS, max(1, memory.nbytes // sequence_bytes))
     num_calls = memory.nbytes // (rows * sequence_bytes)
     caches = (
         memory[: num_calls * rows * sequence_bytes]
-        .view(torch_dtype)
-        .view(num_calls, _POSITIONS, 2, rows, num_heads * _HEAD_SIZE)
+        .view(stored)
+        .view(num_calls, _POSITIONS, 2, rows, _vector_bytes(kind, num_heads) // stored.itemsize)
     )
     query = fill_random(torch.empty(rows, _HEADS, 1, _HEAD_SIZE))
     how = Decode(num_heads=num_heads, start=0, pads=None, scale=_HEAD_SIZE**-0.5, softcap=None)
@@ -99,7 +150,7 @@ def attention_worker(dtype: Dtype, threads: int, memory: torch.Tensor, group: in
     following = cycle(
         [
             native_call(query, cache, how, out, threads)
-            or partial(attend_plain, query.to(torch_dtype), cache, how)
+            or partial(attend_plain, query.to(stored), cache, how)
             for cache in caches.unbind()
         ]
     )

@@ -14,13 +14,13 @@ from hwprofiles.packing import quantised_bytes
 from hwprofiles.points import Packed, Rate
 from hwprofiles.probes.buffers import fill_random
 from hwprofiles.probes.compute import synchronize
-from hwprofiles.probes.cpu_attention import Decode, attend_native
+from hwprofiles.probes.cpu_attention import Decode
 from hwprofiles.probes.kernels import AMPERE, usable
 from hwprofiles.probes.layers import sweep_core
 from hwprofiles.probes.quantize import dequantise, quantise_pair
 from hwprofiles.probes.timing import MIN_REPEATS, measured_rate, rate_of, rounds_of
 
-PACKED_POINTS = {"cpu": 3, "cuda": 4}
+PACKED_POINTS = {"cpu": 2, "cuda": 4}
 _MATRIX, _MATRICES = {"cpu": 2**22, "cuda": 2**26}, {"cpu": 16, "cuda": 1}
 """Values of a matrix, and how many take turns: a layer's are not in a cache when they are unpacked."""
 _HEADS, _HEAD_SIZE = 32, 128
@@ -36,7 +36,7 @@ def measure_packed(device: torch.device, pace: Pace) -> Packed:
         return Packed(
             unpack_values_per_s=_unpack_rate(device, pace.next(f"{device} unpacking 4 bits")),
             pack_values_per_s=_pack_rate(device, pace.next(f"{device} packing 4 bits")),
-            attend_values_per_s=_attend_rate(device, pace.next(f"{device} attention to 4 bits")),
+            attend_values_per_s=_attend_rate(device, pace) if device.type == "cuda" else None,
             issue_s=_issue_seconds(device, pace) if device.type == "cuda" else None,
         )
 
@@ -66,29 +66,20 @@ def _pack_rate(device: torch.device, slice_s: float) -> Rate:
     return measured_rate(run, 2 * values.numel(), slice_s)
 
 
-def _attend_rate(device: torch.device, slice_s: float) -> Rate | None:
-    """K and V of one query token a row; None where a run unpacks them first."""
+def _attend_rate(device: torch.device, pace: Pace) -> Rate | None:
+    """K and V of one query token a row, read packed as they lie; None where a run unpacks them first."""
+    slice_s = pace.next(f"{device} attention to 4 bits")
+    if not usable(device, AMPERE):
+        return None
+    from hwprofiles.probes.kernels.attention import attend  # noqa: PLC0415 - needs Triton
+
     rows, tokens = _ROWS[device.type], _PROMPT
     cache = _cache(rows, tokens, device)
-    values = _random_heads(rows, tokens, device)
+    values, query = _random_heads(rows, tokens, device), _random_heads(rows, 1, device)
     quantise_pair(values, values, cache)
-    query = _random_heads(rows, 1, device)
-    attend = _packed_attention(query, cache)
-    if attend is None:
-        return None
-    run = rounds_of(attend, lambda: synchronize(device))
-    return measured_rate(run, 2 * values.numel(), slice_s)
-
-
-def _packed_attention(query: torch.Tensor, cache: torch.Tensor) -> Callable[[], object] | None:
-    """One call of attention that reads packed K and V as they lie."""
     how = Decode(num_heads=_HEADS, start=0, pads=None, scale=_HEAD_SIZE**-0.5, softcap=None)
-    if usable(query.device, AMPERE):
-        from hwprofiles.probes.kernels.attention import attend  # noqa: PLC0415 - needs Triton
-
-        return partial(attend, query, cache, torch.empty_like(query), how)
-    is_native = query.device.type == "cpu" and attend_native(query, cache, how) is not None
-    return partial(attend_native, query, cache, how) if is_native else None
+    run = rounds_of(partial(attend, query, cache, torch.empty_like(query), how), lambda: synchronize(device))
+    return measured_rate(run, 2 * values.numel(), slice_s)
 
 
 def _issue_seconds(device: torch.device, pace: Pace) -> Rate:

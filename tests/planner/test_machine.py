@@ -103,6 +103,31 @@ def test_packed_attention_by_fewer_threads_than_it_was_measured_with() -> None:
     )
 
 
+def test_packed_attention_by_the_threads_it_was_measured_with() -> None:
+    """In values of 4 bits and their constants; by as many threads as a plan has, or fewer where those were faster."""
+    profile = load_profile("t4-host")
+    points = tuple(AttentionPoint(threads=n, bytes_per_s=Rate(median=n * 1e9)) for n in (8, 24, 32))
+    packed = tuple(
+        AttentionPoint(threads=n, bytes_per_s=Rate(median=rate))
+        for n, rate in ((8, 9e9), (24, 7e9), (32, 11e9))
+    )
+    grouped = GroupedAttention(group=8, threads=24, bytes_per_s=Rate(median=4.5e9))
+    host = replace(
+        profile.host,
+        logical_cores=32,
+        attention={"float16": points},
+        packed_attention=packed,
+        grouped_packed_attention=grouped,
+    )
+    rates = make_rates(replace(profile, host=host), "float16")
+    assert rates.attention_threads == 24
+    assert rates.cpu_packed_attention_values_per_s == pytest.approx(9e9 * 64 / 36)
+    assert rates.packed_query_head_share == pytest.approx(
+        1 / 7
+    )  # 24 threads were slower than 8: they are not
+    assert make_rates(profile, "float16").packed_query_head_share is None
+
+
 def test_disk_threads_are_as_few_as_are_fast() -> None:
     """A second thread that doubles the rate is used, eight that bring 1% are not."""
     profile = load_profile("t4-host")
