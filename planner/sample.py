@@ -98,11 +98,13 @@ def few_tokens(sizes: Sizes) -> Sample:
 
 
 def _first_like_others(stages: Sequence[Sizes]) -> int:
-    """The first pass that stands for others: decode's second one, or beside a GPU the third.
+    """The first pass that stands for others: decode's second one, or beside a GPU the third or the fourth.
 
     The first one there was asked for while prefill went on, so that the host is early for it and late for the next
-    one; and in that, layers are captured as graphs.
+    one; and where in that layers are captured as graphs, the GPU is early for the one after.
     """
+    if any(sizes.graphs.batches for sizes in stages):
+        return CAPTURE_PASS + 2
     return CAPTURE_PASS + 1 if any(sizes.compute_tier == "gpu" for sizes in stages) else 2
 
 

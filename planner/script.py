@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -102,7 +101,7 @@ class Script:
         """
         calls: list[Call] = []
         before: list[int] = []
-        last_of, late = {k: wave[-1] for wave in self.shape.waves for k in wave}, self._late()
+        last_of = {k: wave[-1] for wave in self.shape.waves for k in wave}
         begun: set[tuple[int, int]] = set()
         known: dict[tuple[int, int], Ids] = {}
         """By token and the last gpu batch of a wave."""
@@ -112,27 +111,12 @@ class Script:
                 deps = task.deps if 0 < task.part == task.num_parts - 1 else ()
                 if (wave := (task.i, last_of[task.k])) not in begun:
                     begun.add(wave)
-                    deps += known.get((task.i - 1 - (task.i not in late), wave[1]), ())
+                    deps += known.get((task.i - 2, wave[1]), ())
                 calls.append(Call(load.issue_s, deps))
             if self.shape.is_final(task):
                 known[task.i, task.k] = (task.id,)
                 before[-1] = len(calls)  # its last kernel is asked for at the end
         return calls, before
-
-    def _late(self) -> set[int]:
-        """Passes that follow others which are left out, and in which the host has the most to do.
-
-        It is ahead of the first passes of decode, but no longer of these.
-        """
-        follows = {
-            i for i, (before, token) in enumerate(pairwise(self._tokens), start=1) if token > before + 1
-        }
-        work_s = {i: defaultdict[str, float](float) for i in follows}
-        for task, load in zip(self.tasks, self.loads, strict=True):
-            if task.i in follows:
-                work_s[task.i][task.resource] += load.seconds
-                work_s[task.i][HOST] += load.issue_s
-        return {i for i, lanes in work_s.items() if lanes and lanes[HOST] >= max(lanes.values())}
 
     def spans(self, times_s: Iterable[tuple[float, float]]) -> Iterator[Span]:
         """The tasks from start to stop, in the order of the schedule."""

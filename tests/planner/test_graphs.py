@@ -12,12 +12,15 @@ from planner.graphs import MOST_GRAPHS, graph_operations
 from planner.held import held_by_block
 from planner.host_rates import capture_time
 from planner.policy import Policy, Split
+from planner.predict import predict
 from planner.pricing import price, price_blocks
 from planner.problem import Problem
 from planner.relaxed import Relaxed
 from planner.request import Request
+from planner.sample import representative
 from planner.search import score, search
 from planner.shares import Shares
+from planner.simulate import phase_times
 from planner.sizes import Sizes
 from planner.walk import AT_HOME
 from planner.work import Choice
@@ -304,3 +307,15 @@ def test_a_block_costs_the_same_alone_and_in_a_job() -> None:
         alone, in_a_job = price(sizes, rates), price_blocks(sizes, rates, blocks, 1)
         assert in_a_job.decode.seconds == pytest.approx(alone.decode.seconds, rel=0.01)
         assert in_a_job.prefill.seconds == pytest.approx(alone.prefill.seconds, rel=0.01)
+
+
+@pytest.mark.parametrize("times", [0.25, 0.5, 1, 2, 4])
+def test_few_passes_take_as_long_as_all_however_fast_the_host_replays(times: float) -> None:
+    """Where the GPU takes about as long as the host, too: the passes that stand for others begin as those do."""
+    problem = problem_of("opt-6.7b", with_graphs(), gen_len=16)
+    sizes, rates = sizes_of(problem, policy_of(*NEAR, size=32, batches=1)), problem.rates
+    graph_s = rates.graph_s
+    assert graph_s
+    rates = replace(rates, graph_s=graph_s * times, call_s=rates.call_s * times, task_overhead_s=0.0)
+    whole = phase_times(sizes, rates, representative(sizes, 16))["decode"].seconds
+    assert predict(sizes, rates).decode.seconds == pytest.approx(whole, rel=0.01)

@@ -110,7 +110,7 @@ def test_the_command_shows_both_predictions_and_writes_the_trace(
     assert "another profile" not in captured.err
     assert "h2d" in spans_by_lane(read_trace(trace), "predicted")
     assert main(["simulate", str(path), "--hw", "t4-host", "--tokens", "2"]) == 0
-    assert "tokens 0, 1, 2, 3, 7, 8 played, the 3 between them interpolated" in capsys.readouterr().out
+    assert "tokens 0, 1, 2, 3, 4, 7, 8 played, the 2 between them interpolated" in capsys.readouterr().out
 
 
 def test_the_command_knows_other_profiles(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
