@@ -19,7 +19,7 @@ class LayerGraphs:
 
     def __init__(self, device: torch.device, *, wanted: bool) -> None:
         self.are_used = wanted and usable(device, AMPERE)
-        self._device = device
+        self._device, self._has_room = device, False
         if self.are_used:
             self._make_pool()
 
@@ -30,8 +30,14 @@ class LayerGraphs:
         with torch.cuda.stream(torch.cuda.Stream(self._device)):
             self._record(self._keeper, lambda: value.add_(1))
 
+    def start_block(self) -> None:
+        """Prefill is to come, for which torch's allocator takes what it is given."""
+        self._has_room = False
+
     def capture(self, work: Callable[[], object]) -> torch.cuda.CUDAGraph | None:
         """What `work` queues on the current stream, not yet run; None, and never again, where it cannot be captured."""
+        if not self._has_room:
+            self._make_room()
         graph = torch.cuda.CUDAGraph()
         try:
             self._record(graph, work)
@@ -44,6 +50,11 @@ class LayerGraphs:
     def can_capture(self, work: Callable[[], object]) -> bool:
         """Whether `capture` would have a graph of this work, of which nothing is kept."""
         return self.capture(work) is not None
+
+    def _make_room(self) -> None:
+        """Give back what prefill needed and decode does not, for the driver keeps graphs beside what torch holds."""
+        torch.cuda.empty_cache()
+        self._has_room = True
 
     def _record(self, graph: torch.cuda.CUDAGraph, work: Callable[[], object]) -> None:
         """Nothing is collected meanwhile: CUDA refuses to destroy graphs while one is captured."""

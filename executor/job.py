@@ -28,6 +28,7 @@ from executor.trace import TraceOptions, open_trace
 from hwprofiles.allocation import give_back_large_tensors
 from hwprofiles.errors import UserError
 from planner.joined_report import joined
+from planner.ledger import NCCL
 from planner.plan import Plan
 from planner.prompts import Request, read_requests, synthetic_requests
 from planner.rank_reports import joined_ranks
@@ -77,7 +78,8 @@ def gpu_cap(plan: Plan, device: torch.device) -> Iterator[None]:
         yield
         return
     total = torch.cuda.get_device_properties(device).total_memory
-    share = max(0, plan.hardware.gpu_bytes - plan.hardware.context_bytes) / total
+    others = plan.hardware.context_bytes + plan.ledger.bytes_of("gpu", NCCL)
+    share = max(0, plan.hardware.gpu_bytes - others) / total
     torch.cuda.set_per_process_memory_fraction(min(1.0, share), device)
     try:
         yield

@@ -77,6 +77,7 @@ class LayerCompute:
         """Slots hold other layers now; graphs are of blocks of one form, whose gpu batches end together."""
         self._bound = None
         self._open.clear()
+        self.graphs.start_block()
         form = form_of(states)
         if form != self._form or not self.replays.are_of_one_order:
             self._forget()

@@ -29,6 +29,8 @@ from planner.workspace import (
     workspace_bytes,
 )
 
+NCCL = "NCCL"
+"""The purpose of what it takes of a GPU; it is not torch's allocator that allocates it."""
 GRAPH_POOL_BYTES = 2 * MIB
 """Torch's allocator takes memory for the tensors of graphs in pieces of this size."""
 TOKENIZER = "tokenizer"
@@ -215,6 +217,8 @@ def _transients(sizes: Sizes, target: Target) -> Iterator[Entry]:
         kv = sizes.dequantised_cache(attend=True)
         yield Entry(tier="cpu", purpose="dequantised cache", prefill_bytes=0, decode_bytes=kv)
         yield _both("gpu", "device context", target.context_bytes)
+        if sizes.messages.library_bytes:
+            yield _both("gpu", NCCL, sizes.messages.library_bytes)
 
 
 def _process(sizes: Sizes, target: Target) -> Iterator[Entry]:

@@ -62,6 +62,9 @@ class TapeGraphs:
         self.are_used = True
         self.num_captured = 0
 
+    def start_block(self) -> None:
+        """As there; a tape takes no memory of its own."""
+
     def capture(self, work: Callable[[], object]) -> Tape:
         """What `work` asks for; unlike a graph's it is done, too."""
         self.num_captured += 1

@@ -143,7 +143,7 @@ def test_tokens_equal_transformers(
 def test_a_job_on_two_gpus(is_killed: bool, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     """`executor run` over NCCL; a rank that is killed ends the other one within 30 s, with one line."""
     checkpoint = save_checkpoint(tmp_path / "model", tokenizer, num_hidden_layers=4)
-    gpu = replace(small_t4().gpus[0], memory_bytes=2 * GB)
+    gpu = replace(small_t4().gpus[0], memory_bytes=4 * GB)
     host = replace(small_t4(), gpus=(gpu, gpu))
     plan = staged_plan(checkpoint, 2, host=host, gen_len=90 if is_killed else 6, comm_device="cuda")
     path, count = write_plan(tmp_path / "plan.yaml", plan), 400 if is_killed else 13

@@ -17,7 +17,9 @@ from planner.cluster import Cluster
 from planner.coarse import plays
 from planner.estimate_stages import estimate_stages
 from planner.host_share import sharing_of
+from planner.ledger import NCCL
 from planner.machine import Caps
+from planner.messages import NCCL_BYTES
 from planner.model import ModelSpec
 from planner.plan import PHASES, Plan, load_plan
 from planner.policy import CommDevice, Policy, Split
@@ -96,6 +98,14 @@ def by_kind(simulation: Simulation, i: int) -> dict[tuple[str, int], float]:
         if span.i == i:
             found.setdefault((f"{span.kind} {span.lane}", span.j), span.stop_s - span.start_s)
     return found
+
+
+@pytest.mark.parametrize("comm_device", ["cpu", "cuda"])
+def test_what_nccl_takes_of_a_gpu_is_in_the_ledger(comm_device: CommDevice) -> None:
+    """Of every rank's, where hidden states pass from GPU to GPU."""
+    plan = staged(policy_of(ON_GPU, ON_GPU, ON_GPU, size=4, batches=2), comm_device=comm_device)
+    found = [plan.of_rank(rank).ledger.bytes_of("gpu", NCCL) for rank in range(2)]
+    assert found == [NCCL_BYTES if comm_device == "cuda" else 0] * 2
 
 
 def test_a_small_pipeline_as_by_hand() -> None:
