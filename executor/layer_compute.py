@@ -215,12 +215,13 @@ class LayerCompute:
         is_replayed = self._is_replayed(task)
         is_known = is_replayed and (task.i >= CAPTURE_PASS or not (opened or task.num_parts > 1))
         if is_known and (known := self.replays.find(key, opened)):
-            if self.sizes.policy.weight_bits == 4:
+            if self.sizes.policy.weight_bits == 4 and task.num_layers == 1:
                 self._bind(task)
             visit: Visit = Replayed(task.k, known, state.past(task.i) + 1)
             visit.go_on()
             return visit
-        self._bind(task)
+        if task.num_layers == 1:
+            self._bind(task)
         if is_replayed and task.i >= CAPTURE_PASS and self.replays.may_capture(opened):
             captured = self._captured(task, state, Recorded(before, half))
             if captured:
@@ -260,7 +261,17 @@ class LayerCompute:
         return task.i > 0 and self._replays(task.k) and task.j in self.sizes.graphs.layers
 
     def _call(self, task: Task, state: BatchState, leave: Callable[[], None] = pause) -> None:
-        """The layer's module, over all rows; `leave` between its parts."""
+        """The layer's module, or those of several layers one after the other."""
+        if task.num_layers == 1:
+            self._call_layer(task, state, leave)
+            return
+        for j in range(task.j, task.j + task.num_layers):
+            layer = task._replace(j=j, num_layers=1)
+            self._bind(layer)
+            self._call_layer(layer, state, leave)
+
+    def _call_layer(self, task: Task, state: BatchState, leave: Callable[[], None]) -> None:
+        """Over all rows; `leave` between its parts."""
         past, parts = state.past(task.i), self.parts(task, state)
         is_tail_next = task.j == len(self.sizes.model.layers) - 1 and self.sizes.model.has_head
         source, target = self._input(task, state), self._output(task, state)

@@ -84,8 +84,9 @@ class ComputeCost:
         issue_s = issue_s + num_parts * self._task_s + num_attends * exchange_s
         first_issue_s = linear.issue_s
         if self.rates.graph_s is not None and is_decode:
-            later, replayed_s = 1 - step.eager, self._task_s + self.rates.graph_s
+            later, replayed_s = 1 - step.eager, (self._task_s + self.rates.graph_s) / held.num_joined
             saved_s = (linear.issue_s - replayed_s) * held.replayed * later
+            saved_s += self._task_s * (1 - 1 / held.num_joined) * held.replayed * step.eager
             first_issue_s -= saved_s
             capture_s = self.rates.capture_s * graph_operations(self.model, layer)
             issue_s = issue_s + held.num_graphs * (capture_s * step.captured)
@@ -93,7 +94,7 @@ class ComputeCost:
             saved_s = exchange_s - self.rates.graph_s  # the rest of the layer is a graph of its own
             issue_s = issue_s + held.graphed_attended * (-saved_s * later)
         return Compute(
-            count=held.batches,
+            count=held.batches * (1 / held.num_joined if is_decode else 1.0),
             linear_s=held.batches * self.seconds(linear, step.phase)
             + held.passes * self.seconds(unpacking, UNPACK),
             first_s=held.passes * max(self.seconds(linear, step.phase), first_issue_s),

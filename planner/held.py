@@ -52,6 +52,7 @@ def held_by_batches(sizes: Sizes, j: int, ks: Collection[int]) -> Held[float]:
         passes=float(passes),
         batches=float(len(batches)),
         replayed=len(graphed) / max(1, len(batches)),
+        num_joined=len(sizes.slabs) if sizes.joins_layers else 1,
         num_graphs=float(sizes.graphs.num_graphs(j, ks)),
         graphed_attended=float(sum(sizes.placement.cache_rows[k].cpu_attend > 0 for k in graphed)),
         cpu_weight_bytes=float(cpu_bytes),
@@ -82,7 +83,7 @@ def held_by_batches(sizes: Sizes, j: int, ks: Collection[int]) -> Held[float]:
 
 def of_share(held: Held[float], share: float) -> Held[float]:
     """The same for a share of the gpu batches, taken as alike; the weights are loaded for them as for all."""
-    whole = {"counts", "passes", "cpu_weight_bytes", "disk_weight_bytes", "kept_tokens"}
+    whole = {"counts", "passes", "cpu_weight_bytes", "disk_weight_bytes", "kept_tokens", "num_joined"}
     scaled = {f.name: getattr(held, f.name) * share for f in fields(held) if f.name not in whole}
     loads = {"link_weights", "disk_weights"}
     counts = {f.name: getattr(held.counts, f.name) * share for f in fields(Counts) if f.name not in loads}

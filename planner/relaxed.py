@@ -209,6 +209,7 @@ class Relaxed:
             passes=shares.inverse_batches * (num_waves / self.choice.gpu_batch_size),
             batches=batches,
             replayed=replayed,
+            num_joined=1,
             num_graphs=batches * replayed,
             graphed_attended=attended * (replayed / self.choice.gpu_batch_size),
             cpu_weight_bytes=weights["cpu"] * nbytes if self.compute_tier == "gpu" else nothing,

@@ -145,8 +145,13 @@ def _weights(played: Sequence[int], gen_len: int, first: int) -> Iterator[float]
 
 
 def _with_window(sample: Sample, sizes: Sizes, max_layers: int) -> Sample:
-    """Fewer layers: some at either end, and between them the stretch that is most like all that are left out."""
+    """Fewer layers: some at either end, and between them the stretch that is most like all that are left out.
+
+    Layers that decode joins to one task are all played.
+    """
     num_layers = len(sizes.slabs)
+    if sizes.joins_layers:
+        return sample
     tail = -(-_SETTLED_VISITS // len(sizes.placement.cache_rows))
     lead = tail + _prefetched(sizes)
     middle = num_layers - lead - tail

@@ -100,17 +100,24 @@ class _Generator:
 
     def _visits(self) -> Iterator[Visit]:
         """Stop by stop; a later stage looks one pass ahead, so that its messages come while it computes."""
-        layers = range(PRELUDE, self.num_layers + self.place.is_last)
         passes = self._passes()
         current = next(passes, None)
         while current:
             (i, ks), following = current, None
-            for j in layers:
+            for j, count in self._stops(i):
                 for k in ks:
-                    yield Visit(i, j, k, k == ks[0], k == ks[-1])
+                    yield Visit(i, j, k, k == ks[0], k == ks[-1], count)
                 if j == 0 and not self.place.is_first:
                     following = next(passes, None)
             current = next(passes, None) if self.place.is_first else following
+
+    def _stops(self, i: int) -> Iterator[tuple[int, int]]:
+        """(first, number) of the layers that a pass comes to, one by one or as one."""
+        stop = self.num_layers + self.place.is_last
+        if i and self.shape.joins_layers:
+            yield from ((PRELUDE, 1), (0, self.num_layers), (self.num_layers, 1))
+        else:
+            yield from ((j, 1) for j in range(PRELUDE, stop))
 
     def _load(self, visit: Visit) -> tuple[Slots, Ids]:
         """Yield a visit's loads; its slots, and what its compute waits for."""
@@ -281,8 +288,8 @@ class _Generator:
         """Queue one task; its id as a tuple."""
         if len(deps) > 1:
             deps = tuple(dict.fromkeys(deps))
-        number, (i, j, k, _, _) = self.next_id, visit
-        self.pending.append(Task(number, kind, resource, i, j, k, slots, deps, part, num_parts))
+        number, (i, j, k, _, _, num_layers) = self.next_id, visit
+        self.pending.append(Task(number, kind, resource, i, j, k, slots, deps, part, num_parts, num_layers))
         self.next_id = number + 1
         return (number,)
 

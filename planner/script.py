@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -70,12 +71,18 @@ class Script:
         key = task.kind, task.resource, task.i, layers, batch, part, task.num_parts
         known = self._known.get(key)
         if known is None:
-            group = self._groups[task.j] if task.j >= 0 else ((task.j, 1.0),)
+            group = self._group(task)
             load = self._costs.load(task, self._tokens[task.i], group)
             known = self._known[key] = self._places.setdefault(id(load), len(self.alike))
             if known == len(self.alike):
                 self.alike.append(load)
         return known
+
+    def _group(self, task: Task) -> Group:
+        """The layers of a task, by their numbers in the plan."""
+        if task.j < 0:
+            return ((task.j, 1.0),)
+        return tuple(chain.from_iterable(self._groups[task.j : task.j + task.num_layers]))
 
     def _named(self, task: Task) -> tuple[int, int]:
         """(token, layer) by their numbers in the plan."""

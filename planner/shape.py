@@ -65,6 +65,8 @@ class Shape:
     waves: tuple[tuple[int, ...], ...]
     """Gpu batches that share a pass over the layers; one wave, but for a pipeline."""
     place: Place = Place()
+    joins_layers: bool = False
+    """Decode computes all layers of a gpu batch as one task."""
 
     def ids_known_after(self, task: Task) -> int | None:
         """The token whose ids are on this stage once the task is done; None for most tasks."""
@@ -116,6 +118,7 @@ def shape_of(sizes: Sizes) -> Shape:
         cache_slots=sizes.policy.cache_slots,
         waves=waves,
         place=_place(sizes),
+        joins_layers=sizes.joins_layers,
     )
 
 

@@ -20,6 +20,7 @@ from planner.layout import (
     align,
     cache_slot_offsets,
     group_bytes,
+    is_resident,
     kv_vector_bytes,
     layer_slabs,
 )
@@ -80,6 +81,24 @@ class Sizes:
             return NO_GRAPHS
         streamed = [self.streamed(j) > 0 for j in range(len(self.slabs))]
         return graphs_of(self.model, self.workload, self.policy, self.placement, streamed)
+
+    @cached_property
+    def joins_layers(self) -> bool:
+        """Whether decode computes all layers of a gpu batch as one task, and replays them as one graph.
+
+        So it is where nothing moves between them: all is on the GPU, and on no other stage. Packed weights are unpacked
+        once for all gpu batches of a pass, and so layer by layer.
+        """
+        batches = self.placement.cache_rows
+        return (
+            len(self.graphs.layers) == len(self.slabs)
+            and len(self.graphs.batches) == len(batches)
+            and not any(map(self._streamed, self.slabs))
+            and all(is_resident(group, "gpu") for rows in batches for group, count in rows.counts() if count)
+            and self.model.has_embedding
+            and self.model.has_head
+            and self.policy.weight_bits == 16
+        )
 
     def ends(self) -> int:
         """Embeddings, final norm and head, each tensor aligned, on the compute tier."""

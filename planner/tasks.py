@@ -48,6 +48,8 @@ class Visit(NamedTuple):
     first: bool
     """The first gpu batch of this layer's pass."""
     last: bool
+    num_layers: int = 1
+    """From j on."""
 
 
 class Task(NamedTuple):
@@ -65,6 +67,8 @@ class Task(NamedTuple):
     num_parts: int = 1
     """A layer's weights cross the link in parts, between the cache loads of the visits before it. Compute has parts
     where the CPU attends some rows: up to attention, the GPU's own attention if it has rows too, and what follows."""
+    num_layers: int = 1
+    """From j on, that decode computes as one task where nothing moves between them."""
 
 
 class Emit(Protocol):

@@ -113,6 +113,8 @@ class Held(Generic[A]):
     batches: A
     replayed: float
     """Of them, the share for which a GPU replays the layer's decode as a graph."""
+    num_joined: int
+    """Layers that are one task in decode, this one among them."""
     num_graphs: A
     """That are captured for these: one for each slot that the layer's weights or their cache may lie in."""
     graphed_attended: A

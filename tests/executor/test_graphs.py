@@ -10,6 +10,7 @@ import torch
 
 from executor.engine import EngineOptions
 from executor.graphs import LayerGraphs, refresh
+from planner.sizes import Sizes
 from tests.executor.test_parity import LENGTHS
 from tests.executor.tiny import make_plan, random_model, random_prompts, reference_tokens, run_plan, save
 
@@ -69,7 +70,30 @@ def test_tokens_equal_transformers(family: str, captured: list[bool], tmp_path: 
     num_batches = -(-len(requests) // plan.policy.gpu_batch_size)
     assert captured
     assert all(captured)
-    assert len(captured) <= 3 * num_batches
+    assert len(captured) <= (1 if plan.sizes().joins_layers else 3) * num_batches
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("gen_lens", [8, ([8, 3, 8, 1, 6] * 3)[: len(LENGTHS)]])
+def test_layers_of_one_graph_or_of_their_own(
+    gen_lens: int | list[int], captured: list[bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing moves between layers they are captured together, if a family's can be; the same tokens."""
+    model = random_model("llama")
+    spec = save(model, tmp_path / "model")
+    requests = random_prompts(LENGTHS, gen_lens)
+    options = EngineOptions(device=torch.device("cuda", 0), offload_dir=tmp_path)
+    expected, counts = reference_tokens(model, requests), []
+    for joins in (True, False):
+        plan = make_plan(spec, emulated=False)
+        assert plan.sizes().joins_layers
+        if not joins:
+            monkeypatch.setattr(Sizes, "joins_layers", property(lambda _: False))
+        captured.clear()
+        assert run_plan(plan, tmp_path / "model", requests, options) == expected
+        assert all(captured)
+        counts.append(len(captured))
+    assert counts[1] == 3 * counts[0]
 
 
 @pytest.mark.gpu

@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from executor.block import BatchState
 from executor.engine import EngineOptions
+from executor.layer_compute import LayerCompute
 from executor.visits import Replays
 from hwprofiles.native_attention import find_attention
+from planner.tasks import Task
 from planner.workload import Workload
 from tests.executor.tape import Tape, TapeGraphs
 from tests.executor.tiny import make_plan, random_model, random_prompts, reference_tokens, run_plan, save
@@ -193,3 +196,28 @@ def test_experts_are_replayed_in_bfloat16(bits: tuple[int, int], tmp_path: Path)
         assert bool(plan.sizes().graphs.batches)
         found.append(run_plan(plan, tmp_path / "model", requests, options))
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("tokens", [TOGETHER, APART], ids=["together", "apart"])
+@pytest.mark.parametrize("family", ["opt", "llama", "qwen2"])
+def test_layers_between_which_nothing_moves_are_one_task(
+    family: str, tokens: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All on the GPU: decode visits a gpu batch once a pass, though no graph can be had; the same tokens come out."""
+    model = random_model(family, **({"use_sliding_window": False} if family == "qwen2" else {}))
+    spec = save(model, tmp_path / "model")
+    plan = three_batches(spec)
+    assert plan.sizes().joins_layers
+    visited: list[tuple[int, int, int]] = []
+    run = LayerCompute.run
+
+    def counting(self: LayerCompute, task: Task, state: BatchState) -> None:
+        visited.append((task.i, task.j, task.num_layers))
+        run(self, task, state)
+
+    monkeypatch.setattr(LayerCompute, "run", counting)
+    requests = random_prompts(LENGTHS * 2, tokens * 2)
+    options = EngineOptions(device=torch.device("cpu"), offload_dir=tmp_path)
+    assert run_plan(plan, tmp_path / "model", requests, options) == reference_tokens(model, requests)
+    assert {(j, count) for i, j, count in visited if i == 0} == {(j, 1) for j in range(-1, 4)}
+    assert {(j, count) for i, j, count in visited if i} == {(-1, 1), (0, 3), (3, 1)}
