@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from hwprofiles.probes.layers import (
     ELEMENTWISE_BYTES,
     LAYER_POINTS,
     SMALL_ELEMENTWISE_BYTES,
+    LayerTimes,
     elementwise_rate,
     layer_points,
     prompt_attention_rates,
@@ -249,7 +250,10 @@ def _measure_gpu(request: Request, device: torch.device, host: Host, cost: Proce
     emulated = device.type == "cpu"
     working_set = min(buffer_bytes, max(request.budget.working_set_bytes, _GPU_WORKING_SET_BYTES))
     kernel_share, mapped_share = (None, None) if emulated else registered_shares(device, pace)
-    return Gpu(
+    layers = None if emulated else LayerTimes(device, sweep_core(), pace, num_visits=2)
+    if layers:
+        layers.visit()
+    gpu = Gpu(
         name="emulated" if emulated else torch.cuda.get_device_name(device),
         emulated=emulated,
         memory_bytes=memory_bytes,
@@ -265,7 +269,6 @@ def _measure_gpu(request: Request, device: torch.device, host: Host, cost: Proce
         context_bytes=0 if emulated else cost.context_bytes[device.index],
         margins=NO_MARGINS if emulated else cost.margins,
         link=measure_link(device, buffer_bytes, request.budget, pace),
-        layer=() if emulated else layer_points(device, sweep_core(), pace),
         prompt_attention={} if emulated else prompt_attention_rates(device, pace),
         numa_node=None if emulated else _numa_node(device),
         packed=None if emulated else measure_packed(device, pace),
@@ -274,6 +277,10 @@ def _measure_gpu(request: Request, device: torch.device, host: Host, cost: Proce
         mapped_share=mapped_share,
         kernels_host_bytes={} if emulated else cost.kernels_host_bytes,
     )
+    if layers is None:
+        return gpu
+    layers.visit()
+    return replace(gpu, layer=layers.points())
 
 
 def _measure_several(

@@ -144,7 +144,13 @@ def _products(pool: Tensor, rows: int, shapes: Sequence[Shape]) -> Rounds:
         for weight in next(layers):
             torch.mm(inputs[weight.shape[1]], weight.t(), out=results[weight.shape[0]])
 
-    return rounds_of(multiply) if pool.device.type == "cpu" else _rounds_on_device(multiply, pool.device)
+    if pool.device.type == "cpu":
+        return rounds_of(multiply)
+    if (
+        rows >= _HEATING_ROWS
+    ):  # longer than the host takes to ask, and a GPU that rests between rounds stays cool
+        return rounds_of(multiply, lambda: synchronize(pool.device))
+    return _rounds_on_device(multiply, pool.device)
 
 
 def _rounds_on_device(operation: Callable[[], object], device: torch.device) -> Rounds:

@@ -20,7 +20,7 @@ from hwprofiles.budget import DTYPES, Pace
 from hwprofiles.points import Dtype, LayerPoint, Rate
 from hwprofiles.probes.buffers import fill_random
 from hwprofiles.probes.compute import TORCH_DTYPE, synchronize
-from hwprofiles.probes.timing import Rounds, measured_rate, rate_of, rounds_of
+from hwprofiles.probes.timing import Rounds, mean_of, measured_rate, rate_of, rounds_of
 from hwprofiles.units import MIB
 
 _SMALL = 64
@@ -53,34 +53,60 @@ def sweep_core() -> Callable[[], object]:
     return np.ones(_CORE_BYTES // np.dtype(np.float32).itemsize, dtype=np.float32).sum
 
 
-def layer_points(device: torch.device, sweep: Callable[[], object], pace: Pace) -> tuple[LayerPoint, ...]:
+class LayerTimes:
     """Host seconds of one token's pass through a small layer, with caches that other data has gone through: `sweep`.
 
     In a run it is the layer before, and what the engine does. A loop that has the caches to itself takes from 0.25 to
     0.45 ms on hosts of one kind on which runs are equally fast; cold caches make these hosts alike. A CPU computes the
     layer in that time; a GPU is asked for it, and nothing waits for its kernels.
+
+    A virtual machine's core may be 1.7 times slower for a minute: so it was beside the first GPU of a host and no
+    longer beside its second one. Visits some time apart tell how fast it is on average.
     """
-    slices = {
-        family: pace.next(f"{device} layer of {operations} operations")
-        for family, (operations, _) in FAMILIES.items()
-    }
-    models = {family: decoder(family, _NUM_LAYERS, device) for family in FAMILIES}
-    seconds = {family: _timed_layers(model, sweep) for family, model in models.items()}
-    ids = torch.ones(1, 1, dtype=torch.long, device=device)
-    with torch.inference_mode():
-        for family, model in models.items():
-            model(input_ids=ids, use_cache=False)
-            seconds[family].clear()  # the first pass chooses kernels
-        for family in list(FAMILIES) * _TURNS:
-            deadline, is_first = time.perf_counter() + slices[family] / _TURNS, True
-            while is_first or time.perf_counter() < deadline:
-                models[family](input_ids=ids, use_cache=False)
-                is_first = False
-    synchronize(device)
-    return tuple(
-        LayerPoint(operations=operations, seconds=rate_of(seconds[family]), is_cold=True)
-        for family, (operations, _) in FAMILIES.items()
-    )
+
+    def __init__(
+        self, device: torch.device, sweep: Callable[[], object], pace: Pace, *, num_visits: int
+    ) -> None:
+        self._device, self._num_visits = device, num_visits
+        self._slices = {
+            family: pace.next(f"{device} layer of {operations} operations")
+            for family, (operations, _) in FAMILIES.items()
+        }
+        self._models = {family: decoder(family, _NUM_LAYERS, device) for family in FAMILIES}
+        self._seconds = {family: _timed_layers(model, sweep) for family, model in self._models.items()}
+        self._visits: dict[str, list[Rate]] = {family: [] for family in FAMILIES}
+
+    def visit(self) -> None:
+        """Measure each family, in turns."""
+        ids = torch.ones(1, 1, dtype=torch.long, device=self._device)
+        turns = _TURNS // self._num_visits
+        with torch.inference_mode():
+            for family, model in self._models.items():
+                model(input_ids=ids, use_cache=False)
+                self._seconds[family].clear()  # the first pass chooses kernels
+            for family in list(FAMILIES) * turns:
+                slice_s = self._slices[family] / self._num_visits / turns
+                deadline, is_first = time.perf_counter() + slice_s, True
+                while is_first or time.perf_counter() < deadline:
+                    self._models[family](input_ids=ids, use_cache=False)
+                    is_first = False
+        synchronize(self._device)
+        for family, visits in self._visits.items():
+            visits.append(rate_of(self._seconds[family]))
+
+    def points(self) -> tuple[LayerPoint, ...]:
+        """Half-way between the visits."""
+        return tuple(
+            LayerPoint(operations=operations, seconds=mean_of(self._visits[family]), is_cold=True)
+            for family, (operations, _) in FAMILIES.items()
+        )
+
+
+def layer_points(device: torch.device, sweep: Callable[[], object], pace: Pace) -> tuple[LayerPoint, ...]:
+    """All of it at once."""
+    times = LayerTimes(device, sweep, pace, num_visits=1)
+    times.visit()
+    return times.points()
 
 
 def _timed_layers(model: nn.Module, sweep: Callable[[], object]) -> list[float]:

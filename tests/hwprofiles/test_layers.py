@@ -21,6 +21,7 @@ from hwprofiles.probes.attention import (
 from hwprofiles.probes.layers import (
     FAMILIES,
     LAYER_POINTS,
+    LayerTimes,
     decoder,
     layer_points,
     prompt_attention_rates,
@@ -28,6 +29,7 @@ from hwprofiles.probes.layers import (
     sweep_core,
 )
 from hwprofiles.probes.packed import PACKED_POINTS, measure_packed
+from hwprofiles.probes.timing import mean_of
 from hwprofiles.units import MIB
 from tests.dispatched import Seen
 
@@ -55,6 +57,22 @@ def test_more_operations_take_longer(sweep: Callable[[], object]) -> None:
     few, many = sorted(layer_points(CPU, sweep, pace), key=lambda point: point.operations)
     assert many.seconds.median > few.seconds.median > 0
     assert set(prompt_attention_rates(CPU, pace)) == {"float32", "float16", "bfloat16"}
+
+
+def test_visits_at_several_times_are_averaged() -> None:
+    """Each visit counts as much as the other, and the spread covers both; of one visit it is that visit's own."""
+    times = LayerTimes(CPU, sweep_core(), Pace(1.0, LAYER_POINTS, lambda *_: None), num_visits=2)
+    times.visit()
+    first = times.points()
+    times.visit()
+    for one, both in zip(first, times.points(), strict=True):
+        assert both.operations == one.operations
+        assert both.seconds.median < 2 * one.seconds.median
+        assert both.seconds.median > one.seconds.median / 2
+    assert mean_of([Rate(median=1.0, spread=0.1), Rate(median=3.0, spread=0.2)]) == Rate(
+        median=2.0, spread=0.5
+    )
+    assert mean_of([Rate(median=1.0, spread=0.1)]) == Rate(median=1.0, spread=0.1)
 
 
 def test_query_heads_that_share_keys_take_longer() -> None:
