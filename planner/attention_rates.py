@@ -28,7 +28,7 @@ def packed_attention(
     In older profiles it was measured with all cores: fewer are taken to be slower as in attention to unpacked ones.
     """
     if host.packed_attention:
-        return _rate_by(host.packed_attention, threads, at) / PACKED_BYTES
+        return rate_by(host.packed_attention, threads, at) / PACKED_BYTES
     if host.packed is None or host.packed.attend_values_per_s is None:
         return None
     rates = {point.threads: point.bytes_per_s.median for point in unpacked_points}
@@ -45,13 +45,13 @@ def query_head_share(
     """
     if grouped is None or all(point.threads != grouped.threads for point in points):
         return None
-    alone = _rate_by(points, grouped.threads, lambda rate: rate.median)
+    alone = rate_by(points, grouped.threads, lambda rate: rate.median)
     seconds = 1 / grouped.bytes_per_s.median - 1 / alone
     of_one = max(0.0, seconds) / (grouped.group - 1) * grouped.threads / threads
-    return of_one * _rate_by(points, threads, lambda rate: rate.median)
+    return of_one * rate_by(points, threads, lambda rate: rate.median)
 
 
-def _rate_by(points: Sequence[AttentionPoint], threads: int, at: Reading) -> float:
+def rate_by(points: Sequence[AttentionPoint], threads: int, at: Reading) -> float:
     """Of so many threads, or of fewer if those were faster: what disturbs a measurement makes it slower only."""
     most = max(threads, min(point.threads for point in points))
     return max(at(point.bytes_per_s) for point in points if point.threads <= most)

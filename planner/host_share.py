@@ -9,6 +9,7 @@ from hwprofiles.points import (
     AttentionPoint,
     Dtype,
     GemmPoint,
+    GroupedAttention,
     Link,
     Packed,
     Rate,
@@ -22,6 +23,7 @@ from hwprofiles.profile import (
     Host,
     LinksAtOnce,
 )
+from planner.attention_rates import query_head_share, rate_by
 from planner.rates import Curve
 from planner.sharing import Sharing
 
@@ -103,6 +105,10 @@ def _slower_if_measured(rate: Rate | None, part: float) -> Rate | None:
 def _host_share(host: Host, num_ranks: int) -> Host:
     part = 1 / num_ranks
     cores = max(1, host.logical_cores // num_ranks)
+    attention = {
+        dtype: _attention_share(points, num_ranks, cores) for dtype, points in host.attention.items()
+    }
+    packed_attention = _attention_share(host.packed_attention, num_ranks, cores)
     return replace(
         host,
         memory_bytes=host.memory_bytes // num_ranks,
@@ -116,9 +122,15 @@ def _host_share(host: Host, num_ranks: int) -> Host:
         prompt_attention={dtype: _slower(rate, part) for dtype, rate in host.prompt_attention.items()},
         gemm=_gemm_share(host.gemm, part),
         gemm_small=_gemm_share(host.gemm_small, part),
-        attention={
-            dtype: _attention_share(points, num_ranks, cores) for dtype, points in host.attention.items()
+        attention=attention,
+        grouped_attention={
+            dtype: _grouped_share(grouped, host.attention[dtype], attention[dtype])
+            for dtype, grouped in host.grouped_attention.items()
+            if dtype in attention
         },
+        packed_attention=packed_attention,
+        grouped_packed_attention=host.grouped_packed_attention
+        and _grouped_share(host.grouped_packed_attention, host.packed_attention, packed_attention),
         packed=host.packed and _packed_share(host.packed, part),
     )
 
@@ -145,6 +157,8 @@ def _attention_share(
     points: tuple[AttentionPoint, ...], num_ranks: int, cores: int
 ) -> tuple[AttentionPoint, ...]:
     """A rank's threads beside those of the others: its part of what all of them together reach."""
+    if not points:
+        return ()
     ordered = sorted(points, key=lambda point: point.threads)
     curve = Curve(tuple((float(point.threads), point.bytes_per_s.median) for point in ordered))
     counts = {min(point.threads, cores) for point in ordered}
@@ -157,6 +171,25 @@ def _attention_share(
         )
         for count in sorted(counts)
     )
+
+
+def _grouped_share(
+    grouped: GroupedAttention, points: Sequence[AttentionPoint], shared: Sequence[AttentionPoint]
+) -> GroupedAttention:
+    """Further query heads take a rank's threads as much arithmetic as they take any others."""
+    share = query_head_share(grouped, points, grouped.threads)
+    if share is None:
+        return grouped
+    alone_s, rank_s = (1 / rate_by(each, grouped.threads, _median) for each in (points, shared))
+    counts = [point.threads for point in shared]
+    threads = max(count for count in counts if count <= max(grouped.threads, min(counts)))
+    further_s = share * alone_s * (grouped.group - 1) * grouped.threads / threads
+    seconds = rank_s + further_s
+    return replace(grouped, threads=threads, bytes_per_s=replace(grouped.bytes_per_s, median=1 / seconds))
+
+
+def _median(rate: Rate) -> float:
+    return rate.median
 
 
 def _gpu_share(gpu: Gpu, profile: HardwareProfile, num_ranks: int) -> Gpu:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hwprofiles.errors import UserError
-from hwprofiles.points import Rate, SizePoint
+from hwprofiles.points import AttentionPoint, GroupedAttention, Rate, SizePoint
 from hwprofiles.profile import HardwareProfile, LinksAtOnce, load_profile
 from planner.cli import main
 from planner.cluster import Cluster
@@ -121,6 +121,31 @@ def test_one_host_is_shared_out() -> None:
     assert all_of_it.packed is not None
     assert one.packed.unpack == pytest.approx(all_of_it.packed.unpack / 2)
     assert [site.cpus for site in sites_of((whole,), 2, "cpu")] == [(0,), (1,)]
+
+
+def test_further_query_heads_cost_a_ranks_threads_as_much() -> None:
+    """Seconds of a value and a further head, which half as many threads take twice as long for; packed or not."""
+    whole = load_profile("two-core")
+    points = tuple(AttentionPoint(threads=n, bytes_per_s=Rate(median=n * 4e9)) for n in (1, 2))
+    grouped = GroupedAttention(group=8, threads=2, bytes_per_s=Rate(median=2e9))
+    host = replace(
+        whole.host,
+        attention={"float32": points},
+        grouped_attention={"float32": grouped},
+        packed_attention=points,
+        grouped_packed_attention=grouped,
+    )
+    whole = replace(whole, host=host)
+    one, all_of_it = (
+        make_rates(profile, "float32") for profile in (sites_of((whole,), 2, "cpu")[0].share, whole)
+    )
+    assert (one.attention_threads, all_of_it.attention_threads) == (1, 2)
+    assert one.cpu_attention_bytes_per_s == all_of_it.cpu_attention_bytes_per_s / 2
+    assert one.query_head_share == pytest.approx(all_of_it.query_head_share)
+    assert one.packed_query_head_share == pytest.approx(all_of_it.packed_query_head_share)
+    assert all_of_it.query_head_share == pytest.approx(3 / 7)
+    assert one.cpu_packed_attention_values_per_s is not None
+    assert all_of_it.cpu_packed_attention_values_per_s == 2 * one.cpu_packed_attention_values_per_s
 
 
 def test_links_are_shared_as_they_were_measured() -> None:
