@@ -26,6 +26,8 @@ class Budget:
     gemm_pool_bytes: int
     """Weights of the host's GEMM probe, as far as its working set is not more: a layer's, in float32."""
     gemm_rows: tuple[int, ...]
+    wide_rows: tuple[int, ...]
+    """Of products with many outputs: few, since with many those are as fast as others."""
     gpu_gemm_columns: int
     """Of a square matrix, so many that a product does not measure the launch."""
     every_thread_count: bool
@@ -43,6 +45,7 @@ QUICK = Budget(
     working_set_bytes=64 * MIB,
     gemm_pool_bytes=256 * MIB,
     gemm_rows=(1, 16, 256, 1024),
+    wide_rows=(1, 16),
     gpu_gemm_columns=4096,
     every_thread_count=False,
     link_sizes_bytes=(64 * KIB, MIB, 16 * MIB, 64 * MIB),
@@ -57,6 +60,7 @@ FULL = Budget(
     working_set_bytes=512 * MIB,
     gemm_pool_bytes=512 * MIB,
     gemm_rows=(1, 2, 3, 4, 8, 16, 64, 256, 1024, 4096),
+    wide_rows=(1, 4, 8, 16, 64),
     gpu_gemm_columns=8192,
     every_thread_count=True,
     link_sizes_bytes=(64 * KIB, 256 * KIB, MIB, 4 * MIB, 16 * MIB, 64 * MIB, 256 * MIB),

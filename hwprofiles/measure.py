@@ -19,7 +19,7 @@ from hwprofiles.numa import numa_node
 from hwprofiles.points import LARGE_COLUMNS, NO_MARGINS, SMALL_COLUMNS, Rate
 from hwprofiles.probes.attention import attention_memory, attention_points, fastest, measure_attention
 from hwprofiles.probes.buffers import affordable_bytes
-from hwprofiles.probes.compute import gemm_curves, launch_overhead
+from hwprofiles.probes.compute import gemm_curves, launch_overhead, wide_curves
 from hwprofiles.probes.concurrent import measure_concurrent
 from hwprofiles.probes.disk import check_directory, measure_disk, scratch_file
 from hwprofiles.probes.graphs import measure_graph
@@ -133,7 +133,14 @@ def count_points(budget: Budget, gpus: tuple[torch.device, ...], num_thread_coun
     layer = LAYER_POINTS + len(DTYPES)
     real = gemm + 1 + layer + PACKED_POINTS["cuda"] + 2
     per_gpu = sum(link + 1 + (real if device.type == "cuda" else 0) for device in gpus)
-    host = 5 + 2 * gemm + layer + PACKED_POINTS["cpu"] + attention_points(num_thread_counts)
+    host = (
+        5
+        + 2 * gemm
+        + len(DTYPES) * len(budget.wide_rows)
+        + layer
+        + PACKED_POINTS["cpu"]
+        + attention_points(num_thread_counts)
+    )
     disk = 2 * len(budget.disk_block_bytes) * len(budget.disk_threads) + 1
     return host + per_gpu + num_points(len(gpus)) + disk + 1
 
@@ -226,6 +233,7 @@ def _measure_host(
         packed_attention=attention.packed,
         grouped_packed_attention=attention.grouped_packed,
         gemm_small=gemm_curves(CPU, request.budget, gemm_pool, pace, num_columns=SMALL_COLUMNS),
+        gemm_wide=wide_curves(request.budget, gemm_pool, pace),
         elementwise_small_bytes_per_s=elementwise_rate(
             CPU, SMALL_ELEMENTWISE_BYTES, pace.next("small elementwise operations")
         ),

@@ -112,6 +112,8 @@ class Host:
     """Likewise for a group of query heads."""
     gemm_small: Mapping[Dtype, tuple[GemmPoint, ...]] = field(default_factory=dict)
     """As `gemm`, with the matrices of a layer of few parameters; empty in older profiles."""
+    gemm_wide: Mapping[Dtype, tuple[GemmPoint, ...]] = field(default_factory=dict)
+    """As `gemm`, of a matrix with many outputs and few rows; empty in older profiles."""
     elementwise_small_bytes_per_s: Rate | None = None
     """Of operations whose new tensors are too small to be mappings of their own; null in older profiles."""
 

@@ -161,7 +161,7 @@ def _calibration_table(calibration: Calibration) -> Table:
 def _host_figures(host: Host) -> Iterator[Figure]:
     group = "host"
     yield Figure(group=group, label="memory", rate=host.memory_bytes_per_s, form=format_rate)
-    for size, curves in (("gemm", host.gemm), ("small gemm", host.gemm_small)):
+    for size, curves in (("gemm", host.gemm), ("small gemm", host.gemm_small), ("wide gemm", host.gemm_wide)):
         for dtype, gemm in curves.items():
             for point in gemm:
                 label = f"{size} {dtype}, rows {point.rows}"

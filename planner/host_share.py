@@ -122,6 +122,7 @@ def _host_share(host: Host, num_ranks: int) -> Host:
         prompt_attention={dtype: _slower(rate, part) for dtype, rate in host.prompt_attention.items()},
         gemm=_gemm_share(host.gemm, part),
         gemm_small=_gemm_share(host.gemm_small, part),
+        gemm_wide=_gemm_share(host.gemm_wide, part),
         attention=attention,
         grouped_attention={
             dtype: _grouped_share(grouped, host.attention[dtype], attention[dtype])

@@ -154,6 +154,7 @@ def _faster_device(rates: Rates, factor: float) -> Rates:
         rates,
         gemm=_scaled(rates.gemm, factor),
         gemm_small=rates.gemm_small and _scaled(rates.gemm_small, factor),
+        gemm_wide=rates.gemm_wide and _scaled(rates.gemm_wide, factor),
         elementwise_bytes_per_s=rates.elementwise_bytes_per_s * factor,
         elementwise_small_bytes_per_s=rates.elementwise_small_bytes_per_s
         and rates.elementwise_small_bytes_per_s * factor,

@@ -31,6 +31,7 @@ from planner.host_rates import (
     kernel_time,
 )
 from planner.packed_work import PackedRates, Reading
+from planner.products import MANY_ROWS, of_outputs
 
 _SUM_BYTES = 3
 """Moved for each byte of a sum's result."""
@@ -122,18 +123,25 @@ class Rates:
     """4-bit values on the compute device; None where the profile does not have them."""
     net: Curve
     """Messages to the next stage of a pipeline, by size."""
+    gemm_wide: Curve | None = None
+    """As `gemm`, of matrices with many outputs; None where all are taken to be as fast."""
     gemm_small: Curve | None = None
     """As `gemm`, of layers of few parameters; None where a rate is taken to be that of all of them."""
     elementwise_small_bytes_per_s: float | None = None
     """As `elementwise_bytes_per_s`, of tensors that the allocator has at hand; None: as fast as others."""
 
-    def product_flops_per_s(self, rows: float, columns: float) -> float:
-        """Matrix products of so many rows, in a model of this hidden size; straight in log scales between two sizes."""
-        large = self.gemm.at(rows)
-        if self.gemm_small is None:
-            return large
-        sizes = (SMALL_COLUMNS, self.gemm_small.at(rows)), (LARGE_COLUMNS, large)
-        return Curve(sizes, below=0.0).at(columns)
+    def product_flops_per_s(self, rows: float, columns: float, output: float | None = None) -> float:
+        """Matrix products of so many rows, in a model of this hidden size; straight in log scales between two sizes.
+
+        Of a matrix with this `output_weight`; without one, of a layer's matrices together.
+        """
+        mixed = self.gemm.at(rows)
+        if self.gemm_small is not None:
+            sizes = (SMALL_COLUMNS, self.gemm_small.at(rows)), (LARGE_COLUMNS, mixed)
+            mixed = Curve(sizes, below=0.0).at(columns)
+        if output is None or self.gemm_wide is None:
+            return mixed
+        return mixed * of_outputs(self.gemm_wide.at(rows) / self.gemm.at(rows), columns, output)
 
     def elementwise_s(self, num_bytes: float) -> float:
         """Seconds to read and write so many bytes, new tensors being at hand."""
@@ -245,7 +253,8 @@ def make_rates(profile: HardwareProfile, dtype: Dtype, *, spreads: float = 0.0) 
         capture_s=capture_time(profile, overhead),
         packed=_packed(host if on_cpu or gpu is None else gpu, at, issued),
         net=_net(profile, at),
-        gemm_small=_gemm_small(host, dtype, at) if on_cpu else None,
+        gemm_wide=_gemm_wide(host, dtype, at) if on_cpu else None,
+        gemm_small=_if_measured(host.gemm_small, dtype, at) if on_cpu else None,
         elementwise_small_bytes_per_s=at(host.elementwise_small_bytes_per_s)
         if on_cpu and host.elementwise_small_bytes_per_s
         else None,
@@ -273,8 +282,16 @@ def _gemm_curve(points: Sequence[GemmPoint], at: Reading) -> Curve:
     return Curve(tuple(sorted((float(p.rows), at(p.flops_per_s)) for p in points)))
 
 
-def _gemm_small(host: Host, dtype: Dtype, at: Reading) -> Curve | None:
-    points = host.gemm_small.get(dtype)
+def _gemm_wide(host: Host, dtype: Dtype, at: Reading) -> Curve | None:
+    """From many rows on as fast as others."""
+    wide = _if_measured(host.gemm_wide, dtype, at)
+    if wide is None or wide.points[-1][0] >= MANY_ROWS:
+        return wide
+    return Curve((*wide.points, (float(MANY_ROWS), _gemm_curve(host.gemm[dtype], at).at(MANY_ROWS))))
+
+
+def _if_measured(gemm: Mapping[Dtype, Sequence[GemmPoint]], dtype: Dtype, at: Reading) -> Curve | None:
+    points = gemm.get(dtype)
     return _gemm_curve(points, at) if points else None
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hwprofiles.budget import DTYPES, Budget, Pace
-from hwprofiles.points import Dtype, GemmPoint, Rate
+from hwprofiles.points import LARGE_COLUMNS, WIDE_OUTPUT, Dtype, GemmPoint, Rate
 from hwprofiles.probes.buffers import fill_random
 from hwprofiles.probes.timing import Rounds, measured_rate, rate_of, rounded, rounds_of, seconds_per_round
 
@@ -19,6 +19,7 @@ TORCH_DTYPE: dict[Dtype, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+_CPU = torch.device("cpu")
 _FEWEST_COLUMNS = 256
 _MANY_ROWS = 256
 _ROUNDS_IN_A_SLICE = 5
@@ -38,23 +39,52 @@ def gemm_curves(
     device: torch.device, budget: Budget, pool_bytes: int, pace: Pace, *, num_columns: int
 ) -> dict[Dtype, tuple[GemmPoint, ...]]:
     """Rates by rows for each dtype; weights of at most so many columns come from a pool larger than the caches."""
+    return _curves(device, budget.gemm_rows, pool_bytes, pace, num_columns=num_columns, shapes_of=matrices)
+
+
+def wide_curves(budget: Budget, pool_bytes: int, pace: Pace) -> dict[Dtype, tuple[GemmPoint, ...]]:
+    """The same on the CPU of a matrix with WIDE_OUTPUT outputs."""
+    return _curves(
+        _CPU, budget.wide_rows, pool_bytes, pace, num_columns=LARGE_COLUMNS, shapes_of=_wide_output
+    )
+
+
+def _wide_output(device: torch.device, columns: int, rows: int) -> tuple[Shape, ...]:
+    return ((WIDE_OUTPUT // LARGE_COLUMNS * columns, columns),)
+
+
+def _curves(
+    device: torch.device,
+    row_counts: Sequence[int],
+    pool_bytes: int,
+    pace: Pace,
+    *,
+    num_columns: int,
+    shapes_of: Callable[[torch.device, int, int], tuple[Shape, ...]],
+) -> dict[Dtype, tuple[GemmPoint, ...]]:
     curves: dict[Dtype, tuple[GemmPoint, ...]] = {}
     for dtype in DTYPES:
         itemsize = TORCH_DTYPE[dtype].itemsize
         pool = fill_random(torch.empty(pool_bytes // itemsize, dtype=TORCH_DTYPE[dtype], device=device))
         columns = num_columns
-        while _numel(matrices(device, columns, 1)) > pool.numel():
+        while _numel(shapes_of(device, columns, 1)) > pool.numel():
             columns //= 2
         points: list[GemmPoint] = []
-        for rows in budget.gemm_rows:
-            slice_s = pace.next(f"{device} gemm {dtype}, rows {rows}, columns {num_columns}")
+        for rows in row_counts:
+            outputs = shapes_of(device, columns, rows)[0][0]
+            slice_s = pace.next(
+                f"{device} gemm {dtype}, rows {rows}, columns {num_columns}, outputs {outputs}"
+            )
             if points:
                 flops_at_once = slice_s / _ROUNDS_IN_A_SLICE * points[-1].flops_per_s.median
-                while columns > _FEWEST_COLUMNS and _flops(device, columns, rows) > flops_at_once:
+                while (
+                    columns > _FEWEST_COLUMNS
+                    and _flops(shapes_of(device, columns, rows), rows) > flops_at_once
+                ):
                     columns //= 2
-            run = _products(pool, rows, matrices(device, columns, rows))
+            shapes = shapes_of(device, columns, rows)
             measure = _rate_idle_and_warm if _is_heating(device, dtype, rows) else measured_rate
-            rate = measure(run, _flops(device, columns, rows), slice_s)
+            rate = measure(_products(pool, rows, shapes), _flops(shapes, rows), slice_s)
             points.append(GemmPoint(rows=rows, flops_per_s=rate))
         curves[dtype] = tuple(points)
     return curves
@@ -118,8 +148,8 @@ def _numel(shapes: Sequence[Shape]) -> int:
     return sum(rows * columns for rows, columns in shapes)
 
 
-def _flops(device: torch.device, columns: int, rows: int) -> int:
-    return 2 * rows * _numel(matrices(device, columns, rows))
+def _flops(shapes: Sequence[Shape], rows: int) -> int:
+    return 2 * rows * _numel(shapes)
 
 
 def _products(pool: Tensor, rows: int, shapes: Sequence[Shape]) -> Rounds:

@@ -16,6 +16,7 @@ def tiny_budget() -> Budget:
         process_runs=1,
         working_set_bytes=4 * MIB,
         gemm_rows=(1, 8),
+        wide_rows=(1, 4),
         gemm_pool_bytes=2**20,
         gpu_gemm_columns=1024,
         every_thread_count=False,

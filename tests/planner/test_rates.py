@@ -14,6 +14,7 @@ from planner.host_share import share_of
 from planner.machine_change import parse_changes
 from planner.plan import Plan
 from planner.problem import Problem
+from planner.products import output_weight
 from planner.rates import Rates, make_rates
 from tests.planner.problems import ON_CPU, policy_of, problem_of, small_opt
 
@@ -54,6 +55,51 @@ def test_products_are_as_fast_as_measured_at_either_size() -> None:
     assert rates().product_flops_per_s(1, middle) == pytest.approx(math.sqrt(SMALL * LARGE))
     assert rates().product_flops_per_s(1, 64) == pytest.approx(SMALL)
     assert rates().product_flops_per_s(1, 16384) == pytest.approx(LARGE)
+
+
+def with_wide(wide: float) -> Rates:
+    """A host that was measured with many outputs, too: this share of the rate of a layer's matrices together."""
+    profile = two_sizes()
+    points = tuple(
+        GemmPoint(rows=point.rows, flops_per_s=Rate(median=wide * point.flops_per_s.median))
+        for point in profile.host.gemm["float32"]
+        if point.rows < 256
+    )
+    return make_rates(replace(profile, host=replace(profile.host, gemm_wide={"float32": points})), "float32")
+
+
+@pytest.mark.parametrize("wide", [0.5, 0.8, 1.0])
+def test_matrices_of_many_outputs_are_slower_by_as_much_as_was_measured(wide: float) -> None:
+    """A layer of the probe's: two thirds of its arithmetic with few outputs, a third half-way to many."""
+    found = with_wide(wide)
+    few, half, many = (found.product_flops_per_s(1, LARGE_COLUMNS, weight) for weight in (0.0, 0.5, 1.0))
+    together = found.product_flops_per_s(1, LARGE_COLUMNS)
+    assert many == pytest.approx(wide * together)
+    assert half == pytest.approx(math.sqrt(few * many))
+    assert 2 / 3 / few + 1 / 3 / half == pytest.approx(1 / together)
+    small = found.product_flops_per_s(1, SMALL_COLUMNS)
+    assert found.product_flops_per_s(1, SMALL_COLUMNS, 0.0) == pytest.approx(small)
+    assert found.product_flops_per_s(1, SMALL_COLUMNS, 1.0) == pytest.approx(small * many / few)
+    assert found.product_flops_per_s(4096, LARGE_COLUMNS, 1.0) == pytest.approx(
+        found.product_flops_per_s(4096, LARGE_COLUMNS)
+    )
+
+
+def test_outputs_are_weighed_in_their_logarithm() -> None:
+    """Up to 4096 are few, from 16384 on they are many."""
+    assert [output_weight(count) for count in (1, 4096, 8192, 16384, 100_000)] == pytest.approx(
+        [0, 0, 0.5, 1, 1]
+    )
+
+
+def test_a_large_vocabulary_costs_more_where_outputs_do() -> None:
+    """The head has many outputs, as half of the layers' largest matrices have; prompts do not feel it."""
+    spec = replace(small_opt(2, 2048, vocab_size=50000), dtype="float32")
+    problem = problem_of(spec, two_sizes(), prompt_len=1024, gen_len=2)
+    slower = replace(problem, rates=with_wide(0.5))
+    same = replace(problem, rates=with_wide(1.0))
+    assert computing(slower, "decode", 1) > 1.1 * computing(same, "decode", 1)
+    assert computing(slower, "prefill", 1) < 1.05 * computing(same, "prefill", 1)
 
 
 def test_a_profile_of_one_size_has_one_rate() -> None:
