@@ -133,14 +133,8 @@ def count_points(budget: Budget, gpus: tuple[torch.device, ...], num_thread_coun
     layer = LAYER_POINTS + len(DTYPES)
     real = gemm + 1 + layer + PACKED_POINTS["cuda"] + 2
     per_gpu = sum(link + 1 + (real if device.type == "cuda" else 0) for device in gpus)
-    host = (
-        5
-        + 2 * gemm
-        + len(DTYPES) * len(budget.wide_rows)
-        + layer
-        + PACKED_POINTS["cpu"]
-        + attention_points(num_thread_counts)
-    )
+    products = 2 * gemm + len(DTYPES) * len(budget.wide_rows)
+    host = 5 + products + layer + PACKED_POINTS["cpu"] + attention_points(num_thread_counts)
     disk = 2 * len(budget.disk_block_bytes) * len(budget.disk_threads) + 1
     return host + per_gpu + num_points(len(gpus)) + disk + 1
 
