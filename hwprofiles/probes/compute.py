@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from itertools import cycle, product
 
@@ -12,7 +13,15 @@ from torch import Tensor
 from hwprofiles.budget import DTYPES, Budget, Pace
 from hwprofiles.points import LARGE_COLUMNS, WIDE_OUTPUT, Dtype, GemmPoint, Rate
 from hwprofiles.probes.buffers import fill_random
-from hwprofiles.probes.timing import Rounds, measured_rate, rate_of, rounded, rounds_of, seconds_per_round
+from hwprofiles.probes.timing import (
+    Rounds,
+    mean_of,
+    measured_rate,
+    rate_of,
+    rounded,
+    rounds_of,
+    seconds_per_round,
+)
 
 TORCH_DTYPE: dict[Dtype, torch.dtype] = {
     "float32": torch.float32,
@@ -63,13 +72,13 @@ def _curves(
     num_columns: int,
     shapes_of: Callable[[torch.device, int, int], tuple[Shape, ...]],
 ) -> dict[Dtype, tuple[GemmPoint, ...]]:
-    """The better of two visits on the CPU: what else runs on a shared host makes it slower for seconds at a time.
+    """Half-way between two visits on the CPU: what else runs on a shared host makes it slower for seconds at a time.
 
-    A GPU is heated on its only one.
+    It does so in runs, too, which take minutes. A GPU is heated on its only visit.
     """
     num_visits = _VISITS[device.type]
     slices_s: dict[tuple[Dtype, int], float] = {}
-    best: dict[tuple[Dtype, int], Rate] = {}
+    visits: defaultdict[tuple[Dtype, int], list[Rate]] = defaultdict(list)
     for _, dtype in product(range(num_visits), DTYPES):
         itemsize = TORCH_DTYPE[dtype].itemsize
         pool = fill_random(torch.empty(pool_bytes // itemsize, dtype=TORCH_DTYPE[dtype], device=device))
@@ -87,10 +96,10 @@ def _curves(
             shapes = shapes_of(device, columns, rows)
             measure = _rate_idle_and_warm if _is_heating(device, dtype, rows) else measured_rate
             rate = measure(_products(pool, rows, shapes), _flops(shapes, rows), slices_s[point])
-            best[point] = max(best.get(point, rate), rate, key=lambda one: one.median)
-            before = best[point].median
+            visits[point].append(rate)
+            before = rate.median
     return {
-        dtype: tuple(GemmPoint(rows=rows, flops_per_s=best[dtype, rows]) for rows in row_counts)
+        dtype: tuple(GemmPoint(rows=rows, flops_per_s=mean_of(visits[dtype, rows])) for rows in row_counts)
         for dtype in DTYPES
     }
 
