@@ -51,6 +51,11 @@ def query_head_share(
     return of_one * rate_by(points, threads, lambda rate: rate.median)
 
 
+def packed_head_share(host: Host, threads: int) -> float | None:
+    """The same of attention to K and V in 4 bits."""
+    return query_head_share(host.grouped_packed_attention, host.packed_attention, threads)
+
+
 def rate_by(points: Sequence[AttentionPoint], threads: int, at: Reading) -> float:
     """Of so many threads, or of fewer if those were faster: what disturbs a measurement makes it slower only."""
     most = max(threads, min(point.threads for point in points))

@@ -19,7 +19,7 @@ from hwprofiles.points import (
     Rate,
 )
 from hwprofiles.profile import Gpu, HardwareProfile, Host
-from planner.attention_rates import attention_threads, packed_attention, query_head_share
+from planner.attention_rates import attention_threads, packed_attention, packed_head_share, query_head_share
 from planner.factors import HANDOVER, LAUNCH, Factors, factor_of
 from planner.host_rates import (
     FEW_OPERATIONS,
@@ -211,6 +211,7 @@ def make_rates(profile: HardwareProfile, dtype: Dtype, *, spreads: float = 0.0) 
 
     host, gpu = profile.host, profile.gpus[0] if profile.gpus else None
     on_cpu = gpu is None or gpu.emulated
+    device = host if on_cpu or gpu is None else gpu
     gemm = _of_dtype(gpu.gemm if gpu else host.gemm, dtype, profile.name, "GEMM")
     attention = _of_dtype(host.attention, dtype, profile.name, "CPU attention")
     threads, attended = attention_threads(attention, host.logical_cores, at)
@@ -218,7 +219,7 @@ def make_rates(profile: HardwareProfile, dtype: Dtype, *, spreads: float = 0.0) 
     io_threads = _io_threads(profile)
     h2d, d2h, both = _link(gpu, at)
     call_s, operation_s = host_time(profile, overhead)
-    prompt = (host if on_cpu or gpu is None else gpu).prompt_attention.get(dtype)
+    prompt = device.prompt_attention.get(dtype)
     measured = Rates(
         on_cpu=on_cpu,
         gemm=_gemm_curve(gemm, at),
@@ -227,9 +228,7 @@ def make_rates(profile: HardwareProfile, dtype: Dtype, *, spreads: float = 0.0) 
         cpu_attention_bytes_per_s=attended,
         cpu_packed_attention_values_per_s=packed_attention(host, attention, threads, at),
         query_head_share=query_head_share(host.grouped_attention.get(dtype), attention, threads) or 0.0,
-        packed_query_head_share=query_head_share(
-            host.grouped_packed_attention, host.packed_attention, threads
-        ),
+        packed_query_head_share=packed_head_share(host, threads),
         cpu_memory_bytes_per_s=host_memory(profile, at),
         h2d=h2d,
         d2h=d2h,
@@ -248,10 +247,10 @@ def make_rates(profile: HardwareProfile, dtype: Dtype, *, spreads: float = 0.0) 
         io_threads=io_threads,
         attention_threads=threads,
         factors={},
-        kernel_s=0.0 if on_cpu or gpu is None else kernel_time(gpu, overhead),
-        graph_s=None if on_cpu or gpu is None or gpu.graph is None else overhead(gpu.graph.replay_s),
+        kernel_s=kernel_time(device, overhead) if isinstance(device, Gpu) else 0.0,
+        graph_s=overhead(device.graph.replay_s) if isinstance(device, Gpu) and device.graph else None,
         capture_s=capture_time(profile, overhead),
-        packed=_packed(host if on_cpu or gpu is None else gpu, at, issued),
+        packed=_packed(device, at, issued),
         net=_net(profile, at),
         gemm_wide=_gemm_wide(host, dtype, at) if on_cpu else None,
         gemm_small=_if_measured(host.gemm_small, dtype, at) if on_cpu else None,
