@@ -19,12 +19,14 @@ from hwprofiles.probes.buffers import affordable_bytes, fill_random, mapping
 from hwprofiles.probes.compute import TORCH_DTYPE
 from hwprofiles.probes.cpu_attention import Decode, attend_plain, native_call
 from hwprofiles.probes.timing import Worker, measured_rate, rounds_of
+from hwprofiles.probes.visits import Visits
 from hwprofiles.units import MIB
 
 _HEADS, _HEAD_SIZE, _POSITIONS = 32, 128, 512
 _GROUP = 8
 _ROWS = 32
 """Sequences of a call, about as many as a gpu batch has."""
+_VISITS = 2
 _CLEARLY_SLOWER = 0.9
 _WORKING_SETS = 4
 """That calls go through: a run comes back to a sequence when gigabytes of others have been read, and a processor keeps
@@ -58,7 +60,7 @@ def measure_attention(
     """Bytes of K and V per second, for each kind and number of threads and for groups by so many threads."""
     kinds: tuple[Kind, ...] = (*DTYPES, *([PACKED] if find_attention() else []))
     curves = _curves(kinds, thread_counts, memory, pace)
-    grouped = {kind: _grouped(kind, grouped_threads, memory, pace) for kind in kinds}
+    grouped = _grouped(kinds, grouped_threads, memory, pace)
     return Attention(
         curves={dtype: curves[dtype] for dtype in DTYPES},
         grouped={dtype: grouped[dtype] for dtype in DTYPES},
@@ -72,37 +74,39 @@ def _curves(
 ) -> dict[Kind, tuple[AttentionPoint, ...]]:
     """The better of two visits to each point, and a third one where fewer threads were clearly faster.
 
-    What else runs on a shared host slows a virtual machine for seconds at a time, and never makes it faster. A run gets
-    the number of threads that is fastest here, so a point that was measured in such seconds would cost every run.
+    A run gets the number of threads that is fastest here, so a point that was measured in slow seconds would cost
+    every run.
     """
-    slices_s: dict[tuple[Kind, int], float] = {}
-    best: dict[tuple[Kind, int], Rate] = {}
-    for point in product(kinds, thread_counts):
-        kind, threads = point
-        slices_s[point] = pace.next(f"cpu attention {kind}, threads {threads}") / 2
-        best[point] = _rate(kind, threads, memory, slices_s[point])
+    visits = Visits(pace, _VISITS)
 
     def visit(kind: Kind, threads: int) -> None:
-        again = _rate(kind, threads, memory, slices_s[kind, threads])
-        best[kind, threads] = max(best[kind, threads], again, key=lambda rate: rate.median)
+        slice_s = visits.slice_s(f"cpu attention {kind}, threads {threads}")
+        visits.add((kind, threads), _rate(kind, threads, memory, slice_s))
 
-    for kind, threads in product(kinds, thread_counts):
+    points = list(product(kinds, thread_counts))
+    for kind, threads in points * _VISITS:
         visit(kind, threads)
-    for kind, threads in product(kinds, thread_counts):
-        fewer = max((best[kind, n].median for n in thread_counts if n < threads), default=0.0)
-        if best[kind, threads].median < _CLEARLY_SLOWER * fewer:
+    for kind, threads in points:
+        fewer = max((visits.best((kind, n)).median for n in thread_counts if n < threads), default=0.0)
+        if visits.best((kind, threads)).median < _CLEARLY_SLOWER * fewer:
             visit(kind, threads)
     return {
-        kind: tuple(AttentionPoint(threads=n, bytes_per_s=best[kind, n]) for n in thread_counts)
+        kind: tuple(AttentionPoint(threads=n, bytes_per_s=visits.best((kind, n))) for n in thread_counts)
         for kind in kinds
     }
 
 
-def _grouped(kind: Kind, threads: int, memory: torch.Tensor, pace: Pace) -> GroupedAttention:
-    """The same for a group of query heads to each head of K and V: the better half of a slice."""
-    slice_s = pace.next(f"cpu attention {kind}, {_GROUP} query heads to one") / 2
-    rate = max((_rate(kind, threads, memory, slice_s, _GROUP) for _ in range(2)), key=lambda one: one.median)
-    return GroupedAttention(group=_GROUP, threads=threads, bytes_per_s=rate)
+def _grouped(
+    kinds: Sequence[Kind], threads: int, memory: torch.Tensor, pace: Pace
+) -> dict[Kind, GroupedAttention]:
+    """The same for a group of query heads to each head of K and V: the better of two visits."""
+    visits = Visits(pace, _VISITS)
+    for kind in [*kinds] * _VISITS:
+        slice_s = visits.slice_s(f"cpu attention {kind}, {_GROUP} query heads to one")
+        visits.add(kind, _rate(kind, threads, memory, slice_s, _GROUP))
+    return {
+        kind: GroupedAttention(group=_GROUP, threads=threads, bytes_per_s=visits.best(kind)) for kind in kinds
+    }
 
 
 def _rate(kind: Kind, threads: int, memory: torch.Tensor, slice_s: float, group: int = 1) -> Rate:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from itertools import cycle, product
 
@@ -13,15 +12,8 @@ from torch import Tensor
 from hwprofiles.budget import DTYPES, Budget, Pace
 from hwprofiles.points import LARGE_COLUMNS, WIDE_OUTPUT, Dtype, GemmPoint, Rate
 from hwprofiles.probes.buffers import fill_random
-from hwprofiles.probes.timing import (
-    Rounds,
-    mean_of,
-    measured_rate,
-    rate_of,
-    rounded,
-    rounds_of,
-    seconds_per_round,
-)
+from hwprofiles.probes.timing import Rounds, measured_rate, rate_of, rounded, rounds_of, seconds_per_round
+from hwprofiles.probes.visits import Visits
 
 TORCH_DTYPE: dict[Dtype, torch.dtype] = {
     "float32": torch.float32,
@@ -72,13 +64,12 @@ def _curves(
     num_columns: int,
     shapes_of: Callable[[torch.device, int, int], tuple[Shape, ...]],
 ) -> dict[Dtype, tuple[GemmPoint, ...]]:
-    """Half-way between two visits on the CPU: what else runs on a shared host makes it slower for seconds at a time.
+    """Half-way between two visits on the CPU: runs take minutes, in which it is slower for seconds, too.
 
-    It does so in runs, too, which take minutes. A GPU is heated on its only visit.
+    A GPU is heated on its only visit.
     """
     num_visits = _VISITS[device.type]
-    slices_s: dict[tuple[Dtype, int], float] = {}
-    visits: defaultdict[tuple[Dtype, int], list[Rate]] = defaultdict(list)
+    visits = Visits(pace, num_visits)
     for _, dtype in product(range(num_visits), DTYPES):
         itemsize = TORCH_DTYPE[dtype].itemsize
         pool = fill_random(torch.empty(pool_bytes // itemsize, dtype=TORCH_DTYPE[dtype], device=device))
@@ -86,20 +77,17 @@ def _curves(
         while _numel(shapes_of(device, columns, 1)) > pool.numel():
             columns //= 2
         for rows in row_counts:
-            point = dtype, rows
-            if point not in slices_s:
-                label = f"{device} gemm {dtype}, rows {rows}, columns {num_columns}"
-                slices_s[point] = pace.next(label) / num_visits
-            at_once = slices_s[point] / _ROUNDS_IN_A_SLICE * before
+            slice_s = visits.slice_s(f"{device} gemm {dtype}, rows {rows}, columns {num_columns}")
+            at_once = slice_s / _ROUNDS_IN_A_SLICE * before
             while columns > _FEWEST_COLUMNS and 0 < at_once < _flops(shapes_of(device, columns, rows), rows):
                 columns //= 2
             shapes = shapes_of(device, columns, rows)
             measure = _rate_idle_and_warm if _is_heating(device, dtype, rows) else measured_rate
-            rate = measure(_products(pool, rows, shapes), _flops(shapes, rows), slices_s[point])
-            visits[point].append(rate)
+            rate = measure(_products(pool, rows, shapes), _flops(shapes, rows), slice_s)
+            visits.add((dtype, rows), rate)
             before = rate.median
     return {
-        dtype: tuple(GemmPoint(rows=rows, flops_per_s=mean_of(visits[dtype, rows])) for rows in row_counts)
+        dtype: tuple(GemmPoint(rows=rows, flops_per_s=visits.mean((dtype, rows))) for rows in row_counts)
         for dtype in DTYPES
     }
 

@@ -20,7 +20,8 @@ from hwprofiles.budget import DTYPES, Pace
 from hwprofiles.points import Dtype, LayerPoint, Rate
 from hwprofiles.probes.buffers import fill_random
 from hwprofiles.probes.compute import TORCH_DTYPE, synchronize
-from hwprofiles.probes.timing import Rounds, mean_of, measured_rate, rate_of, rounds_of
+from hwprofiles.probes.timing import Rounds, measured_rate, rate_of, rounds_of
+from hwprofiles.probes.visits import Visits
 from hwprofiles.units import MIB
 
 _SMALL = 64
@@ -67,37 +68,35 @@ class LayerTimes:
     def __init__(
         self, device: torch.device, sweep: Callable[[], object], pace: Pace, *, num_visits: int
     ) -> None:
-        self._device, self._num_visits = device, num_visits
-        self._slices = {
-            family: pace.next(f"{device} layer of {operations} operations")
-            for family, (operations, _) in FAMILIES.items()
-        }
+        self._device, self._turns = device, _TURNS // num_visits
+        self._visits = Visits(pace, num_visits)
         self._models = {family: decoder(family, _NUM_LAYERS, device) for family in FAMILIES}
         self._seconds = {family: _timed_layers(model, sweep) for family, model in self._models.items()}
-        self._visits: dict[str, list[Rate]] = {family: [] for family in FAMILIES}
 
     def visit(self) -> None:
         """Measure each family, in turns."""
         ids = torch.ones(1, 1, dtype=torch.long, device=self._device)
-        turns = _TURNS // self._num_visits
+        slices_s = {
+            family: self._visits.slice_s(f"{self._device} layer of {operations} operations") / self._turns
+            for family, (operations, _) in FAMILIES.items()
+        }
         with torch.inference_mode():
             for family, model in self._models.items():
                 model(input_ids=ids, use_cache=False)
                 self._seconds[family].clear()  # the first pass chooses kernels
-            for family in list(FAMILIES) * turns:
-                slice_s = self._slices[family] / self._num_visits / turns
-                deadline, is_first = time.perf_counter() + slice_s, True
+            for family in list(FAMILIES) * self._turns:
+                deadline, is_first = time.perf_counter() + slices_s[family], True
                 while is_first or time.perf_counter() < deadline:
                     self._models[family](input_ids=ids, use_cache=False)
                     is_first = False
         synchronize(self._device)
-        for family, visits in self._visits.items():
-            visits.append(rate_of(self._seconds[family]))
+        for family, seconds in self._seconds.items():
+            self._visits.add(family, rate_of(seconds))
 
     def points(self) -> tuple[LayerPoint, ...]:
         """Half-way between the visits."""
         return tuple(
-            LayerPoint(operations=operations, seconds=mean_of(self._visits[family]), is_cold=True)
+            LayerPoint(operations=operations, seconds=self._visits.mean(family), is_cold=True)
             for family, (operations, _) in FAMILIES.items()
         )
 

@@ -57,13 +57,6 @@ def rate_of(samples: Sequence[float]) -> Rate:
     return Rate(median=rounded(median), spread=round((high - low) / 2 / median, 4))
 
 
-def mean_of(rates: Sequence[Rate]) -> Rate:
-    """Of visits at several times; the spread is a visit's own, or how far they are from the mean if that is more."""
-    mean = statistics.mean(rate.median for rate in rates)
-    apart = max(abs(rate.median - mean) for rate in rates) / mean
-    return Rate(median=rounded(mean), spread=round(max(apart, *(rate.spread for rate in rates)), 4))
-
-
 def sum_of(rates: Sequence[Rate]) -> Rate:
     """The total of rates that were measured at the same time; the spread is the largest one."""
     total = sum(rate.median for rate in rates)

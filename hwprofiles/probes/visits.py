@@ -1,0 +1,44 @@
+"""Visits: points that are measured at several times, and the rate of each that counts.
+
+What else runs on a shared host slows a virtual machine for seconds at a time, and never makes it faster.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Hashable
+
+from hwprofiles.budget import Pace
+from hwprofiles.points import Rate
+from hwprofiles.probes.timing import rounded
+
+
+class Visits:
+    """Slices of time for visits, and what they found; visits to one point have others between them."""
+
+    def __init__(self, pace: Pace, num_visits: int) -> None:
+        self._pace, self._num_visits = pace, num_visits
+        self._slices_s: dict[str, float] = {}
+        self._rates: defaultdict[Hashable, list[Rate]] = defaultdict(list)
+
+    def slice_s(self, label: str) -> float:
+        """Seconds of one visit to what has this label: its share of a slice, which the first visit takes."""
+        if label not in self._slices_s:
+            self._slices_s[label] = self._pace.next(label) / self._num_visits
+        return self._slices_s[label]
+
+    def add(self, point: Hashable, rate: Rate) -> None:
+        """What one visit found of a point."""
+        self._rates[point].append(rate)
+
+    def best(self, point: Hashable) -> Rate:
+        """The visit with the highest rate."""
+        return max(self._rates[point], key=lambda rate: rate.median)
+
+    def mean(self, point: Hashable) -> Rate:
+        """Half-way between the visits; the spread is a visit's own, or how far they are from it if that is more."""
+        rates = self._rates[point]
+        mean = statistics.mean(rate.median for rate in rates)
+        apart = max(abs(rate.median - mean) for rate in rates) / mean
+        return Rate(median=rounded(mean), spread=round(max(apart, *(rate.spread for rate in rates)), 4))

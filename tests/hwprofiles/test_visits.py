@@ -1,0 +1,42 @@
+"""Visits: slices that visits share, and what counts of the rates that they found."""
+
+from __future__ import annotations
+
+import pytest
+
+from hwprofiles.budget import Pace
+from hwprofiles.points import Rate
+from hwprofiles.probes.visits import Visits
+
+
+def visited(*rates: Rate) -> Visits:
+    """One point, `here`, with these rates."""
+    visits = Visits(Pace(1.0, 1, lambda *_: None), len(rates))
+    for rate in rates:
+        visits.add("here", rate)
+    return visits
+
+
+def test_visits_share_a_slice() -> None:
+    """The first visit is a point of the pace, and those that follow get as long as it did."""
+    labels: list[str] = []
+    pace = Pace(1.0, 2, lambda label, *_: labels.append(label))
+    visits = Visits(pace, 2)
+    slices_s = [visits.slice_s(label) for label in ("here", "there", "here", "there")]
+    assert labels == ["here", "there"]
+    assert slices_s[:2] == slices_s[2:]
+    assert slices_s[0] == pytest.approx(0.25, rel=0.1)
+
+
+def test_the_best_visit() -> None:
+    """As it was found, its spread too; other points do not count."""
+    visits = visited(Rate(median=2.0, spread=0.1), Rate(median=3.0, spread=0.2), Rate(median=1.0))
+    visits.add("there", Rate(median=9.0))
+    assert visits.best("here") == Rate(median=3.0, spread=0.2)
+
+
+def test_half_way_between_visits() -> None:
+    """Each visit counts as much as the other, and the spread covers both; of one visit it is that visit's own."""
+    both = visited(Rate(median=1.0, spread=0.1), Rate(median=3.0, spread=0.2))
+    assert both.mean("here") == Rate(median=2.0, spread=0.5)
+    assert visited(Rate(median=1.0, spread=0.1)).mean("here") == Rate(median=1.0, spread=0.1)
