@@ -12,7 +12,8 @@ from torch import Tensor
 from hwprofiles.budget import DTYPES, Budget, Pace
 from hwprofiles.points import LARGE_COLUMNS, WIDE_OUTPUT, Dtype, GemmPoint, Rate
 from hwprofiles.probes.buffers import fill_random
-from hwprofiles.probes.timing import Rounds, measured_rate, rate_of, rounded, rounds_of, seconds_per_round
+from hwprofiles.probes.cores import mean_over_cores
+from hwprofiles.probes.timing import Rounds, measured_rate, rate_of, rounds_of, seconds_per_round
 from hwprofiles.probes.visits import Visits
 
 TORCH_DTYPE: dict[Dtype, torch.dtype] = {
@@ -120,9 +121,9 @@ def launch_overhead(device: torch.device, slice_s: float) -> Rate:
         for _ in range(_LAUNCHES_PER_ROUND):
             tensor.add_(1)
 
-    samples = seconds_per_round(rounds_of(launches, lambda: synchronize(device)), slice_s)
-    per_launch = rate_of([seconds / _LAUNCHES_PER_ROUND for seconds in samples])
-    return Rate(median=rounded(per_launch.median), spread=per_launch.spread)
+    run = rounds_of(launches, lambda: synchronize(device))
+    run(1)
+    return mean_over_cores(lambda: run(1) / _LAUNCHES_PER_ROUND, slice_s)
 
 
 def hold_back(seconds: float) -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Sequence
+from itertools import cycle, islice
 
 import torch
 
 from hwprofiles.allocation import trim_heap
 from hwprofiles.points import GRAPH_OPERATIONS, Graph, Rate
+from hwprofiles.probes.cores import cores, mean_over_cores, on_core
 from hwprofiles.probes.kernels import AMPERE, usable
-from hwprofiles.probes.timing import MIN_REPEATS, rate_of
+from hwprofiles.probes.timing import mean_rate_of, rate_of
 from hwprofiles.process_memory import resident_bytes
 
-_GRAPHS = 128
+_GROUPS, _GRAPHS = 16, 8
+"""Groups that are captured on one core after the other, and graphs in each."""
 _VALUES = 4096
 
 
@@ -27,16 +31,21 @@ def measure_graph(device: torch.device, slice_s: float) -> Graph | None:
         torch.cuda.synchronize(device)
         trim_heap()  # else the host's part may come to lie in what was freed
         before, on_host = _driver_bytes(device), resident_bytes()
-        graphs, capture_s = zip(*(_captured(values) for _ in range(_GRAPHS)), strict=True)
+        graphs, capture_s = list[torch.cuda.CUDAGraph](), list[float]()
+        for core in islice(cycle(cores()), _GROUPS):
+            with on_core(core):
+                captured, seconds = zip(*(_captured(values) for _ in range(_GRAPHS)), strict=True)
+            graphs += captured
+            capture_s.append(statistics.median(seconds))
         torch.cuda.synchronize(device)
         kept, kept_on_host = _driver_bytes(device) - before, resident_bytes() - on_host
         replay_s, operation_s = _replay_seconds(graphs, device, slice_s)
     return Graph(
         replay_s=replay_s,
-        operation_bytes=max(1, kept // (_GRAPHS * GRAPH_OPERATIONS)),
-        capture_s=rate_of(capture_s),
+        operation_bytes=max(1, kept // (len(graphs) * GRAPH_OPERATIONS)),
+        capture_s=mean_rate_of(capture_s),
         operation_s=operation_s,
-        host_operation_bytes=max(0, kept_on_host // (_GRAPHS * GRAPH_OPERATIONS)),
+        host_operation_bytes=max(0, kept_on_host // (len(graphs) * GRAPH_OPERATIONS)),
     )
 
 
@@ -47,18 +56,21 @@ def _replay_seconds(
 
     The device starts an operation when the one before has ended.
     """
-    deadline, on_host, on_device = time.perf_counter() + slice_s, list[float](), list[float]()
+    on_device = list[float]()
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    while len(on_host) < MIN_REPEATS or time.perf_counter() < deadline:
+
+    def replay() -> float:
         begin.record()
         began = time.perf_counter()
         for graph in graphs:
             graph.replay()
-        on_host.append((time.perf_counter() - began) / len(graphs))
+        on_host = time.perf_counter() - began
         end.record()
         torch.cuda.synchronize(device)
         on_device.append(begin.elapsed_time(end) / 1e3 / (len(graphs) * GRAPH_OPERATIONS))
-    return rate_of(on_host), rate_of(on_device)
+        return on_host / len(graphs)
+
+    return mean_over_cores(replay, slice_s), rate_of(on_device)
 
 
 def _captured(values: torch.Tensor) -> tuple[torch.cuda.CUDAGraph, float]:

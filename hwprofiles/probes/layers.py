@@ -7,8 +7,10 @@ as transformers' layers write them. The rate of a prompt's attention to itself.
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
+from itertools import product
 
 import numpy as np
 import torch
@@ -20,7 +22,8 @@ from hwprofiles.budget import DTYPES, Pace
 from hwprofiles.points import Dtype, LayerPoint, Rate
 from hwprofiles.probes.buffers import fill_random
 from hwprofiles.probes.compute import TORCH_DTYPE, synchronize
-from hwprofiles.probes.timing import Rounds, measured_rate, rate_of, rounds_of
+from hwprofiles.probes.cores import cores, on_core
+from hwprofiles.probes.timing import Rounds, mean_rate_of, measured_rate, rounds_of
 from hwprofiles.probes.visits import Visits
 from hwprofiles.units import MIB
 
@@ -61,37 +64,42 @@ class LayerTimes:
     0.45 ms on hosts of one kind on which runs are equally fast; cold caches make these hosts alike. A CPU computes the
     layer in that time; a GPU is asked for it, and nothing waits for its kernels.
 
-    A virtual machine's core may be 1.7 times slower for a minute: so it was beside the first GPU of a host and no
-    longer beside its second one. Visits some time apart tell how fast it is on average.
+    Beside a GPU one core at a time does this, and each in turn (`cores.py`). A core may be slow for a minute: so it was
+    beside the first GPU of a host and no longer beside its second one. Visits some time apart tell how fast it is on
+    average.
     """
 
     def __init__(
         self, device: torch.device, sweep: Callable[[], object], pace: Pace, *, num_visits: int
     ) -> None:
-        self._device, self._turns = device, _TURNS // num_visits
+        self._device = device
+        self._cores = cores() if device.type == "cuda" else (None,) * (_TURNS // num_visits)
         self._visits = Visits(pace, num_visits)
         self._models = {family: decoder(family, _NUM_LAYERS, device) for family in FAMILIES}
         self._seconds = {family: _timed_layers(model, sweep) for family, model in self._models.items()}
 
     def visit(self) -> None:
-        """Measure each family, in turns."""
+        """Measure each family, in turns: on a GPU's host from each core, else from wherever this thread is."""
         ids = torch.ones(1, 1, dtype=torch.long, device=self._device)
         slices_s = {
-            family: self._visits.slice_s(f"{self._device} layer of {operations} operations") / self._turns
+            family: self._visits.slice_s(f"{self._device} layer of {operations} operations")
             for family, (operations, _) in FAMILIES.items()
         }
+        found: dict[str, list[float]] = {family: [] for family in FAMILIES}
         with torch.inference_mode():
-            for family, model in self._models.items():
-                model(input_ids=ids, use_cache=False)
-                self._seconds[family].clear()  # the first pass chooses kernels
-            for family in list(FAMILIES) * self._turns:
-                deadline, is_first = time.perf_counter() + slices_s[family], True
-                while is_first or time.perf_counter() < deadline:
-                    self._models[family](input_ids=ids, use_cache=False)
-                    is_first = False
+            for model in self._models.values():
+                model(input_ids=ids, use_cache=False)  # the first pass chooses kernels
+            for core, (family, model) in product(self._cores, self._models.items()):
+                seconds = self._seconds[family]
+                seconds.clear()
+                with on_core(core):
+                    deadline = time.perf_counter() + slices_s[family] / len(self._cores)
+                    while not seconds or time.perf_counter() < deadline:
+                        model(input_ids=ids, use_cache=False)
+                found[family].append(statistics.median(seconds))
         synchronize(self._device)
-        for family, seconds in self._seconds.items():
-            self._visits.add(family, rate_of(seconds))
+        for family, of_turns in found.items():
+            self._visits.add(family, mean_rate_of(of_turns))
 
     def points(self) -> tuple[LayerPoint, ...]:
         """Half-way between the visits."""

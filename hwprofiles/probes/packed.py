@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -14,11 +13,12 @@ from hwprofiles.packing import quantised_bytes
 from hwprofiles.points import Packed, Rate
 from hwprofiles.probes.buffers import fill_random
 from hwprofiles.probes.compute import synchronize
+from hwprofiles.probes.cores import mean_over_cores, median_seconds
 from hwprofiles.probes.cpu_attention import Decode
 from hwprofiles.probes.kernels import AMPERE, usable
 from hwprofiles.probes.layers import sweep_core
 from hwprofiles.probes.quantize import dequantise, quantise_pair
-from hwprofiles.probes.timing import MIN_REPEATS, measured_rate, rate_of, rounds_of
+from hwprofiles.probes.timing import MIN_REPEATS, measured_rate, rounds_of
 
 PACKED_POINTS = {"cpu": 2, "cuda": 4}
 _MATRIX, _MATRICES = {"cpu": 2**22, "cuda": 2**26}, {"cpu": 16, "cuda": 1}
@@ -85,14 +85,10 @@ def _attend_rate(device: torch.device, pace: Pace) -> Rate | None:
 def _issue_seconds(device: torch.device, pace: Pace) -> Rate:
     """Host time of starting one such function, with caches as `layers.py` has them."""
     slice_s, unpack, sweep = pace.next(f"{device} starting a kernel"), _unpacking(_FEW, device), sweep_core()
-    deadline, seconds = time.perf_counter() + slice_s, list[float]()
-    while len(seconds) < MIN_REPEATS or time.perf_counter() < deadline:
-        sweep()
-        began = time.perf_counter()
-        unpack()
-        seconds.append(time.perf_counter() - began)
+    unpack()
+    found = mean_over_cores(lambda: median_seconds(unpack, MIN_REPEATS, sweep), slice_s)
     synchronize(device)
-    return rate_of(seconds)
+    return found
 
 
 def _cache(rows: int, tokens: int, device: torch.device) -> torch.Tensor:
