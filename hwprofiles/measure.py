@@ -20,7 +20,7 @@ from hwprofiles.points import LARGE_COLUMNS, NO_MARGINS, SMALL_COLUMNS, Rate
 from hwprofiles.probes.attention import attention_memory, attention_points, fastest, measure_attention
 from hwprofiles.probes.buffers import affordable_bytes
 from hwprofiles.probes.compute import gemm_curves, launch_overhead, wide_curves
-from hwprofiles.probes.concurrent import measure_concurrent
+from hwprofiles.probes.concurrent import contention, contention_points
 from hwprofiles.probes.disk import check_directory, measure_disk, scratch_file
 from hwprofiles.probes.graphs import measure_graph
 from hwprofiles.probes.layers import (
@@ -98,9 +98,9 @@ def measure(request: Request, progress: Progress) -> HardwareProfile:
         )
         measured_gpus = tuple(_measure_gpu(request, device, host, cost, pace) for device in gpus)
         at_once, gpu_to_gpu_rate = _measure_several(gpus, measured_gpus, host, pace)
-        with scratch_file(request.disk_dir, request.budget.disk_file_bytes) as file:
-            disk = measure_disk(request.disk_dir, file, request.budget, pace)
-            concurrent = measure_concurrent(
+        with (
+            scratch_file(request.disk_dir, request.budget.disk_file_bytes) as file,
+            contention(
                 device=gpus[0] if gpus else None,
                 link_bytes=max(
                     (p.size_bytes for gpu in measured_gpus for p in gpu.link.h2d_pinned), default=0
@@ -108,8 +108,13 @@ def measure(request: Request, progress: Progress) -> HardwareProfile:
                 attention=fastest(host.attention, _threads_at_once(host, gpus)),
                 working_set_bytes=working_set,
                 file=file,
-                slice_s=pace.next("everything at once"),
-            )
+                pace=pace,
+                num_visits=3,
+            ) as together,
+        ):
+            together.visit()
+            disk = measure_disk(request.disk_dir, file, request.budget, pace, between=together.visit)
+            together.visit()
     return HardwareProfile(
         schema_version=SCHEMA_VERSION,
         name=request.name,
@@ -120,7 +125,7 @@ def measure(request: Request, progress: Progress) -> HardwareProfile:
         host=host,
         gpus=measured_gpus,
         disk=disk,
-        concurrent=concurrent,
+        concurrent=together.figures(),
         links_at_once=at_once,
         gpu_to_gpu_bytes_per_s=gpu_to_gpu_rate,
     )
@@ -136,7 +141,7 @@ def count_points(budget: Budget, gpus: tuple[torch.device, ...], num_thread_coun
     products = 2 * gemm + len(DTYPES) * len(budget.wide_rows)
     host = 5 + products + layer + PACKED_POINTS["cpu"] + attention_points(num_thread_counts)
     disk = 2 * len(budget.disk_block_bytes) * len(budget.disk_threads) + 1
-    return host + per_gpu + num_points(len(gpus)) + disk + 1
+    return host + per_gpu + num_points(len(gpus)) + disk + contention_points(len(gpus))
 
 
 def thread_counts(cpu: Processor, budget: Budget) -> tuple[int, ...]:

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
+from typing import Literal
 
 from hwprofiles.budget import Budget, Pace
 from hwprofiles.errors import UserError
@@ -76,16 +78,17 @@ def check_directory(directory: Path, size_bytes: int) -> None:
         )
 
 
-def measure_disk(directory: Path, file: ScratchFile, budget: Budget, pace: Pace) -> Disk:
-    """All figures of the directory's disk."""
-    points: dict[str, list[DiskPoint]] = {"read": [], "write": []}
-    for kind, rows in points.items():
-        for block in budget.disk_block_bytes:
-            for threads in budget.disk_threads:
-                slice_s = pace.next(f"disk {kind}, {threads} x {block // MIB} MiB")
-                with disk_load(file, kind == "write", block, threads) as load:
-                    rate = measured_rate(load.run, load.round_bytes, slice_s)
-                rows.append(DiskPoint(block_bytes=block, threads=threads, bytes_per_s=rate))
+def measure_disk(
+    directory: Path,
+    file: ScratchFile,
+    budget: Budget,
+    pace: Pace,
+    between: Callable[[], object] = lambda: None,
+) -> Disk:
+    """All figures of the directory's disk; `between` is called once when reads are done and writes are not begun."""
+    read = _by_size("read", file, budget, pace)
+    between()
+    write = _by_size("write", file, budget, pace)
     block, threads = max(budget.disk_block_bytes), max(1, max(budget.disk_threads) // 2)
     slice_s = pace.next("disk read and write at once")
     with (
@@ -97,11 +100,23 @@ def measure_disk(directory: Path, file: ScratchFile, budget: Budget, pace: Pace)
         directory=str(directory.resolve()),
         free_bytes=shutil.disk_usage(directory).free + file.size_bytes,
         direct=file.direct,
-        read=tuple(points["read"]),
-        write=tuple(points["write"]),
+        read=read,
+        write=write,
         both_read_bytes_per_s=both["read"],
         both_write_bytes_per_s=both["write"],
     )
+
+
+def _by_size(
+    kind: Literal["read", "write"], file: ScratchFile, budget: Budget, pace: Pace
+) -> tuple[DiskPoint, ...]:
+    points = []
+    for block, threads in product(budget.disk_block_bytes, budget.disk_threads):
+        slice_s = pace.next(f"disk {kind}, {threads} x {block // MIB} MiB")
+        with disk_load(file, kind == "write", block, threads) as load:
+            rate = measured_rate(load.run, load.round_bytes, slice_s)
+        points.append(DiskPoint(block_bytes=block, threads=threads, bytes_per_s=rate))
+    return tuple(points)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -8,10 +8,11 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Hashable
+from dataclasses import replace
 
 from hwprofiles.budget import Pace
 from hwprofiles.points import Rate
-from hwprofiles.probes.timing import rounded
+from hwprofiles.probes.timing import rate_of, rounded
 
 
 class Visits:
@@ -35,6 +36,12 @@ class Visits:
     def best(self, point: Hashable) -> Rate:
         """The visit with the highest rate."""
         return max(self._rates[point], key=lambda rate: rate.median)
+
+    def middle(self, point: Hashable) -> Rate:
+        """The median of three or more; the spread is that visit's own, or that of the visits if it is more."""
+        rates = sorted(self._rates[point], key=lambda rate: rate.median)
+        median = rates[len(rates) // 2]
+        return replace(median, spread=max(median.spread, rate_of([rate.median for rate in rates]).spread))
 
     def mean(self, point: Hashable) -> Rate:
         """Half-way between the visits; the spread is a visit's own, or how far they are from it if that is more."""

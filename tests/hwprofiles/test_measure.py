@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from hwprofiles.errors import UserError
 from hwprofiles.measure import Request, thread_counts
 from hwprofiles.probes.attention import fastest
 from hwprofiles.probes.compute import gemm_curves, matrices
+from hwprofiles.probes.concurrent import Contention
 from hwprofiles.probes.process import ProcessCost
 from hwprofiles.profile import HardwareProfile, load_profile
 from hwprofiles.units import MIB
@@ -73,6 +75,28 @@ def test_a_host_without_gpu(request_: Request, tmp_path: Path) -> None:
     assert used == fastest(profile.host.attention, profile.host.logical_cores), (
         "the processors are what computes"
     )
+
+
+@pytest.mark.usefixtures("light_process")
+def test_everything_at_once_is_visited_around_the_disk(
+    request_: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before reads, between reads and writes, and after writes, so that visits lie apart."""
+    labels: list[str] = []
+    visit = Contention.visit
+
+    def noted(everything: Contention) -> None:
+        labels.append("visit")
+        visit(everything)
+
+    monkeypatch.setattr(Contention, "visit", noted)
+    measure.measure(request_, lambda label, *_: labels.append(label))
+    kinds = [label.split(",")[0] for label in labels[labels.index("visit") :]]
+    assert [kind for kind, _ in groupby(kinds)] == [
+        *("visit", "everything at once", "disk read"),
+        *("visit", "disk write", "disk read and write at once"),
+        "visit",
+    ]
 
 
 @pytest.mark.usefixtures("light_process")

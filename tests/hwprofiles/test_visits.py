@@ -35,6 +35,13 @@ def test_the_best_visit() -> None:
     assert visits.best("here") == Rate(median=3.0, spread=0.2)
 
 
+def test_the_middle_visit() -> None:
+    """Its own spread, or half the interquartile range of the visits over it if that is more."""
+    low, middle, high = Rate(median=2.0, spread=0.3), Rate(median=10.0, spread=0.1), Rate(median=11.0)
+    assert visited(high, low, middle).middle("here") == Rate(median=10.0, spread=0.225)
+    assert visited(middle, middle, high).middle("here") == middle
+
+
 def test_half_way_between_visits() -> None:
     """Each visit counts as much as the other, and the spread covers both; of one visit it is that visit's own."""
     both = visited(Rate(median=1.0, spread=0.1), Rate(median=3.0, spread=0.2))
