@@ -82,11 +82,16 @@ class Pace:
         self.num_done = 0
         self._progress = progress
         self._deadline = time.monotonic() + total_s
+        self._owed_s = 0.0
 
     def next(self, label: str) -> float:
         """Begin the next point; the seconds it may take."""
         self._progress(label, self.num_done, self.num_points)
         num_left = max(1, self.num_points - self.num_done)
         self.num_done += 1
-        share = (self._deadline - time.monotonic()) / num_left
+        share = (self._deadline - self._owed_s - time.monotonic()) / num_left
         return min(max(share, _SHORTEST_SLICE_S), _LONGEST_SLICE_S)
+
+    def owe(self, seconds: float) -> None:
+        """Keep so many seconds for visits to points that are begun, or no longer where negative: a visit is there."""
+        self._owed_s += seconds

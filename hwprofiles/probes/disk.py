@@ -14,18 +14,19 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Literal
 
 from hwprofiles.budget import Budget, Pace
 from hwprofiles.errors import UserError
 from hwprofiles.points import DiskPoint
 from hwprofiles.probes.buffers import mapping
 from hwprofiles.probes.timing import Worker, at_once, measured_rate
+from hwprofiles.probes.visits import Visits
 from hwprofiles.profile import Disk
 from hwprofiles.units import MIB, format_bytes
 
 _SPARE_BYTES = 64 * MIB
 _FILL_BLOCK_BYTES = 16 * MIB
+_NUM_VISITS = 2
 _NO_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP)
 
 
@@ -85,38 +86,47 @@ def measure_disk(
     pace: Pace,
     between: Callable[[], object] = lambda: None,
 ) -> Disk:
-    """All figures of the directory's disk; `between` is called once when reads are done and writes are not begun."""
-    read = _by_size("read", file, budget, pace)
-    between()
-    write = _by_size("write", file, budget, pace)
-    block, threads = max(budget.disk_block_bytes), max(1, max(budget.disk_threads) // 2)
-    slice_s = pace.next("disk read and write at once")
-    with (
-        disk_load(file, False, block, threads) as reads,
-        disk_load(file, True, block, threads) as writes,
-    ):
-        both = at_once({"read": reads.worker(), "write": writes.worker()}, slice_s)
+    """All figures of the directory's disk, half-way between two visits; `between` is called between these."""
+    visits = Visits(pace, _NUM_VISITS)
+    sizes = tuple(product(budget.disk_block_bytes, budget.disk_threads))
+    for visit in range(_NUM_VISITS):
+        if visit:
+            between()
+        for is_write, (block, threads) in product((False, True), sizes):
+            kind = "write" if is_write else "read"
+            slice_s = visits.slice_s(f"disk {kind}, {threads} x {block // MIB} MiB")
+            with disk_load(file, is_write, block, threads) as load:
+                rate = measured_rate(load.run, load.round_bytes, slice_s)
+            visits.add((is_write, block, threads), rate)
+        _visit_both(file, budget, visits)
+    read, write = (
+        tuple(
+            DiskPoint(block_bytes=block, threads=threads, bytes_per_s=visits.mean((is_write, block, threads)))
+            for block, threads in sizes
+        )
+        for is_write in (False, True)
+    )
     return Disk(
         directory=str(directory.resolve()),
         free_bytes=shutil.disk_usage(directory).free + file.size_bytes,
         direct=file.direct,
         read=read,
         write=write,
-        both_read_bytes_per_s=both["read"],
-        both_write_bytes_per_s=both["write"],
+        both_read_bytes_per_s=visits.mean("read"),
+        both_write_bytes_per_s=visits.mean("write"),
     )
 
 
-def _by_size(
-    kind: Literal["read", "write"], file: ScratchFile, budget: Budget, pace: Pace
-) -> tuple[DiskPoint, ...]:
-    points = []
-    for block, threads in product(budget.disk_block_bytes, budget.disk_threads):
-        slice_s = pace.next(f"disk {kind}, {threads} x {block // MIB} MiB")
-        with disk_load(file, kind == "write", block, threads) as load:
-            rate = measured_rate(load.run, load.round_bytes, slice_s)
-        points.append(DiskPoint(block_bytes=block, threads=threads, bytes_per_s=rate))
-    return tuple(points)
+def _visit_both(file: ScratchFile, budget: Budget, visits: Visits) -> None:
+    """Reads and writes at once."""
+    block, threads = max(budget.disk_block_bytes), max(1, max(budget.disk_threads) // 2)
+    slice_s = visits.slice_s("disk read and write at once")
+    with (
+        disk_load(file, False, block, threads) as reads,
+        disk_load(file, True, block, threads) as writes,
+    ):
+        for kind, rate in at_once({"read": reads.worker(), "write": writes.worker()}, slice_s).items():
+            visits.add(kind, rate)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -6,7 +6,7 @@ What else runs on a shared host slows a virtual machine for seconds at a time, a
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable
 from dataclasses import replace
 
@@ -21,12 +21,17 @@ class Visits:
     def __init__(self, pace: Pace, num_visits: int) -> None:
         self._pace, self._num_visits = pace, num_visits
         self._slices_s: dict[str, float] = {}
+        self._num_taken = Counter[str]()
         self._rates: defaultdict[Hashable, list[Rate]] = defaultdict(list)
 
     def slice_s(self, label: str) -> float:
         """Seconds of one visit to what has this label: its share of a slice, which the first visit takes."""
         if label not in self._slices_s:
             self._slices_s[label] = self._pace.next(label) / self._num_visits
+            self._pace.owe((self._num_visits - 1) * self._slices_s[label])
+        elif self._num_taken[label] < self._num_visits:
+            self._pace.owe(-self._slices_s[label])
+        self._num_taken[label] += 1
         return self._slices_s[label]
 
     def add(self, point: Hashable, rate: Rate) -> None:

@@ -31,15 +31,15 @@ def test_disk_is_measured(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_others_are_measured_between_reads_and_writes(tmp_path: Path) -> None:
-    """Once, when all reads are done and no write is."""
+def test_others_are_measured_between_two_visits(tmp_path: Path) -> None:
+    """Once, when all has been read and written a first time."""
     budget = replace(QUICK, disk_file_bytes=SIZE, disk_block_bytes=(MIB,), disk_threads=(1, 2))
     labels: list[str] = []
     pace = Pace(0.1, 5, lambda label, *_: labels.append(label))
     with scratch_file(tmp_path, SIZE) as file:
         measure_disk(tmp_path, file, budget, pace, between=lambda: labels.append("others"))
     kinds = [label.split(",")[0] for label in labels]
-    assert kinds == [*["disk read"] * 2, "others", *["disk write"] * 2, "disk read and write at once"]
+    assert kinds == [*["disk read"] * 2, *["disk write"] * 2, "disk read and write at once", "others"]
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, RuntimeError])

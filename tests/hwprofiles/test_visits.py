@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from hwprofiles.budget import Pace
@@ -26,6 +28,22 @@ def test_visits_share_a_slice() -> None:
     assert labels == ["here", "there"]
     assert slices_s[:2] == slices_s[2:]
     assert slices_s[0] == pytest.approx(0.25, rel=0.1)
+
+
+@pytest.mark.parametrize("num_visits", [1, 2, 3])
+def test_later_visits_have_their_time(monkeypatch: pytest.MonkeyPatch, num_visits: int) -> None:
+    """Points that come after get none of it: with all visits done, and one more, the budget is used up."""
+    now_s = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    pace = Pace(12.0, 12, lambda *_: None)
+    for _ in range(2):
+        visits = Visits(pace, num_visits)
+        for label in [f"point {n}" for n in range(6)] * num_visits:
+            slice_s = visits.slice_s(label)
+            assert slice_s == pytest.approx(1 / num_visits)
+            now_s += slice_s
+        assert visits.slice_s("point 0") == pytest.approx(1 / num_visits)
+    assert now_s == pytest.approx(12.0)
 
 
 def test_the_best_visit() -> None:
