@@ -70,6 +70,8 @@ FULL = Budget(
     net_s=12,
 )
 
+Slices = Callable[[str], float]
+"""Begins a point with this label, and tells the seconds that it may take."""
 Progress = Callable[[str, int, int], None]
 """Called before each point with its label, the points done and the points in all."""
 

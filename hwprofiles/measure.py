@@ -14,33 +14,24 @@ import torch
 from hwprofiles.allocation import give_back_large_tensors
 from hwprofiles.budget import DTYPES, Budget, Pace, Progress
 from hwprofiles.errors import UserError
-from hwprofiles.host import Processor, current_fingerprint, memory_limits, occupied_bytes, processor
+from hwprofiles.host import current_fingerprint, memory_limits, occupied_bytes, processor
 from hwprofiles.numa import numa_node
-from hwprofiles.points import LARGE_COLUMNS, NO_MARGINS, SMALL_COLUMNS, Rate
-from hwprofiles.probes.attention import attention_memory, attention_points, fastest, measure_attention
+from hwprofiles.points import NO_MARGINS, Rate
+from hwprofiles.probes.attention import fastest
 from hwprofiles.probes.buffers import affordable_bytes
-from hwprofiles.probes.compute import gemm_curves, launch_overhead, wide_curves
+from hwprofiles.probes.compute import Products, launch_overhead
 from hwprofiles.probes.concurrent import contention, contention_points
 from hwprofiles.probes.disk import check_directory, measure_disk, scratch_file
 from hwprofiles.probes.graphs import measure_graph
-from hwprofiles.probes.layers import (
-    ELEMENTWISE_BYTES,
-    LAYER_POINTS,
-    SMALL_ELEMENTWISE_BYTES,
-    LayerTimes,
-    elementwise_rate,
-    layer_points,
-    prompt_attention_rates,
-    sweep_all,
-    sweep_core,
-)
+from hwprofiles.probes.host import CACHES_READ, CPU, HostTimes, host_points, thread_counts
+from hwprofiles.probes.layers import LAYER_POINTS, LayerTimes, prompt_attention_rates, sweep_core
 from hwprofiles.probes.links import BOTH_BYTES, measure_link
 from hwprofiles.probes.memory import memory_rate
 from hwprofiles.probes.packed import PACKED_POINTS, measure_packed
 from hwprofiles.probes.process import ProcessCost, process_cost
 from hwprofiles.probes.registering import registered_shares
 from hwprofiles.probes.several_gpus import gpu_to_gpu, links_at_once, num_points
-from hwprofiles.probes.threads import task_overhead
+from hwprofiles.probes.visits import Visits
 from hwprofiles.profile import (
     SCHEMA_VERSION,
     Gpu,
@@ -50,11 +41,9 @@ from hwprofiles.profile import (
 )
 from hwprofiles.units import MIB, format_bytes
 
-CPU = torch.device("cpu")
 _SMALLEST_GPU_BYTES = 64 * MIB
 _GPU_BUFFER_SHARE = 16
 _GPU_WORKING_SET_BYTES = 1024 * MIB
-_CACHES_IN_WORKING_SET = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,9 +66,7 @@ def measure(request: Request, progress: Progress) -> HardwareProfile:
     cpu = processor()
     threads = thread_counts(cpu, request.budget)
     check_directory(request.disk_dir, request.budget.disk_file_bytes)
-    working_set = affordable_bytes(
-        max(request.budget.working_set_bytes, _CACHES_IN_WORKING_SET * cpu.cache_bytes)
-    )
+    working_set = affordable_bytes(max(request.budget.working_set_bytes, CACHES_READ * cpu.cache_bytes))
     if not any(device.type == "cuda" for device in gpus):
         give_back_large_tensors()  # as a run does that computes on the CPU
     pace = Pace(request.budget.total_s, count_points(request.budget, gpus, len(threads)), progress)
@@ -87,16 +74,12 @@ def measure(request: Request, progress: Progress) -> HardwareProfile:
         pace.next("memory of a fresh process")
         occupied = occupied_bytes()
         cost = process_cost(sum(device.type == "cuda" for device in gpus), request.budget.process_runs)
-        host = _measure_host(
-            request=request,
-            cpu=cpu,
-            threads=threads,
-            working_set_bytes=working_set,
-            cost=cost,
-            occupied=occupied,
-            pace=pace,
-        )
-        measured_gpus = tuple(_measure_gpu(request, device, host, cost, pace) for device in gpus)
+        times = HostTimes(request.budget, cpu, threads, working_set, pace)
+        times.visit()
+        measured_gpus = tuple(_measure_gpu(request, gpu, cost, pace) for gpu in gpus if gpu.type == "cuda")
+        times.visit()
+        host = times.figures(memory_limits(request.cpu_cap_bytes), cost, occupied)
+        measured_gpus = measured_gpus or tuple(_emulated_gpu(request, gpu, host, pace) for gpu in gpus)
         at_once, gpu_to_gpu_rate = _measure_several(gpus, measured_gpus, host, pace)
         with (
             scratch_file(request.disk_dir, request.budget.disk_file_bytes) as file,
@@ -135,21 +118,11 @@ def count_points(budget: Budget, gpus: tuple[torch.device, ...], num_thread_coun
     """How many points `measure` takes with these devices."""
     gemm = len(DTYPES) * len(budget.gemm_rows)
     link = 4 * len(budget.link_sizes_bytes) + 1
-    layer = LAYER_POINTS + len(DTYPES)
-    real = gemm + 1 + layer + PACKED_POINTS["cuda"] + 2
+    real = gemm + 1 + LAYER_POINTS + len(DTYPES) + PACKED_POINTS["cuda"] + 2
     per_gpu = sum(link + 1 + (real if device.type == "cuda" else 0) for device in gpus)
-    products = 2 * gemm + len(DTYPES) * len(budget.wide_rows)
-    host = 5 + products + layer + PACKED_POINTS["cpu"] + attention_points(num_thread_counts)
+    host = 1 + host_points(budget, num_thread_counts)
     disk = 2 * len(budget.disk_block_bytes) * len(budget.disk_threads) + 1
     return host + per_gpu + num_points(len(gpus)) + disk + contention_points(len(gpus))
-
-
-def thread_counts(cpu: Processor, budget: Budget) -> tuple[int, ...]:
-    """Numbers of threads worth comparing: powers of two, three quarters, physical and logical cores."""
-    counts = {1, max(1, cpu.logical_cores * 3 // 4), cpu.logical_cores}
-    if budget.every_thread_count:
-        counts |= {2**power for power in range(cpu.logical_cores.bit_length())} | {cpu.physical_cores}
-    return tuple(sorted(count for count in counts if count <= cpu.logical_cores))
 
 
 def _gpu_devices(request: Request) -> tuple[torch.device, ...]:
@@ -194,100 +167,63 @@ def _free_bytes(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def _measure_host(
-    *,
-    request: Request,
-    cpu: Processor,
-    threads: tuple[int, ...],
-    working_set_bytes: int,
-    cost: ProcessCost,
-    occupied: int,
-    pace: Pace,
-) -> Host:
-    limits = memory_limits(request.cpu_cap_bytes)
-    gemm_pool = affordable_bytes(max(working_set_bytes, request.budget.gemm_pool_bytes))
-    memory = attention_memory(working_set_bytes)
-    attention = measure_attention(memory, threads, _some_threads(threads), pace)
-    return Host(
-        cpu_model=cpu.model,
-        sockets=cpu.sockets,
-        physical_cores=cpu.physical_cores,
-        logical_cores=cpu.logical_cores,
-        numa_nodes=cpu.numa_nodes,
-        memory_bytes=min(limits.values()),
-        memory_limits_bytes=limits,
-        memory_bytes_per_s=memory_rate(CPU, working_set_bytes, pace.next("host memory bandwidth")),
-        gemm=gemm_curves(CPU, request.budget, gemm_pool, pace, num_columns=LARGE_COLUMNS),
-        attention=attention.curves,
-        task_overhead_s=task_overhead(pace.next("handing a task to a thread")),
-        process_bytes=cost.resident_bytes,
-        elementwise_bytes_per_s=elementwise_rate(CPU, ELEMENTWISE_BYTES, pace.next("elementwise operations")),
-        layer=layer_points(CPU, sweep_all(_CACHES_IN_WORKING_SET * cpu.cache_bytes), pace),
-        prompt_attention=prompt_attention_rates(CPU, pace),
-        process_spread_bytes=cost.spread_bytes,
-        occupied_bytes=occupied,
-        numa_cpus=cpu.numa_cpus,
-        packed=measure_packed(CPU, pace),
-        grouped_attention=attention.grouped,
-        packed_attention=attention.packed,
-        grouped_packed_attention=attention.grouped_packed,
-        gemm_small=gemm_curves(CPU, request.budget, gemm_pool, pace, num_columns=SMALL_COLUMNS),
-        gemm_wide=wide_curves(request.budget, gemm_pool, pace),
-        elementwise_small_bytes_per_s=elementwise_rate(
-            CPU, SMALL_ELEMENTWISE_BYTES, pace.next("small elementwise operations")
-        ),
-    )
-
-
-def _some_threads(counts: tuple[int, ...]) -> int:
-    """The most of those measured that leave some cores to a GPU, if any do."""
-    return counts[-2] if len(counts) > 2 else counts[-1]
-
-
 def _threads_at_once(host: Host, gpus: tuple[torch.device, ...]) -> int:
     """Threads that work while everything moves: all where the processors compute, else some are left to a GPU."""
     computes = not gpus or gpus[0].type == "cpu"
     return host.logical_cores if computes else host.logical_cores * 3 // 4
 
 
-def _measure_gpu(request: Request, device: torch.device, host: Host, cost: ProcessCost, pace: Pace) -> Gpu:
-    """One GPU; an emulated one has the host's compute, and links that are copies between arenas."""
-    memory_bytes = _gpu_bytes(request, device)
-    buffer_bytes = min(memory_bytes, _free_bytes(device)) // _GPU_BUFFER_SHARE // MIB * MIB
-    emulated = device.type == "cpu"
+def _measure_gpu(request: Request, device: torch.device, cost: ProcessCost, pace: Pace) -> Gpu:
+    """One GPU."""
+    buffer_bytes = _buffer_bytes(request, device)
     working_set = min(buffer_bytes, max(request.budget.working_set_bytes, _GPU_WORKING_SET_BYTES))
-    kernel_share, mapped_share = (None, None) if emulated else registered_shares(device, pace)
-    layers = None if emulated else LayerTimes(device, sweep_core(), pace, num_visits=2)
-    if layers:
-        layers.visit()
+    kernel_share, mapped_share = registered_shares(device, pace)
+    layers = LayerTimes(device, sweep_core(), Visits(pace, 2))
+    layers.visit()
+    rate = memory_rate(device, working_set, pace.next(f"{device} memory bandwidth"))
+    rows, columns = request.budget.gemm_rows, request.budget.gpu_gemm_columns
+    products = Products(device, rows, working_set, Visits(pace, 1), num_columns=columns)
+    products.visit()
     gpu = Gpu(
-        name="emulated" if emulated else torch.cuda.get_device_name(device),
-        emulated=emulated,
-        memory_bytes=memory_bytes,
-        memory_bytes_per_s=host.memory_bytes_per_s
-        if emulated
-        else memory_rate(device, working_set, pace.next(f"{device} memory bandwidth")),
-        gemm=host.gemm
-        if emulated
-        else gemm_curves(
-            device, request.budget, working_set, pace, num_columns=request.budget.gpu_gemm_columns
-        ),
+        name=torch.cuda.get_device_name(device),
+        emulated=False,
+        memory_bytes=_gpu_bytes(request, device),
+        memory_bytes_per_s=rate,
+        gemm=products.curves(),
         launch_overhead_s=launch_overhead(device, pace.next(f"{device} launch overhead")),
-        context_bytes=0 if emulated else cost.context_bytes[device.index],
-        margins=NO_MARGINS if emulated else cost.margins,
+        context_bytes=cost.context_bytes[device.index],
+        margins=cost.margins,
         link=measure_link(device, buffer_bytes, request.budget, pace),
-        prompt_attention={} if emulated else prompt_attention_rates(device, pace),
-        numa_node=None if emulated else _numa_node(device),
-        packed=None if emulated else measure_packed(device, pace),
-        graph=None if emulated else measure_graph(device, pace.next(f"{device} graphs")),
+        prompt_attention=prompt_attention_rates(device, pace.next),
+        numa_node=_numa_node(device),
+        packed=measure_packed(device, pace.next),
+        graph=measure_graph(device, pace.next(f"{device} graphs")),
         kernel_share=kernel_share,
         mapped_share=mapped_share,
-        kernels_host_bytes={} if emulated else cost.kernels_host_bytes,
+        kernels_host_bytes=cost.kernels_host_bytes,
     )
-    if layers is None:
-        return gpu
     layers.visit()
     return replace(gpu, layer=layers.points())
+
+
+def _emulated_gpu(request: Request, device: torch.device, host: Host, pace: Pace) -> Gpu:
+    """The host's compute, and links that are copies between arenas."""
+    return Gpu(
+        name="emulated",
+        emulated=True,
+        memory_bytes=_gpu_bytes(request, device),
+        memory_bytes_per_s=host.memory_bytes_per_s,
+        gemm=host.gemm,
+        launch_overhead_s=launch_overhead(device, pace.next(f"{device} launch overhead")),
+        context_bytes=0,
+        margins=NO_MARGINS,
+        link=measure_link(device, _buffer_bytes(request, device), request.budget, pace),
+    )
+
+
+def _buffer_bytes(request: Request, device: torch.device) -> int:
+    """What probes take of a GPU's memory at once."""
+    return min(_gpu_bytes(request, device), _free_bytes(device)) // _GPU_BUFFER_SHARE // MIB * MIB
 
 
 def _measure_several(

@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from hwprofiles.budget import DTYPES, Pace
+from hwprofiles.budget import DTYPES
 from hwprofiles.native_attention import find_attention
 from hwprofiles.packing import quantised_bytes
 from hwprofiles.points import AttentionPoint, Dtype, GroupedAttention, Rate
@@ -26,7 +26,6 @@ _HEADS, _HEAD_SIZE, _POSITIONS = 32, 128, 512
 _GROUP = 8
 _ROWS = 32
 """Sequences of a call, about as many as a gpu batch has."""
-_VISITS = 2
 _CLEARLY_SLOWER = 0.9
 _WORKING_SETS = 4
 """That calls go through: a run comes back to a sequence when gigabytes of others have been read, and a processor keeps
@@ -50,63 +49,59 @@ class Attention:
 
 
 def attention_points(num_thread_counts: int) -> int:
-    """How many points `measure_attention` takes."""
+    """How many points `AttentionTimes` takes."""
     return (len(DTYPES) + 1) * (num_thread_counts + 1)
 
 
-def measure_attention(
-    memory: torch.Tensor, thread_counts: tuple[int, ...], grouped_threads: int, pace: Pace
-) -> Attention:
-    """Bytes of K and V per second, for each kind and number of threads and for groups by so many threads."""
-    kinds: tuple[Kind, ...] = (*DTYPES, *([PACKED] if find_attention() else []))
-    curves = _curves(kinds, thread_counts, memory, pace)
-    grouped = _grouped(kinds, grouped_threads, memory, pace)
-    return Attention(
-        curves={dtype: curves[dtype] for dtype in DTYPES},
-        grouped={dtype: grouped[dtype] for dtype in DTYPES},
-        packed=curves.get(PACKED, ()),
-        grouped_packed=grouped.get(PACKED),
-    )
+class AttentionTimes:
+    """Bytes of K and V per second, for each kind and number of threads, and for groups by so many threads.
 
-
-def _curves(
-    kinds: Sequence[Kind], thread_counts: tuple[int, ...], memory: torch.Tensor, pace: Pace
-) -> dict[Kind, tuple[AttentionPoint, ...]]:
-    """The better of two visits to each point, and a third one where fewer threads were clearly faster.
-
-    A run gets the number of threads that is fastest here, so a point that was measured in slow seconds would cost
-    every run.
+    The best visit to each point counts. A run gets the number of threads that is fastest here, so a point that was
+    measured in slow seconds would cost every run.
     """
-    visits = Visits(pace, _VISITS)
 
-    def visit(kind: Kind, threads: int) -> None:
-        slice_s = visits.slice_s(f"cpu attention {kind}, threads {threads}")
-        visits.add((kind, threads), _rate(kind, threads, memory, slice_s))
+    def __init__(self, thread_counts: Sequence[int], grouped_threads: int, visits: Visits) -> None:
+        self._kinds: tuple[Kind, ...] = (*DTYPES, *([PACKED] if find_attention() else []))
+        self._thread_counts, self._grouped_threads = thread_counts, grouped_threads
+        self._visits = visits
 
-    points = list(product(kinds, thread_counts))
-    for kind, threads in points * _VISITS:
-        visit(kind, threads)
-    for kind, threads in points:
-        fewer = max((visits.best((kind, n)).median for n in thread_counts if n < threads), default=0.0)
-        if visits.best((kind, threads)).median < _CLEARLY_SLOWER * fewer:
-            visit(kind, threads)
-    return {
-        kind: tuple(AttentionPoint(threads=n, bytes_per_s=visits.best((kind, n))) for n in thread_counts)
-        for kind in kinds
-    }
+    def visit(self, memory: torch.Tensor) -> None:
+        """Measure every point with such `attention_memory`, again where fewer threads have ever been clearly faster."""
+        points = list(product(self._kinds, self._thread_counts))
+        for kind, threads in points:
+            self._measure(kind, threads, memory)
+        for kind, threads in points:
+            fewer = max((self._best(kind, n).median for n in self._thread_counts if n < threads), default=0.0)
+            if self._best(kind, threads).median < _CLEARLY_SLOWER * fewer:
+                self._measure(kind, threads, memory)
+        for kind in self._kinds:
+            slice_s = self._visits.slice_s(f"cpu attention {kind}, {_GROUP} query heads to one")
+            self._visits.add((kind, _GROUP), _rate(kind, self._grouped_threads, memory, slice_s, _GROUP))
 
+    def figures(self) -> Attention:
+        """Of the visits there have been."""
+        curves = {kind: self._curve(kind) for kind in self._kinds}
+        grouped = {kind: self._grouped(kind) for kind in self._kinds}
+        return Attention(
+            curves={dtype: curves[dtype] for dtype in DTYPES},
+            grouped={dtype: grouped[dtype] for dtype in DTYPES},
+            packed=curves.get(PACKED, ()),
+            grouped_packed=grouped.get(PACKED),
+        )
 
-def _grouped(
-    kinds: Sequence[Kind], threads: int, memory: torch.Tensor, pace: Pace
-) -> dict[Kind, GroupedAttention]:
-    """The same for a group of query heads to each head of K and V: the better of two visits."""
-    visits = Visits(pace, _VISITS)
-    for kind in [*kinds] * _VISITS:
-        slice_s = visits.slice_s(f"cpu attention {kind}, {_GROUP} query heads to one")
-        visits.add(kind, _rate(kind, threads, memory, slice_s, _GROUP))
-    return {
-        kind: GroupedAttention(group=_GROUP, threads=threads, bytes_per_s=visits.best(kind)) for kind in kinds
-    }
+    def _measure(self, kind: Kind, threads: int, memory: torch.Tensor) -> None:
+        slice_s = self._visits.slice_s(f"cpu attention {kind}, threads {threads}")
+        self._visits.add((kind, 1, threads), _rate(kind, threads, memory, slice_s))
+
+    def _best(self, kind: Kind, threads: int) -> Rate:
+        return self._visits.best((kind, 1, threads))
+
+    def _curve(self, kind: Kind) -> tuple[AttentionPoint, ...]:
+        return tuple(AttentionPoint(threads=n, bytes_per_s=self._best(kind, n)) for n in self._thread_counts)
+
+    def _grouped(self, kind: Kind) -> GroupedAttention:
+        rate = self._visits.best((kind, _GROUP))
+        return GroupedAttention(group=_GROUP, threads=self._grouped_threads, bytes_per_s=rate)
 
 
 def _rate(kind: Kind, threads: int, memory: torch.Tensor, slice_s: float, group: int = 1) -> Rate:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from itertools import cycle, product
+from itertools import cycle
 
 import torch
 from torch import Tensor
 
-from hwprofiles.budget import DTYPES, Budget, Pace
+from hwprofiles.budget import DTYPES
 from hwprofiles.points import LARGE_COLUMNS, WIDE_OUTPUT, Dtype, GemmPoint, Rate
 from hwprofiles.probes.buffers import fill_random
 from hwprofiles.probes.cores import mean_over_cores
@@ -21,10 +21,8 @@ TORCH_DTYPE: dict[Dtype, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-_CPU = torch.device("cpu")
 _FEWEST_COLUMNS = 256
 _MANY_ROWS = 256
-_VISITS = {"cpu": 2, "cuda": 1}
 _ROUNDS_IN_A_SLICE = 5
 _HEATING_ROWS, _SETTLE_S, _BURST_S = 1024, 1.0, 0.25
 """Rows from which products draw a GPU's full power; after how long its clocks are settled; what a burst may take."""
@@ -38,59 +36,63 @@ Shape = tuple[int, int]
 _LAUNCHES_PER_ROUND = 100
 
 
-def gemm_curves(
-    device: torch.device, budget: Budget, pool_bytes: int, pace: Pace, *, num_columns: int
-) -> dict[Dtype, tuple[GemmPoint, ...]]:
-    """Rates by rows for each dtype; weights of at most so many columns come from a pool larger than the caches."""
-    return _curves(device, budget.gemm_rows, pool_bytes, pace, num_columns=num_columns, shapes_of=matrices)
+class Products:
+    """Rates of matrix products by dtype and rows, on visits some time apart.
 
-
-def wide_curves(budget: Budget, pool_bytes: int, pace: Pace) -> dict[Dtype, tuple[GemmPoint, ...]]:
-    """The same on the CPU of a matrix with WIDE_OUTPUT outputs."""
-    return _curves(
-        _CPU, budget.wide_rows, pool_bytes, pace, num_columns=LARGE_COLUMNS, shapes_of=_wide_output
-    )
-
-
-def _wide_output(device: torch.device, columns: int, rows: int) -> tuple[Shape, ...]:
-    return ((WIDE_OUTPUT // LARGE_COLUMNS * columns, columns),)
-
-
-def _curves(
-    device: torch.device,
-    row_counts: Sequence[int],
-    pool_bytes: int,
-    pace: Pace,
-    *,
-    num_columns: int,
-    shapes_of: Callable[[torch.device, int, int], tuple[Shape, ...]],
-) -> dict[Dtype, tuple[GemmPoint, ...]]:
-    """Half-way between two visits on the CPU: runs take minutes, in which it is slower for seconds, too.
-
-    A GPU is heated on its only visit.
+    Weights come from a pool larger than the caches. Half-way between the visits counts: runs take minutes, in which a
+    shared host is slower for seconds, too.
     """
-    num_visits = _VISITS[device.type]
-    visits = Visits(pace, num_visits)
-    for _, dtype in product(range(num_visits), DTYPES):
-        itemsize = TORCH_DTYPE[dtype].itemsize
-        pool = fill_random(torch.empty(pool_bytes // itemsize, dtype=TORCH_DTYPE[dtype], device=device))
-        columns, before = num_columns, 0.0
-        while _numel(shapes_of(device, columns, 1)) > pool.numel():
-            columns //= 2
-        for rows in row_counts:
-            slice_s = visits.slice_s(f"{device} gemm {dtype}, rows {rows}, columns {num_columns}")
-            at_once = slice_s / _ROUNDS_IN_A_SLICE * before
-            while columns > _FEWEST_COLUMNS and 0 < at_once < _flops(shapes_of(device, columns, rows), rows):
+
+    def __init__(
+        self,
+        device: torch.device,
+        row_counts: Sequence[int],
+        pool_bytes: int,
+        visits: Visits,
+        *,
+        num_columns: int,
+        shapes_of: Callable[[torch.device, int, int], tuple[Shape, ...]] | None = None,
+    ) -> None:
+        """Of matrices of at most so many columns; `shapes_of` a device, columns and rows are those of a round."""
+        self._device, self._row_counts, self._pool_bytes = device, row_counts, pool_bytes
+        self._visits, self._num_columns, self._shapes_of = visits, num_columns, shapes_of or matrices
+
+    def visit(self) -> None:
+        """Measure every point."""
+        for dtype in DTYPES:
+            itemsize = TORCH_DTYPE[dtype].itemsize
+            numel = self._pool_bytes // itemsize
+            pool = fill_random(torch.empty(numel, dtype=TORCH_DTYPE[dtype], device=self._device))
+            columns, before = self._num_columns, 0.0
+            while _numel(self._shapes_of(self._device, columns, 1)) > numel:
                 columns //= 2
-            shapes = shapes_of(device, columns, rows)
-            measure = _rate_idle_and_warm if _is_heating(device, dtype, rows) else measured_rate
-            rate = measure(_products(pool, rows, shapes), _flops(shapes, rows), slice_s)
-            visits.add((dtype, rows), rate)
-            before = rate.median
-    return {
-        dtype: tuple(GemmPoint(rows=rows, flops_per_s=visits.mean((dtype, rows))) for rows in row_counts)
-        for dtype in DTYPES
-    }
+            for rows in self._row_counts:
+                label = f"{self._device} gemm {dtype}, rows {rows}, columns {self._num_columns}"
+                slice_s = self._visits.slice_s(label)
+                at_once = slice_s / _ROUNDS_IN_A_SLICE * before
+                while columns > _FEWEST_COLUMNS and 0 < at_once < self._flops(columns, rows):
+                    columns //= 2
+                measure = _rate_idle_and_warm if _is_heating(self._device, dtype, rows) else measured_rate
+                run = _products(pool, rows, self._shapes_of(self._device, columns, rows))
+                rate = measure(run, self._flops(columns, rows), slice_s)
+                self._visits.add((dtype, rows), rate)
+                before = rate.median
+
+    def curves(self) -> dict[Dtype, tuple[GemmPoint, ...]]:
+        """By dtype, of each number of rows."""
+        mean = self._visits.mean
+        return {
+            dtype: tuple(GemmPoint(rows=rows, flops_per_s=mean((dtype, rows))) for rows in self._row_counts)
+            for dtype in DTYPES
+        }
+
+    def _flops(self, columns: int, rows: int) -> int:
+        return 2 * rows * _numel(self._shapes_of(self._device, columns, rows))
+
+
+def wide_output(device: torch.device, columns: int, rows: int) -> tuple[Shape, ...]:
+    """A matrix with WIDE_OUTPUT outputs, or as many fewer as columns are fewer than LARGE_COLUMNS."""
+    return ((WIDE_OUTPUT // LARGE_COLUMNS * columns, columns),)
 
 
 def _is_heating(device: torch.device, dtype: Dtype, rows: int) -> bool:
@@ -149,10 +151,6 @@ def matrices(device: torch.device, columns: int, rows: int) -> tuple[Shape, ...]
 
 def _numel(shapes: Sequence[Shape]) -> int:
     return sum(rows * columns for rows, columns in shapes)
-
-
-def _flops(shapes: Sequence[Shape], rows: int) -> int:
-    return 2 * rows * _numel(shapes)
 
 
 def _products(pool: Tensor, rows: int, shapes: Sequence[Shape]) -> Rounds:

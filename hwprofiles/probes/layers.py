@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from hwprofiles.budget import DTYPES, Pace
+from hwprofiles.budget import DTYPES, Slices
 from hwprofiles.points import Dtype, LayerPoint, Rate
 from hwprofiles.probes.buffers import fill_random
 from hwprofiles.probes.compute import TORCH_DTYPE, synchronize
@@ -39,8 +39,8 @@ ELEMENTWISE_BYTES, SMALL_ELEMENTWISE_BYTES = 8 * MIB, 2 * MIB
 """Of a new tensor: one that is a mapping of its own, whose pages are new each time, and one that is not."""
 _CORE_BYTES = 16 * MIB
 """More cache than a core has for itself."""
-_TURNS = 8
-"""How often each family is measured: a virtual machine's core is slower for a while now and then."""
+_TURNS = 4
+"""How often a visit measures each family: a virtual machine's core is slower for a while now and then."""
 _TENSORS = 8
 """In turn: as many as a layer has in use."""
 _PROMPT, _HEADS, _HEAD_SIZE = 256, 16, 64
@@ -69,12 +69,9 @@ class LayerTimes:
     average.
     """
 
-    def __init__(
-        self, device: torch.device, sweep: Callable[[], object], pace: Pace, *, num_visits: int
-    ) -> None:
-        self._device = device
-        self._cores = cores() if device.type == "cuda" else (None,) * (_TURNS // num_visits)
-        self._visits = Visits(pace, num_visits)
+    def __init__(self, device: torch.device, sweep: Callable[[], object], visits: Visits) -> None:
+        self._device, self._visits = device, visits
+        self._cores = cores() if device.type == "cuda" else (None,) * _TURNS
         self._models = {family: decoder(family, _NUM_LAYERS, device) for family in FAMILIES}
         self._seconds = {family: _timed_layers(model, sweep) for family, model in self._models.items()}
 
@@ -107,13 +104,6 @@ class LayerTimes:
             LayerPoint(operations=operations, seconds=self._visits.mean(family), is_cold=True)
             for family, (operations, _) in FAMILIES.items()
         )
-
-
-def layer_points(device: torch.device, sweep: Callable[[], object], pace: Pace) -> tuple[LayerPoint, ...]:
-    """All of it at once."""
-    times = LayerTimes(device, sweep, pace, num_visits=1)
-    times.visit()
-    return times.points()
 
 
 def _timed_layers(model: nn.Module, sweep: Callable[[], object]) -> list[float]:
@@ -151,14 +141,14 @@ def elementwise_rate(device: torch.device, tensor_bytes: int, slice_s: float) ->
     return measured_rate(rounds_of(add, lambda: synchronize(device)), moved, slice_s)
 
 
-def prompt_attention_rates(device: torch.device, pace: Pace) -> dict[Dtype, Rate]:
+def prompt_attention_rates(device: torch.device, slice_s: Slices) -> dict[Dtype, Rate]:
     """FLOP per second of causal attention of prompts, the half that is masked left out."""
     rates: dict[Dtype, Rate] = {}
     rows = _PROMPT_ROWS[device.type]
     for dtype in DTYPES:
         flops = 2.0 * rows * _HEADS * _PROMPT**2 * _HEAD_SIZE
         run = _prompts(rows, dtype, device)
-        rates[dtype] = measured_rate(run, flops, pace.next(f"{device} prompt attention {dtype}"))
+        rates[dtype] = measured_rate(run, flops, slice_s(f"{device} prompt attention {dtype}"))
     return rates
 
 

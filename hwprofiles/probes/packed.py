@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from hwprofiles.budget import Pace
+from hwprofiles.budget import Slices
 from hwprofiles.packing import quantised_bytes
 from hwprofiles.points import Packed, Rate
 from hwprofiles.probes.buffers import fill_random
@@ -30,14 +30,14 @@ _FEW = 2**12
 """Values that take a GPU less time than the host to ask for them."""
 
 
-def measure_packed(device: torch.device, pace: Pace) -> Packed:
+def measure_packed(device: torch.device, slice_s: Slices) -> Packed:
     """Values per second on one device; in bfloat16, as layers of a large model and their cache are."""
     with torch.inference_mode():
         return Packed(
-            unpack_values_per_s=_unpack_rate(device, pace.next(f"{device} unpacking 4 bits")),
-            pack_values_per_s=_pack_rate(device, pace.next(f"{device} packing 4 bits")),
-            attend_values_per_s=_attend_rate(device, pace) if device.type == "cuda" else None,
-            issue_s=_issue_seconds(device, pace) if device.type == "cuda" else None,
+            unpack_values_per_s=_unpack_rate(device, slice_s(f"{device} unpacking 4 bits")),
+            pack_values_per_s=_pack_rate(device, slice_s(f"{device} packing 4 bits")),
+            attend_values_per_s=_attend_rate(device, slice_s) if device.type == "cuda" else None,
+            issue_s=_issue_seconds(device, slice_s) if device.type == "cuda" else None,
         )
 
 
@@ -66,9 +66,9 @@ def _pack_rate(device: torch.device, slice_s: float) -> Rate:
     return measured_rate(run, 2 * values.numel(), slice_s)
 
 
-def _attend_rate(device: torch.device, pace: Pace) -> Rate | None:
+def _attend_rate(device: torch.device, slice_of: Slices) -> Rate | None:
     """K and V of one query token a row, read packed as they lie; None where a run unpacks them first."""
-    slice_s = pace.next(f"{device} attention to 4 bits")
+    slice_s = slice_of(f"{device} attention to 4 bits")
     if not usable(device, AMPERE):
         return None
     from hwprofiles.probes.kernels.attention import attend  # noqa: PLC0415 - needs Triton
@@ -82,9 +82,9 @@ def _attend_rate(device: torch.device, pace: Pace) -> Rate | None:
     return measured_rate(run, 2 * values.numel(), slice_s)
 
 
-def _issue_seconds(device: torch.device, pace: Pace) -> Rate:
+def _issue_seconds(device: torch.device, slice_of: Slices) -> Rate:
     """Host time of starting one such function, with caches as `layers.py` has them."""
-    slice_s, unpack, sweep = pace.next(f"{device} starting a kernel"), _unpacking(_FEW, device), sweep_core()
+    slice_s, unpack, sweep = slice_of(f"{device} starting a kernel"), _unpacking(_FEW, device), sweep_core()
     unpack()
     found = mean_over_cores(lambda: median_seconds(unpack, MIN_REPEATS, sweep), slice_s)
     synchronize(device)

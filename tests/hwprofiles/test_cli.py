@@ -63,7 +63,7 @@ def test_measure_writes_the_profile(
     cost = measure.ProcessCost(resident_bytes=1, context_bytes=())
     monkeypatch.setattr(measure, "process_cost", lambda *_: cost)
     monkeypatch.setattr(cli, "QUICK", tiny_budget)
-    monkeypatch.setattr(measure, "_CACHES_IN_WORKING_SET", 0)
+    monkeypatch.setattr(measure, "CACHES_READ", 0)
     before = signal.getsignal(signal.SIGTERM)
     output = tmp_path / "mine.yaml"
     arguments = [
@@ -135,7 +135,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
 
 def measure_the_disk_for_long(words: list[str]) -> int:
     """The command, of which all else takes little time."""
-    measure._CACHES_IN_WORKING_SET = 0
+    measure.CACHES_READ = 0
     measure.process_cost = lambda *_: measure.ProcessCost(resident_bytes=1, context_bytes=())
     cli.QUICK = replace(
         cli.QUICK, total_s=10, working_set_bytes=2**20, gemm_rows=(1,), gemm_pool_bytes=2**20,

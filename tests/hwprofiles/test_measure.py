@@ -12,11 +12,13 @@ import torch
 from hwprofiles import host, measure
 from hwprofiles.budget import DTYPES, Budget, Pace
 from hwprofiles.errors import UserError
-from hwprofiles.measure import Request, thread_counts
+from hwprofiles.measure import Request
 from hwprofiles.probes.attention import fastest
-from hwprofiles.probes.compute import gemm_curves, matrices
+from hwprofiles.probes.compute import Products, matrices
 from hwprofiles.probes.concurrent import Contention
+from hwprofiles.probes.host import thread_counts
 from hwprofiles.probes.process import ProcessCost
+from hwprofiles.probes.visits import Visits
 from hwprofiles.profile import HardwareProfile, load_profile
 from hwprofiles.units import MIB
 
@@ -27,7 +29,7 @@ PROCESS_BYTES = 123 * MIB
 @pytest.fixture(autouse=True)
 def small_host(monkeypatch: pytest.MonkeyPatch) -> None:
     """These tests describe a host without a GPU, and need no figures from beyond its caches."""
-    monkeypatch.setattr(measure, "_CACHES_IN_WORKING_SET", 0)
+    monkeypatch.setattr(measure, "CACHES_READ", 0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
@@ -151,8 +153,9 @@ def test_a_slow_matrix_product_is_made_smaller(tiny_budget: Budget) -> None:
     budget = replace(tiny_budget, gemm_rows=(1, 4096))
     labels: list[str] = []
     pace = Pace(0.01, 6, lambda label, *_: labels.append(label))
-    curves = gemm_curves(torch.device("cpu"), budget, 16 * MIB, pace, num_columns=1024)
-    assert [len(points) for points in curves.values()] == [2, 2, 2]
+    products = Products(torch.device("cpu"), budget.gemm_rows, 16 * MIB, Visits(pace, 1), num_columns=1024)
+    products.visit()
+    assert [len(points) for points in products.curves().values()] == [2, 2, 2]
     assert len(labels) == 6
 
 
