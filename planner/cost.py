@@ -19,7 +19,8 @@ from planner.layout import DTYPE_BYTES
 from planner.model import LayerSpec, ModelSpec
 from planner.piece import Piece
 from planner.policy import Tier
-from planner.rates import Curve, Rates
+from planner.rate_curve import Curve
+from planner.rates import Rates
 from planner.schedule import TaskKind
 from planner.work import A, Choice, Compute, Held, Move, Step, Timed
 from planner.workload import Workload

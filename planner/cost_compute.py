@@ -32,9 +32,9 @@ ENGINE_CALLS = 0.6
 TASK_CALLS, AROUND_CALLS = 0.2, 0.57
 """The same beside a GPU: for any compute task (its place in the schedule, events, notes), and for one that calls
 modules (binding weights, finding rows). On H200 hosts 0.1 to 0.15 and 0.25 to 0.4 ms, with layers of OPT-1.3B."""
-PROMPT_CALLS = 0.75
-"""What a chunk of a prefill takes beside, where its attention is called and its K and V stored: with layers of OPT-1.3B
-on H200 hosts 0.23 to 0.47 ms."""
+PROMPT_CALLS = 0.35
+"""What a chunk of a prefill takes beside, where its attention is called and its K and V stored: a layer of OPT-1.3B
+took 0.8 to 1.1 ms in all on three H200 hosts."""
 EXCHANGE_OPERATIONS = 6
 """Of a gpu batch that the CPU attends rows of: queries to float32 and to the host, results back."""
 BESIDE_ATTENTION = 1.0

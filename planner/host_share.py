@@ -24,7 +24,7 @@ from hwprofiles.profile import (
     LinksAtOnce,
 )
 from planner.attention_rates import query_head_share, rate_by
-from planner.rates import Curve
+from planner.rate_curve import Curve
 from planner.sharing import Sharing
 
 

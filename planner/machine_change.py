@@ -12,7 +12,8 @@ from hwprofiles.units import parse_bytes
 from planner.machine import usable_bytes
 from planner.policy import Tier
 from planner.problem import Problem
-from planner.rates import Curve, Rates
+from planner.rate_curve import Curve
+from planner.rates import Rates
 
 How = Literal["to", "by", "times"]
 FORMS = (

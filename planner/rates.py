@@ -13,18 +13,24 @@ from hwprofiles.points import (
     LARGE_COLUMNS,
     SMALL_COLUMNS,
     AttentionPoint,
-    DiskPoint,
     Dtype,
     GemmPoint,
     Rate,
 )
 from hwprofiles.profile import Gpu, HardwareProfile, Host
 from planner.attention_rates import attention_threads, packed_attention, packed_head_share, query_head_share
+from planner.disk_rates import (
+    disk_curve,
+    disk_in_a_run,
+    disk_parallel,
+    full_rate,
+    parts_at_work,
+    read_threads,
+)
 from planner.factors import HANDOVER, LAUNCH, Factors, factor_of
 from planner.host_rates import (
     FEW_OPERATIONS,
     capture_time,
-    disk_in_a_run,
     host_memory,
     host_time,
     in_a_run,
@@ -32,42 +38,11 @@ from planner.host_rates import (
 )
 from planner.packed_work import PackedRates, Reading
 from planner.products import MANY_ROWS, of_outputs
+from planner.rate_curve import UNUSED, Curve
 
 _SUM_BYTES = 3
 """Moved for each byte of a sum's result."""
-_WORTH_A_THREAD = 1.03
-"""More disk threads are used only where they bring 3% or more."""
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """A rate by size (of a copy, of what a disk has in flight) or by GEMM rows; points in rising order."""
-
-    points: tuple[tuple[float, float], ...]
-    below: float = 1.0
-    """Under the first point the rate goes with this power of x: 1 is a fixed time, 0 a fixed rate."""
-
-    def at(self, x: float) -> float:
-        """The rate at x: straight between points in log scales, flat above them."""
-        first, last = self.points[0], self.points[-1]
-        if x <= first[0]:
-            return first[1] * float((max(x, 1.0) / first[0]) ** self.below)
-        if x >= last[0]:
-            return last[1]
-        for (x0, y0), (x1, y1) in zip(self.points, self.points[1:], strict=False):
-            if x <= x1:
-                return y0 * float((y1 / y0) ** (math.log(x / x0) / math.log(x1 / x0)))
-        raise AssertionError("points are in rising order")
-
-    @property
-    def best(self) -> float:
-        """The highest rate."""
-        return max(rate for _, rate in self.points)
-
-
-UNUSED = Curve(((1.0, 1.0),))
-"""Of a link or a disk that is not there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,7 +191,7 @@ def make_rates(profile: HardwareProfile, dtype: Dtype, *, spreads: float = 0.0) 
     attention = _of_dtype(host.attention, dtype, profile.name, "CPU attention")
     threads, attended = attention_threads(attention, host.logical_cores, at)
     memory = at(gpu.memory_bytes_per_s if gpu else host.memory_bytes_per_s)
-    io_threads = _io_threads(profile)
+    io_threads = read_threads(profile.disk)
     h2d, d2h, both = _link(gpu, at)
     call_s, operation_s = host_time(profile, overhead)
     prompt = device.prompt_attention.get(dtype)
@@ -233,9 +208,9 @@ def make_rates(profile: HardwareProfile, dtype: Dtype, *, spreads: float = 0.0) 
         h2d=h2d,
         d2h=d2h,
         both_bytes_per_s=both,
-        disk_read=_disk_curve(profile.disk.read if profile.disk else (), io_threads, disk_at),
-        disk_write=_disk_curve(profile.disk.write if profile.disk else (), io_threads, disk_at),
-        disk_parallel=_disk_parallel(profile),
+        disk_read=disk_curve(profile.disk.read if profile.disk else (), io_threads, disk_at),
+        disk_write=disk_curve(profile.disk.write if profile.disk else (), io_threads, disk_at),
+        disk_parallel=disk_parallel(profile.disk),
         parallel=_parallel(profile, attention) if on_cpu else None,
         elementwise_bytes_per_s=at(host.elementwise_bytes_per_s)
         if on_cpu and host.elementwise_bytes_per_s
@@ -306,35 +281,6 @@ def _of_dtype(table: Mapping[Dtype, Sequence[T]], dtype: Dtype, name: str, what:
     return points
 
 
-def _io_threads(profile: HardwareProfile) -> int:
-    """The fewest disk threads that read about as fast as any number."""
-    if profile.disk is None:
-        return 1
-    best = 1, 0.0
-    for threads in sorted({point.threads for point in profile.disk.read}):
-        rate = _disk_curve(profile.disk.read, threads, _median).best
-        if rate > best[1] * _WORTH_A_THREAD:
-            best = threads, rate
-    return best[0]
-
-
-def _disk_curve(points: Sequence[DiskPoint], threads: int, at: Reading) -> Curve:
-    """Rate by bytes in flight: small blocks from one thread up to `threads`, then larger blocks.
-
-    Below the smallest block nothing is measured; half-way between a fixed time and a fixed rate is assumed.
-    """
-    if not points:
-        return UNUSED
-    most = max((p.threads for p in points if p.threads <= threads), default=min(p.threads for p in points))
-    smallest = min(p.block_bytes for p in points)
-    best: dict[float, float] = {}
-    for point in points:
-        if point.threads == most or (point.threads < most and point.block_bytes == smallest):
-            in_flight = float(point.block_bytes * point.threads)
-            best[in_flight] = max(best.get(in_flight, 0.0), at(point.bytes_per_s))
-    return Curve(tuple(sorted(best.items())), below=0.5)
-
-
 def _link(gpu: Gpu | None, at: Reading) -> tuple[Curve, Curve, float]:
     """Pinned copies each way by size, and both together; an unused link without a GPU."""
     if gpu is None:
@@ -344,15 +290,6 @@ def _link(gpu: Gpu | None, at: Reading) -> tuple[Curve, Curve, float]:
         for points in (gpu.link.h2d_pinned, gpu.link.d2h_pinned)
     )
     return h2d, d2h, at(gpu.link.both_bytes_per_s)
-
-
-def _disk_parallel(profile: HardwareProfile) -> float:
-    """Reading's and writing's shares of their full rate while both are at work, added."""
-    disk = profile.disk
-    if disk is None:
-        return 1.0
-    read, write = (max(p.bytes_per_s.median for p in points) for points in (disk.read, disk.write))
-    return _within(disk.both_read_bytes_per_s.median / read + disk.both_write_bytes_per_s.median / write, 2)
 
 
 def _parallel(profile: HardwareProfile, attention: Sequence[AttentionPoint]) -> float | None:
@@ -368,15 +305,10 @@ def _parallel(profile: HardwareProfile, attention: Sequence[AttentionPoint]) -> 
     best = max(alone or [p.bytes_per_s.median for p in measured])
     shares = [together.cpu_attention_bytes_per_s.median / best]
     if profile.disk is not None:
-        fastest = max(point.bytes_per_s.median for point in profile.disk.read)
-        shares.append(together.disk_read_bytes_per_s.median / fastest)
+        shares.append(together.disk_read_bytes_per_s.median / full_rate(profile.disk.read))
     if profile.gpus:
         h2d, d2h, _ = _link(profile.gpus[0], _median)
         for rate, curve in ((together.h2d_bytes_per_s, h2d), (together.d2h_bytes_per_s, d2h)):
             if rate is not None:
                 shares.append(rate.median / curve.best)
-    return _within(sum(min(1.0, share) for share in shares), len(shares))
-
-
-def _within(value: float, most: int) -> float:
-    return min(max(value, 1.0), float(most))
+    return parts_at_work(shares)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 
-from planner.rates import UNUSED, Curve, Rates
+from planner.rate_curve import UNUSED, Curve
+from planner.rates import Rates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

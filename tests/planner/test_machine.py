@@ -16,11 +16,13 @@ from hwprofiles.points import (
     Rate,
 )
 from hwprofiles.profile import Calibration, Concurrent, HardwareProfile, load_profile
+from planner.disk_rates import full_rate
 from planner.factors import HANDOVER, LAUNCH
 from planner.ledger import LIBRARY_BYTES, library_bytes
 from planner.machine import UNMEASURED_KERNELS_HOST_BYTES, Caps, make_target
 from planner.model import load_model
-from planner.rates import Curve, make_rates
+from planner.rate_curve import Curve
+from planner.rates import make_rates
 from tests.planner.problems import GB, MB, emulated
 
 
@@ -151,7 +153,7 @@ def test_contention_is_what_was_measured_at_once() -> None:
         h2d_bytes_per_s=None,
         d2h_bytes_per_s=None,
         cpu_attention_bytes_per_s=Rate(median=attention.bytes_per_s.median / 2),
-        disk_read_bytes_per_s=Rate(median=max(p.bytes_per_s.median for p in profile.disk.read) / 2),
+        disk_read_bytes_per_s=Rate(median=full_rate(profile.disk.read) / 2),
         cpu_attention_dtype="float32",
         cpu_attention_threads=2,
     )

@@ -14,7 +14,8 @@ from planner.packed_work import PackedRates
 from planner.policy import Policy, Tier
 from planner.pricing import price
 from planner.problem import Problem
-from planner.rates import Curve, Rates
+from planner.rate_curve import Curve
+from planner.rates import Rates
 from planner.request import Request
 from planner.search import search
 from planner.shortage import explain_shortage

@@ -10,6 +10,7 @@ import pytest
 from hwprofiles.allocation import LARGE_BYTES
 from hwprofiles.points import LARGE_COLUMNS, SMALL_COLUMNS, GemmPoint, LayerPoint, Rate
 from hwprofiles.profile import BesideH2d, Concurrent, HardwareProfile, load_profile
+from planner.disk_rates import full_rate
 from planner.host_share import share_of
 from planner.machine_change import parse_changes
 from planner.plan import Plan
@@ -172,12 +173,12 @@ def test_a_cold_call_counts_less_and_a_warm_one_more() -> None:
     found = [
         make_rates(replace(profile, gpus=(replace(gpu, layer=layer),)), "float16") for layer in (points, cold)
     ]
-    assert [rates.small_layer_s for rates in found] == pytest.approx([6e-4, 3.4e-4])
-    assert [rates.operation_s for rates in found] == pytest.approx([1.5 * 4e-4 / 41, 0.85 * 4e-4 / 41])
+    assert [rates.small_layer_s for rates in found] == pytest.approx([6e-4, 3.12e-4])
+    assert [rates.operation_s for rates in found] == pytest.approx([1.5 * 4e-4 / 41, 0.78 * 4e-4 / 41])
     assert gpu.packed is not None
     assert gpu.packed.issue_s is not None
     issued = [rates.packed.issue_s for rates in found if rates.packed]
-    assert issued == pytest.approx([1.5 * gpu.packed.issue_s.median, 0.85 * gpu.packed.issue_s.median])
+    assert issued == pytest.approx([1.5 * gpu.packed.issue_s.median, 0.78 * gpu.packed.issue_s.median])
     alone = replace(profile, gpus=(), host=replace(host, layer=cold))
     assert make_rates(alone, "float32").small_layer_s == pytest.approx(4e-4)
 
@@ -206,7 +207,7 @@ def test_a_disk_beside_a_gpu_is_slower_than_alone() -> None:
     profile = load_profile("h200-host")
     assert profile.disk is not None
     assert profile.concurrent is not None
-    alone = max(point.bytes_per_s.median for point in profile.disk.read)
+    alone = full_rate(profile.disk.read)
     beside = replace(
         profile.concurrent, disk_read_bytes_per_s=Rate(median=0.2 * alone)
     )  # a quarter of the missing 0.8

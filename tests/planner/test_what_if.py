@@ -11,7 +11,7 @@ from hwprofiles.profile import load_profile
 from planner.machine import Caps, make_target
 from planner.machine_change import Change, parse_changes, unit_changes
 from planner.problem import Problem, make_problem
-from planner.rates import Curve
+from planner.rate_curve import Curve
 from planner.request import Request
 from planner.search import score, search
 from planner.what_if import Answer, differences, what_ifs
