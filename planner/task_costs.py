@@ -51,10 +51,10 @@ class TaskCosts:
             compute_tier=sizes.compute_tier,
             rates=rates,
         )
-        kinds = [(id(slabs), id(layer)) for slabs, layer in zip(sizes.slabs, sizes.model.layers, strict=True)]
-        specs = [layer for _, layer in kinds]
+        specs = [(id(layer), j in sizes.graphs.layers) for j, layer in enumerate(sizes.model.layers)]
+        kinds = [(id(slabs), spec) for slabs, spec in zip(sizes.slabs, specs, strict=True)]
         self.layer_kinds = [kinds.index(kind) for kind in kinds]
-        """Of each layer, the same for those that are alike and placed alike."""
+        """Of each layer, the same for those that are alike, placed alike, and replayed or not."""
         self._specs = {j: specs.index(spec) for j, spec in enumerate(specs)}
         self._specs |= {PRELUDE: PRELUDE, len(kinds): _HEAD}
         firsts = first_of_waves(sizes)  # these do the pass's own work
