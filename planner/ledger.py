@@ -217,8 +217,8 @@ def _transients(sizes: Sizes, target: Target) -> Iterator[Entry]:
         kv = sizes.dequantised_cache(attend=True)
         yield Entry(tier="cpu", purpose="dequantised cache", prefill_bytes=0, decode_bytes=kv)
         yield _both("gpu", "device context", target.context_bytes)
-        if sizes.messages.library_bytes:
-            yield _both("gpu", NCCL, sizes.messages.library_bytes)
+        for where, nbytes in sizes.messages.library_bytes.items():
+            yield _both(where, NCCL, nbytes)
 
 
 def _process(sizes: Sizes, target: Target) -> Iterator[Entry]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from planner.layout import DTYPE_BYTES, TENSOR_ALIGN_BYTES, align
@@ -10,8 +11,9 @@ from planner.policy import Policy, Tier
 from planner.workload import Workload
 
 ID_BYTES = 8
-NCCL_BYTES = 1_100_000_000
-"""Of a GPU's memory, what NCCL takes to pass messages: ranks on two H200s held 0.75 and 1.12 GB more than without."""
+NCCL_BYTES: Mapping[Tier, int] = {"gpu": 1_100_000_000, "cpu": 400_000_000}
+"""What NCCL takes to pass messages: ranks on two H200s held 0.75 and 1.12 GB of their GPUs more than without, and 0.28
+and 0.44 GB of the host's memory."""
 MIN_SLOTS = 2
 """One on its way, one being filled or read."""
 
@@ -48,9 +50,9 @@ class Messages:
         return 0 if self.model.has_head else MIN_SLOTS
 
     @property
-    def library_bytes(self) -> int:
-        """What passes them from GPU to GPU takes of each GPU for itself."""
-        return NCCL_BYTES if self.nbytes and self.policy.comm_device == "cuda" else 0
+    def library_bytes(self) -> Mapping[Tier, int]:
+        """What passes them from GPU to GPU takes for itself."""
+        return NCCL_BYTES if self.nbytes and self.policy.comm_device == "cuda" else {}
 
     @property
     def slot_bytes(self) -> int:

@@ -9,6 +9,7 @@ from itertools import chain
 
 from planner.cost import HOST, SHARED, CostModel, compute_seconds
 from planner.graphs import CAPTURE_PASS
+from planner.heat import warmed
 from planner.held import held_by_block, of_share
 from planner.message_costs import message_moves
 from planner.model import LayerSpec
@@ -58,7 +59,8 @@ def price_blocks(
 def _price(sizes: Sizes, rates: Rates, runs: Iterable[Run], num_tokens: int) -> Prediction:
     phases: dict[Phase, _PhaseSum] = {"prefill": _PhaseSum(), "decode": _PhaseSum()}
     for run in runs:
-        _add_run(phases, sizes.of_rows(run.batch_rows), rates, run)
+        own = sizes.of_rows(run.batch_rows)
+        _add_run(phases, own, warmed(rates, own), run)
     prefill, decode = (phases[phase].prediction(rates.factor(phase)) for phase in ("prefill", "decode"))
     return Prediction(
         prefill=prefill,

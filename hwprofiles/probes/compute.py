@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from hwprofiles.budget import DTYPES
-from hwprofiles.points import LARGE_COLUMNS, WIDE_OUTPUT, Dtype, GemmPoint, Rate
+from hwprofiles.points import HEATING_ROWS, LARGE_COLUMNS, WIDE_OUTPUT, Dtype, GemmPoint, Rate
 from hwprofiles.probes.buffers import fill_random
 from hwprofiles.probes.cores import mean_over_cores
-from hwprofiles.probes.timing import Rounds, measured_rate, rate_of, rounds_of, seconds_per_round
+from hwprofiles.probes.timing import Rounds, measured_rate, rounded, rounds_of
 from hwprofiles.probes.visits import Visits
 
 TORCH_DTYPE: dict[Dtype, torch.dtype] = {
@@ -24,8 +24,8 @@ TORCH_DTYPE: dict[Dtype, torch.dtype] = {
 _FEWEST_COLUMNS = 256
 _MANY_ROWS = 256
 _ROUNDS_IN_A_SLICE = 5
-_HEATING_ROWS, _SETTLE_S, _BURST_S = 1024, 1.0, 0.25
-"""Rows from which products draw a GPU's full power; after how long its clocks are settled; what a burst may take."""
+_SETTLE_S, _BURST_S = 1.0, 0.25
+"""After how long a GPU's clocks are settled; what a burst may take."""
 _ROUNDS_AHEAD = 256
 """Fewer than a GPU takes before the host has to wait."""
 _ISSUE_S = 80e-6
@@ -56,6 +56,7 @@ class Products:
         """Of matrices of at most so many columns; `shapes_of` a device, columns and rows are those of a round."""
         self._device, self._row_counts, self._pool_bytes = device, row_counts, pool_bytes
         self._visits, self._num_columns, self._shapes_of = visits, num_columns, shapes_of or matrices
+        self._swings: dict[tuple[Dtype, int], float] = {}
 
     def visit(self) -> None:
         """Measure every point."""
@@ -72,19 +73,22 @@ class Products:
                 at_once = slice_s / _ROUNDS_IN_A_SLICE * before
                 while columns > _FEWEST_COLUMNS and 0 < at_once < self._flops(columns, rows):
                     columns //= 2
-                measure = _rate_idle_and_warm if _is_heating(self._device, dtype, rows) else measured_rate
                 run = _products(pool, rows, self._shapes_of(self._device, columns, rows))
-                rate = measure(run, self._flops(columns, rows), slice_s)
+                flops = self._flops(columns, rows)
+                if _is_heating(self._device, dtype, rows):
+                    rate, self._swings[dtype, rows] = _rate_and_swing(run, flops, slice_s)
+                else:
+                    rate = measured_rate(run, flops, slice_s)
                 self._visits.add((dtype, rows), rate)
                 before = rate.median
 
     def curves(self) -> dict[Dtype, tuple[GemmPoint, ...]]:
         """By dtype, of each number of rows."""
-        mean = self._visits.mean
-        return {
-            dtype: tuple(GemmPoint(rows=rows, flops_per_s=mean((dtype, rows))) for rows in self._row_counts)
-            for dtype in DTYPES
-        }
+        return {dtype: tuple(self._point(dtype, rows) for rows in self._row_counts) for dtype in DTYPES}
+
+    def _point(self, dtype: Dtype, rows: int) -> GemmPoint:
+        key = dtype, rows
+        return GemmPoint(rows=rows, flops_per_s=self._visits.mean(key), swing=self._swings.get(key))
 
     def _flops(self, columns: int, rows: int) -> int:
         return 2 * rows * _numel(self._shapes_of(self._device, columns, rows))
@@ -97,22 +101,20 @@ def wide_output(device: torch.device, columns: int, rows: int) -> tuple[Shape, .
 
 def _is_heating(device: torch.device, dtype: Dtype, rows: int) -> bool:
     """Whether a GPU soon lowers its clocks under such products."""
-    return device.type == "cuda" and dtype != "float32" and rows >= _HEATING_ROWS
+    return device.type == "cuda" and dtype != "float32" and rows >= HEATING_ROWS
 
 
-def _rate_idle_and_warm(run: Rounds, amount: float, slice_s: float) -> Rate:
-    """Half-way between a GPU that was idle, a tenth faster for about its first second, and one that has been at work.
-
-    Prefills are of both kinds; the spread tells how far they are from the median.
-    """
+def _rate_and_swing(run: Rounds, amount: float, slice_s: float) -> tuple[Rate, float]:
+    """Half-way between a GPU that was idle, and one that has been at work; and how far it is to either, as a share."""
     time.sleep(_SETTLE_S)
-    idle = seconds_per_round(run, min(slice_s, _BURST_S))
+    idle = measured_rate(run, amount, min(slice_s, _BURST_S))
     deadline = time.perf_counter() + _SETTLE_S
     while time.perf_counter() < deadline:
         run(_ROUNDS_IN_A_SLICE)
-    warm = seconds_per_round(run, min(slice_s, _BURST_S))
-    count = min(len(idle), len(warm))
-    return rate_of([amount / seconds for seconds in (*idle[-count:], *warm[-count:])])
+    warm = measured_rate(run, amount, min(slice_s, _BURST_S))
+    rate = (idle.median + warm.median) / 2
+    swing = round((idle.median - rate) / rate, 4)
+    return Rate(median=rounded(rate), spread=max(idle.spread, warm.spread)), swing
 
 
 def launch_overhead(device: torch.device, slice_s: float) -> Rate:
@@ -178,7 +180,7 @@ def _products(pool: Tensor, rows: int, shapes: Sequence[Shape]) -> Rounds:
     if pool.device.type == "cpu":
         return rounds_of(multiply)
     if (
-        rows >= _HEATING_ROWS
+        rows >= HEATING_ROWS
     ):  # longer than the host takes to ask, and a GPU that rests between rounds stays cool
         return rounds_of(multiply, lambda: synchronize(pool.device))
     return _rounds_on_device(multiply, pool.device)

@@ -22,7 +22,7 @@ from planner.machine import Caps
 from planner.messages import NCCL_BYTES
 from planner.model import ModelSpec
 from planner.plan import PHASES, Plan, load_plan
-from planner.policy import CommDevice, Policy, Split
+from planner.policy import CommDevice, Policy, Split, Tier
 from planner.request import Request
 from planner.sample import few_tokens, representatives
 from planner.search_stages import few_waves, search_stages
@@ -101,11 +101,12 @@ def by_kind(simulation: Simulation, i: int) -> dict[tuple[str, int], float]:
 
 
 @pytest.mark.parametrize("comm_device", ["cpu", "cuda"])
-def test_what_nccl_takes_of_a_gpu_is_in_the_ledger(comm_device: CommDevice) -> None:
-    """Of every rank's, where hidden states pass from GPU to GPU."""
+@pytest.mark.parametrize("tier", ["gpu", "cpu"])
+def test_what_nccl_takes_is_in_the_ledger(comm_device: CommDevice, tier: Tier) -> None:
+    """Of every rank's GPU and of the host, where hidden states pass from GPU to GPU."""
     plan = staged(policy_of(ON_GPU, ON_GPU, ON_GPU, size=4, batches=2), comm_device=comm_device)
-    found = [plan.of_rank(rank).ledger.bytes_of("gpu", NCCL) for rank in range(2)]
-    assert found == [NCCL_BYTES if comm_device == "cuda" else 0] * 2
+    found = [plan.of_rank(rank).ledger.bytes_of(tier, NCCL) for rank in range(2)]
+    assert found == [NCCL_BYTES[tier] if comm_device == "cuda" else 0] * 2
 
 
 def test_a_small_pipeline_as_by_hand() -> None:
