@@ -151,7 +151,7 @@ def _blocks(staged: Staged, request: Request, report: Reporter) -> list[tuple[Po
         found.setdefault((fewest, plan.policy.gpu_batch_size), (plan.policy, _promise(plan)))
     num_prompts = staged.cluster.workload.num_prompts
     searched = [policy for policy, _ in sorted(found.values(), key=lambda block: -block[1])[:_NUM_SEARCHED]]
-    options = [(policy, num_waves) for policy in searched for num_waves in more]
+    options = [(policy, num_waves) for policy in searched for num_waves in (fewest, *more)]
     for policy in searched[:1]:
         rows = min(policy.block_size, num_prompts or policy.block_size)
         options += [(policy, num_waves) for num_waves in few_waves(staged.num_stages, rows)]
@@ -176,10 +176,10 @@ def _promise(part: Plan) -> float:
 
 
 def _in_waves(policy: Policy, num_waves: int, num_prompts: int | None) -> Iterator[Policy]:
-    """As many gpu batches in every wave: more of them of the same size, or others in a block as large."""
+    """As many gpu batches in every wave: more of them of the same size, or as many or twice as many in a block as large."""
     size, count = policy.gpu_batch_size, max(1, round(policy.num_gpu_batches / num_waves)) * num_waves
     rows = min(policy.block_size, num_prompts or policy.block_size)
-    cuts = {(size, count), (math.ceil(rows / count), count)}
+    cuts = {(size, count), (math.ceil(rows / count), count), (math.ceil(rows / (2 * count)), 2 * count)}
     if num_waves < policy.stages:
         cuts.add((math.ceil(rows / num_waves), num_waves))
     for batch_size, num_batches in sorted(cuts):
