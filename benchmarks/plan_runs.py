@@ -102,7 +102,8 @@ def parser_of(
     commands.choices["run"].add_argument(
         "--quick-start",
         action="store_true",
-        help="start each run's process while the one before it runs: some seconds less each",
+        help="start each run's process while the one before it runs: some seconds less each; with few cores it slows "
+        "that one",
     )
     commands.choices["sum"].add_argument("-o", "--output", type=Path, required=True, help="result, JSON")
     command = commands.add_parser("page", help=(write_page.__doc__ or "").lower())

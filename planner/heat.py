@@ -11,14 +11,14 @@ from planner.rates import Rates
 from planner.sizes import Sizes
 
 _WARMS_IN_S = 6.0
-"""On H200s prefills of 0.35 s were as fast as an idle GPU's bursts, of 1 to 1.5 s a fortieth slower, of 10 s half-way to
-what remains when it has been at work for long."""
+"""On H200s prefills of 0.35 s were as fast as an idle GPU's bursts, of 1 to 1.5 s a fortieth slower, of 10 s half-way
+to what remains when it has been at work for long."""
 
 
 def warmed(rates: Rates, sizes: Sizes) -> Rates:
     """With the rate of products that a block's prefill has on average, which depends on how long it takes.
 
-    Rates are half-way between idle and warm, `Rates.gemm_swing` from either; decode cools the GPU before the next block.
+    Rates are half-way between idle and warm, `Rates.gemm_swing` from either; decode cools it before the next block.
     """
     if not rates.gemm_swing:
         return rates

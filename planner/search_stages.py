@@ -176,7 +176,7 @@ def _promise(part: Plan) -> float:
 
 
 def _in_waves(policy: Policy, num_waves: int, num_prompts: int | None) -> Iterator[Policy]:
-    """As many gpu batches in every wave: more of them of the same size, or as many or twice as many in a block as large."""
+    """As many gpu batches in every wave: more of this size, or as many or twice as many in a block as large."""
     size, count = policy.gpu_batch_size, max(1, round(policy.num_gpu_batches / num_waves)) * num_waves
     rows = min(policy.block_size, num_prompts or policy.block_size)
     cuts = {(size, count), (math.ceil(rows / count), count), (math.ceil(rows / (2 * count)), 2 * count)}

@@ -22,9 +22,7 @@ def h200(swing: float | None) -> HardwareProfile:
     profile = load_profile("h200-host")
     gpu = profile.gpus[0]
     gemm = {
-        dtype: tuple(
-            replace(point, swing=swing if point.rows >= HEATING_ROWS else None) for point in points
-        )
+        dtype: tuple(replace(point, swing=swing if point.rows >= HEATING_ROWS else None) for point in points)
         for dtype, points in gpu.gemm.items()
     }
     return replace(profile, gpus=(replace(gpu, gemm=gemm),))
@@ -33,9 +31,7 @@ def h200(swing: float | None) -> HardwareProfile:
 def plan_of(num_sequences: int, swing: float | None = SWING) -> Plan:
     """So many prompts of 512 tokens through OPT-30B, whose cache is in the host's memory."""
     problem = problem_of("opt-30b", h200(swing), prompt_len=512, gen_len=4)
-    return problem.plan(
-        policy_of(ON_GPU, ON_CPU, ON_CPU, size=num_sequences, batches=1, prefill_rows=4)
-    )
+    return problem.plan(policy_of(ON_GPU, ON_CPU, ON_CPU, size=num_sequences, batches=1, prefill_rows=4))
 
 
 def rates() -> Rates:
