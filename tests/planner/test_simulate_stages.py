@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hwprofiles.points import Rate, SizePoint
-from hwprofiles.profile import HardwareProfile, LinksAtOnce
+from hwprofiles.points import Graph, Rate, SizePoint
+from hwprofiles.profile import Gpu, HardwareProfile, LinksAtOnce, load_profile
 from planner.cli import main
 from planner.cluster import Cluster
 from planner.coarse import plays
@@ -25,10 +25,13 @@ from planner.plan import PHASES, Plan, load_plan
 from planner.policy import CommDevice, Policy, Split, Tier
 from planner.request import Request
 from planner.sample import few_tokens, representatives
+from planner.script import Script
 from planner.search_stages import few_waves, search_stages
 from planner.sharing import at_full_rates, at_work
 from planner.simulate import Simulation, simulate
 from planner.simulate_stages import Part, parts_of, simulate_stages, stages_times
+from planner.task_costs import TaskCosts
+from planner.tasks import TaskKind
 from planner.workload import Workload
 from tests.planner.problems import (
     GB,
@@ -107,6 +110,33 @@ def test_what_nccl_takes_is_in_the_ledger(comm_device: CommDevice, tier: Tier) -
     plan = staged(policy_of(ON_GPU, ON_GPU, ON_GPU, size=4, batches=2), comm_device=comm_device)
     found = [plan.of_rank(rank).ledger.bytes_of(tier, NCCL) for rank in range(2)]
     assert found == [NCCL_BYTES[tier] if comm_device == "cuda" else 0] * 2
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_stage_is_replayed_though_one_of_its_layers_is_not(rank: int) -> None:
+    """The layer that a message comes to or leaves from is called for every token; all others are replayed."""
+    gpus = load_profile("h200x4-host").gpus[:2]
+    host = dataclasses.replace(several_t4(2), gpus=tuple(with_graphs(gpu) for gpu in gpus))
+    policy = policy_of(ON_GPU, ON_CPU, ON_GPU, size=4, batches=2)
+    part = staged(policy, host=host, gen_len=16, comm_device="cuda").of_rank(rank)
+    sizes, num_layers = part.sizes(), len(part.sizes().slabs)
+    called = 0 if rank else num_layers - 1
+    assert set(range(num_layers)) - set(sizes.graphs.layers) == {called}
+    script = Script(
+        TaskCosts(sizes, part.known_rates()), tuple(range(16)), [((j, 1.0),) for j in range(num_layers)]
+    )
+    asked_s = {
+        task.j: load.issue_s
+        for task, load in zip(script.tasks, script.loads, strict=True)
+        if task.kind is TaskKind.COMPUTE and (task.i, task.k) == (10, 0) and 0 <= task.j < num_layers
+    }
+    longest_s = max(seconds for j, seconds in asked_s.items() if j != called)
+    assert asked_s[called] > 1.5 * longest_s
+
+
+def with_graphs(gpu: Gpu) -> Gpu:
+    """One that says what starting a graph takes."""
+    return dataclasses.replace(gpu, graph=Graph(replay_s=Rate(median=1e-5), operation_bytes=1))
 
 
 def test_a_small_pipeline_as_by_hand() -> None:
