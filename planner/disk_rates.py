@@ -70,8 +70,8 @@ def parts_at_work(shares: Sequence[float]) -> float:
 def disk_in_a_run(profile: HardwareProfile) -> float:
     """What a disk does in a run beside a GPU, of what it does alone: a quarter of the way to what all parts leave it.
 
-    On H200 hosts plans that read 12 GB of weights a pass got 0.77 to 1.06 of it, and what is taken here is 0.83 to
-    0.94; beside copies and attention the probe finds 0.3 to 0.75.
+    On three H200 hosts plans that read 13 GB of weights a pass got 0.77 to 1.11 of it, and what is taken here is 0.83
+    to 0.94; beside copies and attention the probe finds 0.3 to 0.76.
     """
     together, disk = profile.concurrent, profile.disk
     if together is None or disk is None or not profile.gpus or profile.gpus[0].emulated:

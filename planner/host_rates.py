@@ -7,8 +7,8 @@ from hwprofiles.profile import Gpu, HardwareProfile
 from planner.packed_work import Reading
 
 _OF_COLD, _OF_WARM = 0.78, 1.5
-"""What a layer's call takes in a run beside a GPU, of what it takes with cold caches and with those to itself: on
-three H200 hosts no phase of OPT-1.3B was then off by more than 24%, with the host's mean over cores."""
+"""What a layer's call takes in a run beside a GPU, of what it takes with cold caches and with those to itself;
+docs/design.md tells of the first."""
 _CAPTURE_IN_A_RUN = 1.25
 """What capturing takes in a run beside the call, of a probe's: traces of OPT-1.3B and OPT-6.7B on an H200 host show 0.8
 to 1.6, or 0.17 to 0.35 ms a layer."""

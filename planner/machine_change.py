@@ -130,10 +130,6 @@ def _faster(curve: Curve, factor: float) -> Curve:
     return replace(curve, points=tuple((x, 1 / (1 / rate - saved)) for x, rate in curve.points))
 
 
-def _scaled(curve: Curve, factor: float) -> Curve:
-    return replace(curve, points=tuple((x, rate * factor) for x, rate in curve.points))
-
-
 def _faster_link(rates: Rates, factor: float) -> Rates:
     return replace(
         rates,
@@ -153,9 +149,9 @@ def _faster_device(rates: Rates, factor: float) -> Rates:
     """Arithmetic and memory of what computes; starting a kernel takes as long as before."""
     return replace(
         rates,
-        gemm=_scaled(rates.gemm, factor),
-        gemm_small=rates.gemm_small and _scaled(rates.gemm_small, factor),
-        gemm_wide=rates.gemm_wide and _scaled(rates.gemm_wide, factor),
+        gemm=rates.gemm.scaled(factor),
+        gemm_small=rates.gemm_small and rates.gemm_small.scaled(factor),
+        gemm_wide=rates.gemm_wide and rates.gemm_wide.scaled(factor),
         elementwise_bytes_per_s=rates.elementwise_bytes_per_s * factor,
         elementwise_small_bytes_per_s=rates.elementwise_small_bytes_per_s
         and rates.elementwise_small_bytes_per_s * factor,
@@ -194,8 +190,8 @@ def _merged_gpus(problem: Problem, count: int) -> Problem:
         rates,
         call_s=rates.call_s / count,
         operation_s=rates.operation_s / count,
-        h2d=_scaled(rates.h2d, count),
-        d2h=_scaled(rates.d2h, count),
+        h2d=rates.h2d.scaled(count),
+        d2h=rates.d2h.scaled(count),
         both_bytes_per_s=rates.both_bytes_per_s * count,
     )
     larger = replace(

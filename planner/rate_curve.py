@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,13 @@ class Curve:
     def best(self) -> float:
         """The highest rate."""
         return max(rate for _, rate in self.points)
+
+    def scaled(self, factor: float, first: float = 0.0) -> Curve:
+        """With rates so many times as high from x = `first` on; what is unused stays so."""
+        if self == UNUSED:
+            return self
+        points = ((x, rate * factor if x >= first else rate) for x, rate in self.points)
+        return replace(self, points=tuple(points))
 
 
 UNUSED = Curve(((1.0, 1.0),))

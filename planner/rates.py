@@ -215,9 +215,7 @@ def make_rates(profile: HardwareProfile, dtype: Dtype, *, spreads: float = 0.0) 
         disk_write=disk_curve(profile.disk.write if profile.disk else (), io_threads, disk_at),
         disk_parallel=disk_parallel(profile.disk),
         parallel=_parallel(profile, attention) if on_cpu else None,
-        elementwise_bytes_per_s=at(host.elementwise_bytes_per_s)
-        if on_cpu and host.elementwise_bytes_per_s
-        else memory,
+        elementwise_bytes_per_s=_if_computing(host.elementwise_bytes_per_s, at, on_cpu) or memory,
         prompt_attention_flops_per_s=at(prompt) if prompt else max(at(p.flops_per_s) for p in gemm),
         call_s=call_s,
         operation_s=operation_s,
@@ -233,11 +231,14 @@ def make_rates(profile: HardwareProfile, dtype: Dtype, *, spreads: float = 0.0) 
         gemm_swing=0.0 if on_cpu else max((point.swing or 0.0 for point in gemm), default=0.0),
         gemm_wide=_gemm_wide(host, dtype, at) if on_cpu else None,
         gemm_small=_if_measured(host.gemm_small, dtype, at) if on_cpu else None,
-        elementwise_small_bytes_per_s=at(host.elementwise_small_bytes_per_s)
-        if on_cpu and host.elementwise_small_bytes_per_s
-        else None,
+        elementwise_small_bytes_per_s=_if_computing(host.elementwise_small_bytes_per_s, at, on_cpu),
     )
     return measured.calibrated(profile.calibration.factors) if profile.calibration else measured
+
+
+def _if_computing(rate: Rate | None, at: Reading, on_cpu: bool) -> float | None:
+    """A host's rate where its cores compute and it was measured."""
+    return at(rate) if on_cpu and rate else None
 
 
 def _packed(device: Host | Gpu, at: Reading, issued: Reading) -> PackedRates | None:

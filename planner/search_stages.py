@@ -144,14 +144,15 @@ def explain_stages(cluster: Cluster, num_stages: int, request: Request) -> str:
 
 def _blocks(staged: Staged, request: Request, report: Reporter) -> list[tuple[Policy, float]]:
     """Blocks that are best for one stage, cut into each number of waves, and the tokens per second they promise."""
-    fewest, *more = wave_options(staged.num_stages)
+    numbers = wave_options(staged.num_stages)
+    fewest = numbers[0]
     report(f"{staged.num_stages} stages: searching one of them")
     found: dict[tuple[int, int], tuple[Policy, float]] = {}
     for plan in finalists(staged.even(staged.tightest, fewest), request, behind=_BEHIND, most=_NUM_BLOCKS):
         found.setdefault((fewest, plan.policy.gpu_batch_size), (plan.policy, _promise(plan)))
     num_prompts = staged.cluster.workload.num_prompts
     searched = [policy for policy, _ in sorted(found.values(), key=lambda block: -block[1])[:_NUM_SEARCHED]]
-    options = [(policy, num_waves) for policy in searched for num_waves in (fewest, *more)]
+    options = [(policy, num_waves) for policy in searched for num_waves in numbers]
     for policy in searched[:1]:
         rows = min(policy.block_size, num_prompts or policy.block_size)
         options += [(policy, num_waves) for num_waves in few_waves(staged.num_stages, rows)]

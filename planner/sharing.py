@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 
-from planner.rate_curve import UNUSED, Curve
 from planner.rates import Rates
 
 
@@ -43,17 +42,10 @@ def at_work(rates: Rates, sharing: Sharing, count: int) -> Rates:
     h2d, d2h, link, disk, cpu_mem = (part[min(count, len(part)) - 1] / part[-1] for part in kept)
     return replace(
         rates,
-        h2d=_times(rates.h2d, h2d),
-        d2h=_times(rates.d2h, d2h),
+        h2d=rates.h2d.scaled(h2d),
+        d2h=rates.d2h.scaled(d2h),
         both_bytes_per_s=rates.both_bytes_per_s * link,
-        disk_read=_times(rates.disk_read, disk),
-        disk_write=_times(rates.disk_write, disk),
+        disk_read=rates.disk_read.scaled(disk),
+        disk_write=rates.disk_write.scaled(disk),
         cpu_memory_bytes_per_s=rates.cpu_memory_bytes_per_s * cpu_mem,
     )
-
-
-def _times(curve: Curve, factor: float) -> Curve:
-    if curve == UNUSED:
-        return curve
-    points = tuple((x, rate * factor) for x, rate in curve.points)
-    return replace(curve, points=points)

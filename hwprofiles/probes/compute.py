@@ -36,6 +36,21 @@ Shape = tuple[int, int]
 _LAUNCHES_PER_ROUND = 100
 
 
+def matrices(device: torch.device, columns: int, rows: int) -> tuple[Shape, ...]:
+    """[out, in] of what one round multiplies with: on the CPU a layer's matrices, on a GPU a square one.
+
+    Where rows are few, a CPU is up to 1.7 times faster with a wide matrix than with a tall one of the same size.
+    """
+    square, tall, wide = (columns, columns), (4 * columns, columns), (columns, 4 * columns)
+    is_shape_felt = device.type == "cpu" and rows < _MANY_ROWS
+    return (square, square, square, square, tall, wide) if is_shape_felt else (square,)
+
+
+def wide_output(device: torch.device, columns: int, rows: int) -> tuple[Shape, ...]:
+    """A matrix with WIDE_OUTPUT outputs, or as many fewer as columns are fewer than LARGE_COLUMNS."""
+    return ((WIDE_OUTPUT // LARGE_COLUMNS * columns, columns),)
+
+
 class Products:
     """Rates of matrix products by dtype and rows, on visits some time apart.
 
@@ -51,11 +66,11 @@ class Products:
         visits: Visits,
         *,
         num_columns: int,
-        shapes_of: Callable[[torch.device, int, int], tuple[Shape, ...]] | None = None,
+        shapes_of: Callable[[torch.device, int, int], tuple[Shape, ...]] = matrices,
     ) -> None:
         """Of matrices of at most so many columns; `shapes_of` a device, columns and rows are those of a round."""
         self._device, self._row_counts, self._pool_bytes = device, row_counts, pool_bytes
-        self._visits, self._num_columns, self._shapes_of = visits, num_columns, shapes_of or matrices
+        self._visits, self._num_columns, self._shapes_of = visits, num_columns, shapes_of
         self._swings: dict[tuple[Dtype, int], float] = {}
 
     def visit(self) -> None:
@@ -92,11 +107,6 @@ class Products:
 
     def _flops(self, columns: int, rows: int) -> int:
         return 2 * rows * _numel(self._shapes_of(self._device, columns, rows))
-
-
-def wide_output(device: torch.device, columns: int, rows: int) -> tuple[Shape, ...]:
-    """A matrix with WIDE_OUTPUT outputs, or as many fewer as columns are fewer than LARGE_COLUMNS."""
-    return ((WIDE_OUTPUT // LARGE_COLUMNS * columns, columns),)
 
 
 def _is_heating(device: torch.device, dtype: Dtype, rows: int) -> bool:
@@ -139,16 +149,6 @@ def synchronize(device: torch.device) -> None:
     """Wait for a GPU's work; the CPU has none outstanding."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def matrices(device: torch.device, columns: int, rows: int) -> tuple[Shape, ...]:
-    """[out, in] of what one round multiplies with: on the CPU a layer's matrices, on a GPU a square one.
-
-    Where rows are few, a CPU is up to 1.7 times faster with a wide matrix than with a tall one of the same size.
-    """
-    square, tall, wide = (columns, columns), (4 * columns, columns), (columns, 4 * columns)
-    is_shape_felt = device.type == "cpu" and rows < _MANY_ROWS
-    return (square, square, square, square, tall, wide) if is_shape_felt else (square,)
 
 
 def _numel(shapes: Sequence[Shape]) -> int:

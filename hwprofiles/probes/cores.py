@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -54,14 +53,3 @@ def mean_over_cores(seconds_of: Callable[[], float], slice_s: float) -> Rate:
             with on_core(core):
                 found.append(seconds_of())
     return mean_rate_of(found)
-
-
-def median_seconds(operation: Callable[[], object], num_times: int, before: Callable[[], object]) -> float:
-    """Of doing it so often, each time after `before`, which is not counted."""
-    seconds = list[float]()
-    for _ in range(num_times):
-        before()
-        began = time.perf_counter()
-        operation()
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)

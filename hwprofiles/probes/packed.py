@@ -13,12 +13,12 @@ from hwprofiles.packing import quantised_bytes
 from hwprofiles.points import Packed, Rate
 from hwprofiles.probes.buffers import fill_random
 from hwprofiles.probes.compute import synchronize
-from hwprofiles.probes.cores import mean_over_cores, median_seconds
+from hwprofiles.probes.cores import mean_over_cores
 from hwprofiles.probes.cpu_attention import Decode
 from hwprofiles.probes.kernels import AMPERE, usable
 from hwprofiles.probes.layers import sweep_core
 from hwprofiles.probes.quantize import dequantise, quantise_pair
-from hwprofiles.probes.timing import MIN_REPEATS, measured_rate, rounds_of
+from hwprofiles.probes.timing import MIN_REPEATS, measured_rate, median_seconds, rounds_of
 
 PACKED_POINTS = {"cpu": 2, "cuda": 4}
 _MATRIX, _MATRICES = {"cpu": 2**22, "cuda": 2**26}, {"cpu": 16, "cuda": 1}

@@ -45,6 +45,17 @@ def seconds_per_round(run: Rounds, slice_s: float) -> list[float]:
     return samples
 
 
+def median_seconds(operation: Callable[[], object], num_times: int, before: Callable[[], object]) -> float:
+    """Of doing it so often, each time after `before`, which is not counted."""
+    seconds = list[float]()
+    for _ in range(num_times):
+        before()
+        began = time.perf_counter()
+        operation()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
+
+
 def measured_rate(run: Rounds, amount: float, slice_s: float) -> Rate:
     """`amount` per second, where one round does `amount`."""
     return rate_of([amount / seconds for seconds in seconds_per_round(run, slice_s)])

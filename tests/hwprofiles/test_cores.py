@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from hwprofiles.probes.cores import cores, mean_over_cores, median_seconds, on_core
+from hwprofiles.probes.cores import cores, mean_over_cores, on_core
 
 ALLOWED = set(os.sched_getaffinity(0))
 
@@ -54,10 +54,3 @@ def test_at_most_sixteen_cores_are_taken(monkeypatch: pytest.MonkeyPatch) -> Non
     """Evenly, of as many as there are."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(40)))
     assert cores() == tuple(range(0, 40, 3))
-
-
-def test_what_comes_before_is_not_counted() -> None:
-    """An operation is timed by itself, each time after the preparation."""
-    done: list[str] = []
-    assert median_seconds(lambda: done.append("it"), 2, lambda: done.append("before")) < 1
-    assert done == ["before", "it", "before", "it"]

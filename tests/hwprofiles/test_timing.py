@@ -8,7 +8,15 @@ import time
 import pytest
 
 from hwprofiles.budget import Pace
-from hwprofiles.probes.timing import MIN_REPEATS, Worker, at_once, rate_of, rounds_of, seconds_per_round
+from hwprofiles.probes.timing import (
+    MIN_REPEATS,
+    Worker,
+    at_once,
+    median_seconds,
+    rate_of,
+    rounds_of,
+    seconds_per_round,
+)
 
 
 def test_rate_of_is_median_and_spread() -> None:
@@ -60,3 +68,10 @@ def test_pace_gives_later_points_what_earlier_ones_left() -> None:
     second = pace.next("b")
     assert second < first
     assert calls == [("a", 0, 4), ("b", 1, 4)]
+
+
+def test_what_comes_before_is_not_counted() -> None:
+    """An operation is timed by itself, each time after the preparation."""
+    done: list[str] = []
+    assert median_seconds(lambda: done.append("it"), 2, lambda: done.append("before")) < 1
+    assert done == ["before", "it", "before", "it"]

@@ -8,7 +8,7 @@ from hwprofiles.points import DiskPoint, Rate
 from hwprofiles.profile import Disk
 from hwprofiles.units import KIB, MIB
 from planner.disk_rates import disk_curve, disk_parallel, full_rate, read_threads
-from planner.rate_curve import UNUSED
+from planner.rate_curve import UNUSED, Curve
 
 
 def points(*found: tuple[int, int, float]) -> tuple[DiskPoint, ...]:
@@ -66,3 +66,11 @@ def test_reads_and_writes_at_once() -> None:
     assert disk_parallel(disk(read, 3.0)) == pytest.approx(2.0)
     assert disk_parallel(None) == 1.0
     assert disk_curve((), 1, lambda rate: rate.median) == UNUSED
+
+
+def test_curves_are_scaled_from_a_size_on() -> None:
+    """All of one, or what has many rows; what is unused stays unused."""
+    curve = Curve(((1.0, 2.0), (10.0, 4.0)), below=0.5)
+    assert curve.scaled(3.0) == Curve(((1.0, 6.0), (10.0, 12.0)), below=0.5)
+    assert curve.scaled(3.0, first=10.0) == Curve(((1.0, 2.0), (10.0, 12.0)), below=0.5)
+    assert UNUSED.scaled(3.0) == UNUSED
