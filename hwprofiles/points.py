@@ -51,24 +51,15 @@ NARROW_OUTPUT, WIDE_OUTPUT = 4096, 8 * LARGE_COLUMNS
 float32 products of 8 rows make 23 GFLOP/s with many, and 37 with a layer's matrices together."""
 
 
-HEATING_ROWS = 1024
-"""Rows from which 16-bit products draw a GPU's full power, so that it soon lowers its clocks."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GemmPoint:
     """Matrix products of so many rows; decode has few, prefill many."""
 
     rows: int
     flops_per_s: Rate
-    swing: float | None = None
-    """Of the rate, by how much a GPU that was idle is faster, and one that has been at work for long is slower; null
-    where products do not heat it, and in older profiles."""
 
     def __post_init__(self) -> None:
         check_positive(rows=self.rows)
-        if self.swing is not None and not -1 < self.swing < 1:
-            raise UserError(f"swing must be between -1 and 1, found {self.swing}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

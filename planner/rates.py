@@ -98,9 +98,6 @@ class Rates:
     """4-bit values on the compute device; None where the profile does not have them."""
     net: Curve
     """Messages to the next stage of a pipeline, by size."""
-    gemm_swing: float = 0.0
-    """Of a GPU's rate with many rows, by how much it is faster when it was idle, and slower when it has long been at
-    work."""
     gemm_wide: Curve | None = None
     """As `gemm`, of matrices with many outputs; None where all are taken to be as fast."""
     gemm_small: Curve | None = None
@@ -228,7 +225,6 @@ def make_rates(profile: HardwareProfile, dtype: Dtype, *, spreads: float = 0.0) 
         capture_s=capture_time(profile, overhead),
         packed=_packed(device, at, issued),
         net=_net(profile, at),
-        gemm_swing=0.0 if on_cpu else max((point.swing or 0.0 for point in gemm), default=0.0),
         gemm_wide=_gemm_wide(host, dtype, at) if on_cpu else None,
         gemm_small=_if_measured(host.gemm_small, dtype, at) if on_cpu else None,
         elementwise_small_bytes_per_s=_if_computing(host.elementwise_small_bytes_per_s, at, on_cpu),

@@ -175,7 +175,7 @@ def test_few_rows_are_multiplied_with_all_matrices_of_a_layer() -> None:
 
 
 def test_a_gpu_that_slows_down_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rate is half-way between idle and warm, and the swing is how far it is to either."""
+    """The rate is half-way between idle and settled, and the spread reaches both."""
     monkeypatch.setattr(compute, "_SETTLE_S", 0.2)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     is_warm = False
@@ -185,14 +185,4 @@ def test_a_gpu_that_slows_down_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
         is_warm |= num_rounds > 1  # nothing is measured in so many rounds: each takes more than the slice
         return num_rounds * (1.25 if is_warm else 1.0)
 
-    rate, swing = compute._rate_and_swing(run, 100.0, 0.0)
-    assert rate == Rate(median=90.0)
-    assert swing == pytest.approx(0.1111)
-
-
-def test_products_of_few_rows_have_no_swing(tiny_budget: Budget) -> None:
-    """Nor do those of a CPU."""
-    pace = Pace(0.01, 3, lambda *_: None)
-    products = Products(torch.device("cpu"), (2048,), 16 * MIB, Visits(pace, 1), num_columns=256)
-    products.visit()
-    assert [point.swing for points in products.curves().values() for point in points] == [None] * 3
+    assert compute._rate_while_heating(run, 100.0, 0.0) == Rate(median=90.0, spread=0.1111)
