@@ -28,8 +28,8 @@ _HEATING_ROWS = 256
 """Rows from which 16-bit products draw a GPU's full power, so that it soon lowers its clocks."""
 _REST_S, _SETTLE_S, _BURST_S = 1.0, 2.0, 0.25
 """After how long a GPU has the clocks of an idle one, and those of one at work; what a burst may take. Products of 1024
-and of 4096 rows made 680 TFLOP/s in the first quarter second on an H200, 560 to 630 in the fourth and 630 to 650 from the
-eighth on, for 12 s."""
+and of 4096 rows made 650 to 685 TFLOP/s in the first quarter second on an H200, 560 to 630 in the fourth and 590 to 650
+from the eighth on, for 12 s."""
 _ROUNDS_AHEAD = 256
 """Fewer than a GPU takes before the host has to wait."""
 _ISSUE_S = 80e-6
