@@ -51,7 +51,7 @@ class BatchState:
     last_hidden: torch.Tensor | None = None
     """[rows, hidden]: the last layer's output at the last position."""
     last_ids: torch.Tensor | None = None
-    """[rows] on the compute device, as sampled here."""
+    """[rows] on the compute device, as sampled here; the same tensor for every token."""
     decode_parts: dict[tuple[int, int], list[Part]] = field(default_factory=dict)
     """By layer and cache slot, where K and V are in decode: the same for every token."""
     decode_places: dict[tuple[int, int], list[CachePlace]] = field(default_factory=dict)
@@ -78,10 +78,17 @@ class BatchState:
         """[rows] int64 on the host for token i, until token i + IDS_KEPT is sampled."""
         return self.host_ids[i % IDS_KEPT]
 
-    def keep_sampled(self, i: int, ids: torch.Tensor) -> None:
-        """Token i's ids [rows] on the compute device; on the host once what is queued on its stream is done."""
-        self.last_ids = ids
-        write_by_kernel(ids, self.written_ids[i % IDS_KEPT])
+    def keep_sampled(self, ids: torch.Tensor) -> None:
+        """The last token's ids [rows] on the compute device."""
+        if self.last_ids is None:
+            self.last_ids = ids
+        else:
+            self.last_ids.copy_(ids)
+
+    def send_sampled(self, i: int) -> None:
+        """Bring them to the host as token i's; they are there once what is queued on the device's stream is done."""
+        assert self.last_ids is not None
+        write_by_kernel(self.last_ids, self.written_ids[i % IDS_KEPT])
 
     def chunks_of(self, i: int) -> tuple[tuple[int, int], ...]:
         """Prefill goes in chunks of rows, decode takes all at once."""

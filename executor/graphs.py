@@ -36,15 +36,22 @@ class LayerGraphs:
 
     def capture(self, work: Callable[[], object]) -> torch.cuda.CUDAGraph | None:
         """What `work` queues on the current stream, not yet run; None, and never again, where it cannot be captured."""
+        found = self.try_capture(work)
+        if isinstance(found, str):
+            self.refuse(found)
+            return None
+        return found
+
+    def try_capture(self, work: Callable[[], object]) -> torch.cuda.CUDAGraph | str:
+        """The same, or why it cannot be captured."""
         if not self._has_room:
             self._make_room()
         graph = torch.cuda.CUDAGraph()
         try:
             self._record(graph, work)
         except RuntimeError as error:
-            self.refuse(str(error).splitlines()[0])
             self._make_pool()  # torch's own generator, and the pool, stay as in a capture: one has to end well
-            return None
+            return str(error).splitlines()[0]
         return graph
 
     def can_capture(self, work: Callable[[], object]) -> bool:
@@ -90,6 +97,11 @@ def refresh(kept: Sequence[Arguments], new: Sequence[Arguments]) -> bool:
         if old is not fresh:
             old.copy_(fresh)
     return True
+
+
+def tensors_of(arguments: Sequence[Arguments]) -> list[torch.Tensor]:
+    """The tensors in layers' arguments, those of several layers more than once."""
+    return [leaf for leaf in _leaves(arguments) if isinstance(leaf, torch.Tensor)]
 
 
 def _leaves(arguments: object) -> Iterator[object]:

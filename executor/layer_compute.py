@@ -10,24 +10,24 @@ from executor.activations import ActivationHomes
 from executor.attention import ATTENTION_NAME, Exchange, Part, RowAttention, Step, TierCache
 from executor.block import BatchState
 from executor.cache import CacheHomes, KvView
-from executor.graphs import LayerGraphs, refresh
-from executor.kept import BlockForm, Kept, form_of
+from executor.end_graphs import EndWork
+from executor.graphs import refresh, tensors_of
+from executor.kept import KeptBatches
 from executor.messages import MessageSlots
-from executor.template import Arguments, LayerTemplates
+from executor.template import LayerTemplates
+from executor.template import Recorded as PreludeRecord
 from executor.visits import (
     Called,
     Captured,
     CaptureError,
     Recorded,
     Replayed,
-    Replays,
     Visit,
     pause,
     place_of,
 )
 from executor.weight_slots import WeightSlots
 from executor.weights import WeightHomes
-from hwprofiles.native_attention import find_attention
 from planner.graphs import CAPTURE_PASS
 from planner.layout import is_resident
 from planner.placement import CacheGroup, group_tier
@@ -58,15 +58,12 @@ class LayerCompute:
         self.templates = LayerTemplates(sizes.model, device, ATTENTION_NAME)
         self.cache = TierCache(self.attention, gather=not sizes.model.cpu_attention)
         self._bound: tuple[int, int, int] | None = None
-        self.graphs = LayerGraphs(device, wanted=has_graphs)
-        self.replays = Replays(self.graphs)
+        self.kept = KeptBatches(sizes, device, has_graphs=has_graphs)
         self._open: dict[int, Visit] = {}
         """By gpu batch."""
         self._has_rehearsed = False
-        self._form: BlockForm = ()
-        self._kept: dict[int, Kept] = {}
-        """By gpu batch, what its graphs work in."""
-        self._replayable = self._find_replayable() if self.graphs.are_used else {}
+        self.observe_logits: Callable[[Task, torch.Tensor], None] | None = None
+        """Told the logits [rows, vocab] of each token of each gpu batch."""
 
     def bind_ends(self, homes: WeightHomes) -> None:
         """Once the weights are loaded."""
@@ -74,25 +71,16 @@ class LayerCompute:
         self.weights.prepare()
 
     def start_block(self, states: Sequence[BatchState]) -> None:
-        """Slots hold other layers now; graphs are of blocks of one form, whose gpu batches end together."""
+        """Slots hold other layers now."""
         self._bound = None
         self._open.clear()
-        self.graphs.start_block()
-        form = form_of(states)
-        if form != self._form or not self.replays.are_of_one_order:
-            self._forget()
-        self._form = form
-
-    def _forget(self) -> None:
-        """No graph holds any longer."""
-        self.replays.forget()
-        self._kept.clear()
+        self.kept.start_block(states)
 
     def close(self) -> None:
         """Give the memory back; the attention outlives the engine, for it is registered with transformers."""
         self.attention.step = None
         self._open.clear()
-        self._forget()
+        self.kept.forget()
         self.exchange.close()
 
     def run(self, task: Task, state: BatchState) -> None:
@@ -121,71 +109,68 @@ class LayerCompute:
         return sum(errand.num_bytes for errand in errands)
 
     def _prelude(self, task: Task, state: BatchState) -> None:
-        """Embed this token's ids, and record what each layer is called with, chunk by chunk.
+        """Embed this token's ids, and record what each layer is called with."""
+        if task.i == 1:
+            self.kept.enter(task.k, state)
+        if not task.i or not self.kept.replays(task.k):
+            self._call_prelude(task, state)
+            return
+        before, known = state.arguments[0], self.kept.arguments(task.k)
+        self.kept.set_length(task, state)
 
-        A later stage of a pipeline is sent the hidden states: it needs the arguments only, whatever the ids.
-        """
-        if task.i == 1 and task.k in self._kept:
-            self._kept[task.k].take(state)
+        def call() -> None:
+            self._call_prelude(task, state)
+            self.kept.refresh(task, state, before)
+
+        if not self.kept.replays_ends(task):
+            call()
+            return
+        if known is not None:
+            state.arguments = [known]
+        work = EndWork(
+            call=call,
+            on_device=lambda: self._prelude_on_device(task, state),
+            left=lambda: [self._working(task, state), *tensors_of(state.arguments[0])],
+        )
+        self.kept.ends.run(("prelude", task.k), work)
+
+    def _call_prelude(self, task: Task, state: BatchState) -> None:
+        """Chunk by chunk. A later stage of a pipeline is sent the hidden states: it needs the arguments only."""
         past, num_new = state.past(task.i), state.num_new(task.i)
         ids = self._ids(task, state).to(self.device).view(state.num_rows, num_new)
-        before = state.arguments
+        tokens = torch.arange(past, past + num_new, device=self.device)
         state.arguments = []
         for first, count in state.chunks_of(task.i):
-            pads = None if state.pads is None else state.pads[first : first + count]
-            self.attention.step = Step(first, count, past, [], pads, None)
-            positions = torch.arange(past, past + num_new, device=self.device)[None].expand(count, -1)
-            mask = None
-            if pads is not None:
-                mask = (torch.arange(past + num_new, device=self.device) >= pads[:, None]).long()
-                positions = (positions - pads[:, None]).clamp(min=0)
-            most = self.sizes.model.max_positions
-            if most is not None:  # only rows that have ended, beside others, get beyond
-                positions = positions.clamp(max=most - 1)
-            recorded = self.templates.prelude(ids[first : first + count], positions, mask, self.cache)
+            recorded = self._recorded(ids[first : first + count], first, past, tokens, state)
             if self.sizes.model.has_embedding:
                 self._working(task, state)[first : first + count] = recorded.hidden
             state.arguments.append(recorded.arguments)
-        if task.i and self._replays(task.k):
-            self._prepare_replay(task, state, before[0])
 
-    def _replays(self, k: int) -> bool:
-        """Whether layers are replayed for this gpu batch."""
-        return self.graphs.are_used and k in self._replayable
+    def _prelude_on_device(self, task: Task, state: BatchState) -> None:
+        """That of a pass of decode: whatever the token and its position, they are where they were."""
+        assert state.last_ids is not None, "a token has been sampled"
+        assert state.length is not None, "the cache's length is on the device"
+        recorded = self._recorded(state.last_ids[:, None], 0, state.past(task.i), state.length, state)
+        self._working(task, state).copy_(recorded.hidden)
+        if not refresh(state.arguments[0], recorded.arguments):
+            raise RuntimeError("what layers are called with is of another form")
 
-    def _find_replayable(self) -> dict[int, int]:
-        """Gpu batches, each with the number of slots its cache may lie in.
-
-        The CPU's attention, if there is any, must be compiled: then it can be asked for without the layer's call.
-        """
-        rows = self.sizes.placement.cache_rows
-        return {
-            k: slots
-            for k, slots in self.sizes.graphs.batches.items()
-            if not rows[k].cpu_attend or find_attention() is not None
-        }
-
-    def _prepare_replay(self, task: Task, state: BatchState, before: tuple[Arguments, ...]) -> None:
-        """Put what changes from token to token where graphs read it: the cache's length, and layers' arguments.
-
-        `before` are those of the last token; in the first pass of decode those of an earlier block are taken.
-        """
-        if state.length is None:
-            state.length = torch.empty(1, dtype=torch.long, device=self.device)
-        state.length.fill_(state.past(task.i))
-        known = self._kept.get(task.k)
-        if task.i < CAPTURE_PASS:
-            if known is None:
-                return
-            before = known.arguments
-        if refresh(before, state.arguments[0]):
-            state.arguments = [before]
-            if known is None:
-                self._kept[task.k] = Kept.of(state, before)
-            return
-        self._forget()
-        if task.i >= CAPTURE_PASS:
-            self.graphs.refuse("what layers are called with differs from token to token")
+    def _recorded(
+        self, ids: torch.Tensor, first: int, past: int, tokens: torch.Tensor, state: BatchState
+    ) -> PreludeRecord:
+        """The prelude of rows from `first` on, of ids [rows, tokens] at places [tokens] of the padded sequence."""
+        count = len(ids)
+        pads = None if state.pads is None else state.pads[first : first + count]
+        self.attention.step = Step(first, count, past, [], pads, None)
+        positions = tokens[None].expand(count, -1)
+        mask = None
+        if pads is not None:
+            mask = (torch.arange(past + ids.shape[1], device=self.device) >= pads[:, None]).long()
+            positions = (positions - pads[:, None]).clamp(min=0)
+        most = self.sizes.model.max_positions
+        if most is not None:  # only rows that have ended, beside others, get beyond
+            positions = positions.clamp(max=most - 1)
+        return self.templates.prelude(ids, positions, mask, self.cache)
 
     def _ids(self, task: Task, state: BatchState) -> torch.Tensor:
         """[rows x tokens] to embed: the prompt, or what was sampled last, here or on the last stage."""
@@ -210,11 +195,11 @@ class LayerCompute:
             task.j,
             task.k,
             task.slots.weight,
-            task.slots.cache if self._replayable.get(task.k, 1) > 1 else -1,
+            task.slots.cache if self.kept.num_slots(task.k) > 1 else -1,
         )
-        is_replayed = self._is_replayed(task)
+        is_replayed = self.kept.is_replayed(task)
         is_known = is_replayed and (task.i >= CAPTURE_PASS or not (opened or task.num_parts > 1))
-        if is_known and (known := self.replays.find(key, opened)):
+        if is_known and (known := self.kept.visits.find(key, opened)):
             if self.sizes.policy.weight_bits == 4 and task.num_layers == 1:
                 self._bind(task)
             visit: Visit = Replayed(task.k, known, state.past(task.i) + 1)
@@ -222,10 +207,10 @@ class LayerCompute:
             return visit
         if task.num_layers == 1:
             self._bind(task)
-        if is_replayed and task.i >= CAPTURE_PASS and self.replays.may_capture(opened):
+        if is_replayed and task.i >= CAPTURE_PASS and self.kept.visits.may_capture(opened):
             captured = self._captured(task, state, Recorded(before, half))
             if captured:
-                self.replays.keep(key, captured.recorded)
+                self.kept.visits.keep(key, captured.recorded)
                 return captured
         return self._called(Called(task.k, half, lambda: self._call(task, state)))
 
@@ -239,16 +224,16 @@ class LayerCompute:
         """The same of a call that is captured; None, and never again, where that cannot be."""
         if task.num_parts > 1 and not self._has_rehearsed:
             self._has_rehearsed = True  # what fails in a later part could not be called instead
-            if not self.graphs.can_capture(lambda: self._call(task, state, lambda: None)):
+            if not self.kept.graphs.can_capture(lambda: self._call(task, state, lambda: None)):
                 return None
-        visit = Captured(task.k, recorded, self.graphs, lambda: self._call(task, state))
+        visit = Captured(task.k, recorded, self.kept.graphs, lambda: self._call(task, state))
         try:
             self._called(visit)
         except CaptureError:
             return None
         recorded.errands = visit.errands
         if not all(errand.is_compiled for errand in visit.errands):
-            self.graphs.refuse("the CPU's attention to this model is not compiled")
+            self.kept.graphs.refuse("the CPU's attention to this model is not compiled")
         return visit
 
     def _bind(self, task: Task) -> None:
@@ -256,9 +241,6 @@ class LayerCompute:
         if self._bound != (bound := (task.i, task.j, task.slots.weight)):
             self.templates.bind_layer(task.j, self.weights.tensors(task.j, task.slots))
             self._bound = bound
-
-    def _is_replayed(self, task: Task) -> bool:
-        return task.i > 0 and self._replays(task.k) and task.j in self.sizes.graphs.layers
 
     def _call(self, task: Task, state: BatchState, leave: Callable[[], None] = pause) -> None:
         """The layer's module, or those of several layers one after the other."""
@@ -281,7 +263,7 @@ class LayerCompute:
             rows = slice(first, first + count)
             pads = None if state.pads is None else state.pads[rows]
             host_pads = None if state.host_pads is None else state.host_pads[rows]
-            length = state.length if task.i and self._is_replayed(task) else None
+            length = state.length if task.i and self.kept.is_replayed(task) else None
             self.attention.step = Step(first, count, past, parts, pads, host_pads, length, leave)
             output = self.templates.run_layer(task.j, source[rows], arguments[task.j])
             if is_tail_next and state.last_hidden is not None:
@@ -318,13 +300,23 @@ class LayerCompute:
 
     def _tail(self, task: Task, state: BatchState) -> None:
         """Logits of the last position, the next token of each row, and its copy for the host."""
-        assert state.last_hidden is not None
-        logits = self.templates.tail(state.last_hidden)
-        self.observe_logits(task, logits)
-        state.keep_sampled(task.i, state.sampler.sample(logits.float()))
+        work = EndWork(
+            call=lambda: self._sample(task, state),
+            on_device=lambda: self._sample(task, state),
+            left=lambda: [] if state.last_ids is None else [state.last_ids],
+        )
+        if self.kept.replays_ends(task) and state.sampler.is_greedy and self.observe_logits is None:
+            self.kept.ends.run(("tail", task.k), work)
+        else:
+            work.call()
+        state.send_sampled(task.i)
 
-    def observe_logits(self, task: Task, logits: torch.Tensor) -> None:
-        """[rows, vocab] of one token of one gpu batch; `verify` listens here."""
+    def _sample(self, task: Task, state: BatchState) -> None:
+        assert state.last_hidden is not None, "the last layer has run"
+        logits = self.templates.tail(state.last_hidden)
+        if self.observe_logits is not None:
+            self.observe_logits(task, logits)
+        state.keep_sampled(state.sampler.sample(logits.float()))
 
     def parts(self, task: Task, state: BatchState) -> list[Part]:
         """Where this gpu batch's K and V are while layer j works on them."""
@@ -360,7 +352,7 @@ class LayerCompute:
 
     def _on_device(self, task: Task, group: CacheGroup, count: int) -> KvView | None:
         """Where a graph writes the new K and V of rows that the CPU attends."""
-        if group != "cpu_attend" or not self._is_replayed(task):
+        if group != "cpu_attend" or not self.kept.is_replayed(task):
             return None
         return self.caches.home_on_device(task.j, task.k, group, count)
 

@@ -60,6 +60,11 @@ class Sampler:
             ids[row : row + 1] = draw.next_id(logits[row : row + 1])
         return ids
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether every row takes the largest logit."""
+        return not self._draws
+
     def accept(self, ids: list[int]) -> bool:
         """Append one token to each unfinished row; True while any row is unfinished."""
         for end, token_id in zip(self._ends, ids, strict=True):

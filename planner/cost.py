@@ -81,11 +81,14 @@ class CostModel:
         """The compute of one pass of one layer."""
         return self.computing.layer(layer, held, step)
 
-    def ends(self, step: Step) -> tuple[Piece, Piece]:
-        """The compute of one gpu batch's embedding and of its head, their seconds calibrated."""
-        key = step.phase, step.num_new
+    def ends(self, step: Step, replayed: float) -> tuple[Piece, Piece]:
+        """The compute of one gpu batch's embedding and of its head, their seconds calibrated.
+
+        In decode both are replayed as graphs for this share of the gpu batches.
+        """
+        key = step.phase, step.num_new, step.eager, step.captured, replayed
         if key not in self._known_ends:
-            embedding, head = self.computing.embedding(step), self.computing.head()
+            embedding, head = self.computing.ends(step, replayed)
             self._known_ends[key] = (
                 self._calibrated(embedding, step.phase),
                 self._calibrated(head, step.phase),
@@ -93,7 +96,7 @@ class CostModel:
         return self._known_ends[key]
 
     @cached_property
-    def _known_ends(self) -> dict[tuple[str, float], tuple[Piece, Piece]]:
+    def _known_ends(self) -> dict[tuple[str, float, float, float, float], tuple[Piece, Piece]]:
         """By what they depend on of a step."""
         return {}
 

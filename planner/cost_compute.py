@@ -12,7 +12,7 @@ from functools import cache
 
 from planner.elementwise import elementwise
 from planner.factors import UNPACK
-from planner.graphs import graph_operations
+from planner.graphs import OPERATIONS_OF_END, graph_operations
 from planner.layout import DTYPE_BYTES, is_large_expert, kv_vector_bytes
 from planner.model import LayerSpec, ModelSpec
 from planner.packed_work import PACKED_BYTES, PackedRates, packed, unpacked
@@ -24,11 +24,11 @@ from planner.rates import Rates
 from planner.schedule import TaskKind
 from planner.work import A, Choice, Compute, Held, Step
 
-OPERATIONS_OF_END = 18
-"""Embedding, positions and what layers are called with; final norm, head and sampling."""
 ENGINE_CALLS = 0.6
 """What the engine does around a layer's call (binding weights, finding rows, notes), in calls of a small layer
 (`Rates.small_layer_s`): seen on two cores with tiny layers of OPT, Llama and Qwen 3."""
+REPLAY_OPERATIONS = 2
+"""Of an end that is replayed: to set its position, or to send what was sampled to the host."""
 TASK_CALLS, AROUND_CALLS = 0.2, 0.57
 """The same beside a GPU: for any compute task (its place in the schedule, events, notes), and for one that calls
 modules (binding weights, finding rows). On H200 hosts 0.1 to 0.15 and 0.25 to 0.4 ms, with layers of OPT-1.3B."""
@@ -127,6 +127,21 @@ class ComputeCost:
         """Calibrated as this kind of compute; a CPU that computes does what the host must do in its own time."""
         own = piece.issue_s if self.rates.on_cpu else 0.0
         return piece.seconds * self.rates.factor(self.compute_tier, kind) + own
+
+    def ends(self, step: Step, replayed: float) -> tuple[Piece, Piece]:
+        """One gpu batch's embedding, and its head; `replayed`: the share of gpu batches that replay both in decode."""
+        embedding, head = self.embedding(step), self.head()
+        if step.phase == "prefill" or self.rates.graph_s is None or not replayed:
+            return embedding, head
+        return self._replayed_end(embedding, step, replayed), self._replayed_end(head, step, replayed)
+
+    def _replayed_end(self, piece: Piece, step: Step, share: float) -> Piece:
+        """Called as long as layers are, and once more to prove its graph."""
+        rates, num_calls = self.rates, step.eager + step.captured
+        capture_s = rates.capture_s * OPERATIONS_OF_END * step.captured
+        replay_s = self._task_s + (rates.graph_s or 0.0) + REPLAY_OPERATIONS * rates.operation_s
+        issue_s = piece.issue_s * num_calls + capture_s + replay_s * (1 - step.eager)
+        return replace(piece, issue_s=(1 - share) * piece.issue_s + share * issue_s)
 
     def embedding(self, step: Step) -> Piece:
         """The hidden states of one gpu batch's new tokens, read from a table and written; not so on later stages."""

@@ -19,6 +19,8 @@ LEAST_TOKENS = 5
 """Shorter generations are over before a graph has paid: one pass of decode goes ahead, the next one is captured."""
 CAPTURE_PASS = 2
 """The token whose pass captures the layers, calling them as the passes before it do."""
+OPERATIONS_OF_END = 18
+"""Embedding, positions and what layers are called with; final norm, head and sampling."""
 _OWN_OPERATIONS = 8
 """Beside a layer's: writing K and V, attention, its merge, and copies to where the result lies."""
 _GROUPED_DTYPE = "bfloat16"
@@ -33,6 +35,8 @@ class Graphs:
     """Each with the number of slots in which its weights come to lie, 1 at home."""
     batches: Mapping[int, int]
     """Likewise, of what is loaded of their cache."""
+    has_ends: bool
+    """Whether embedding and head are replayed, too: ids go from one to the other on the same stage."""
     num_operations: int
     """Of all graphs together."""
 
@@ -40,12 +44,16 @@ class Graphs:
         """The gpu batches for which layer j is replayed."""
         return frozenset(self.batches) if j in self.layers else frozenset()
 
+    def share_of_ends(self, ks: Collection[int]) -> float:
+        """Of these gpu batches, the share for which embedding and head are replayed, too."""
+        return len(self.batches.keys() & set(ks)) / max(1, len(ks)) if self.has_ends else 0.0
+
     def num_graphs(self, j: int, ks: Collection[int]) -> int:
         """Of layer j and these gpu batches: one for each place."""
         return sum(self.layers[j] * self.batches[k] for k in self.of_layer(j) & set(ks))
 
 
-NO_GRAPHS = Graphs(layers={}, batches={}, num_operations=0)
+NO_GRAPHS = Graphs(layers={}, batches={}, has_ends=False, num_operations=0)
 
 
 def graphs_of(
@@ -73,7 +81,10 @@ def graphs_of(
     if not (captured and batches):
         return NO_GRAPHS
     operations = sum(count * graph_operations(model, model.layers[j]) for j, count in captured.items())
-    return Graphs(layers=captured, batches=batches, num_operations=operations * sum(batches.values()))
+    num_operations, has_ends = operations * sum(batches.values()), model.has_embedding and model.has_head
+    if has_ends:
+        num_operations += 2 * OPERATIONS_OF_END * len(batches)
+    return Graphs(layers=captured, batches=batches, has_ends=has_ends, num_operations=num_operations)
 
 
 def graph_operations(model: ModelSpec, layer: LayerSpec) -> int:

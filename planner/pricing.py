@@ -151,11 +151,12 @@ def _add_run(phases: dict[Phase, _PhaseSum], sizes: Sizes, rates: Rates, run: Ru
         rows=run.mean_rows,
     )
     groups = _layer_groups(sizes)
+    replayed = sizes.graphs.share_of_ends(range(len(sizes.placement.cache_rows)))
     for step in chain.from_iterable(_by_kind(step, run, sizes) for step in run.steps):
         layers = groups
         if step.share != 1.0:
             layers = [replace(group, held=of_share(group.held, step.share)) for group in groups]
-        _add_step(phases[step.phase], cost, layers, step, run.ends_of(step))
+        _add_step(phases[step.phase], cost, layers, step, run.ends_of(step), replayed)
         _add_messages(phases[step.phase], cost, sizes, layers[0].held, step)
 
 
@@ -185,13 +186,13 @@ def _of_blocks(step: Step, run: Run, sizes: Sizes) -> Step:
 
 
 def _add_step(
-    total: _PhaseSum, cost: CostModel, layers: list[_LayerGroup], step: Step, num_ends: float
+    total: _PhaseSum, cost: CostModel, layers: list[_LayerGroup], step: Step, num_ends: float, replayed: float
 ) -> None:
     all_timed = [_timed(cost, group.held, step) for group in layers]
     lanes = [
         _add_layers(total, cost, group, step, timed) for group, timed in zip(layers, all_timed, strict=True)
     ]
-    pieces, tier, held = cost.ends(step), cost.compute_tier, layers[0].held
+    pieces, tier, held = cost.ends(step, replayed), cost.compute_tier, layers[0].held
     ends, times = total_of(pieces), step.num_steps * held.batches
     sums = [(same[0][0], sum(seconds for _, seconds in same)) for same in zip(*lanes, strict=True)]
     issued_s = ends.issue_s * held.batches

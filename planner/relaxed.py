@@ -18,6 +18,7 @@ from planner.graphs import MOST_GRAPHS, may_be_replayed
 from planner.ledger import Entry, make_ledger
 from planner.model import LayerSpec
 from planner.passes import mean_steps
+from planner.piece import Piece
 from planner.placement import CacheRows, Placement, TierRows
 from planner.plan import PHASES, Phase
 from planner.policy import TIERS, Policy, Split, Tier
@@ -149,7 +150,7 @@ class Relaxed:
         for step in self.steps:
             kinds = zip(self.kinds, all_held, strict=True)
             lanes, blocked = zip(*(self._lanes(kind, held, step) for kind, held in kinds), strict=True)
-            issued_s = sum(piece.issue_s for piece in self.cost.ends(step)) * step.num_steps
+            issued_s = sum(piece.issue_s for piece in self._ends(step)) * step.num_steps
             ends = shares.one * (issued_s / self.choice.gpu_batch_size)
             own = tuple((name, s + ends if name == HOST else s) for name, s in _summed(lanes))
             yield StepTime(step=step, lanes=own, blocked=_summed(blocked))
@@ -169,7 +170,7 @@ class Relaxed:
 
     def fixed_seconds(self, shares: Shares[A]) -> A:
         """What overlaps with nothing, per sequence: the ends of each pass, and the first load of weights."""
-        ends = sum(step.num_steps * piece.seconds for step in self.steps for piece in self.cost.ends(step))
+        ends = sum(step.num_steps * piece.seconds for step in self.steps for piece in self._ends(step))
         first, kind = self.steps[0], self.kinds[0]
         moves = self.cost.moves(self._held(shares, kind), first)
         total = shares.one * (ends / self.choice.gpu_batch_size)
@@ -234,6 +235,12 @@ class Relaxed:
                 disk_activations=hidden["disk"] * (1 / self.choice.gpu_batch_size),
             ),
         )
+
+    def _ends(self, step: Step) -> tuple[Piece, Piece]:
+        """The embedding's and the head's compute for one gpu batch."""
+        model = self.problem.model
+        share = max(self._replayed(kind.layer) for kind in self.kinds)
+        return self.cost.ends(step, share if model.has_embedding and model.has_head else 0.0)
 
     def _replayed(self, layer: LayerSpec) -> float:
         """Of the gpu batches, the share for which a GPU replays the layer's decode, each lying in two slots in turn."""

@@ -113,7 +113,7 @@ class TaskCosts:
             if compute.attend_count:
                 loads[TaskKind.ATTEND, "cpu", 0] = self._attended(compute, cost.attended_bytes(held, step))
         else:
-            compute = _end(cost.ends(step)[j == _HEAD])
+            compute = _end(cost.ends(step, self.sizes.graphs.share_of_ends((k,)))[j == _HEAD])
         for number, part in enumerate(_parts(compute)):
             loads[TaskKind.COMPUTE, cost.compute_tier, number] = self._computed(part)
         return loads

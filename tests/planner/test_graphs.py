@@ -8,7 +8,7 @@ import pytest
 
 from hwprofiles.points import Graph, Rate
 from hwprofiles.profile import HardwareProfile, load_profile
-from planner.graphs import MOST_GRAPHS, graph_operations
+from planner.graphs import MOST_GRAPHS, OPERATIONS_OF_END, graph_operations
 from planner.held import held_by_block
 from planner.host_rates import capture_time
 from planner.policy import Policy, Split
@@ -91,13 +91,11 @@ def test_what_keeps_its_place_is_replayed(
 )
 def test_there_is_a_graph_for_each_place(num_layers: int, policy: Policy, times: int) -> None:
     """An odd number of layers in two slots lies in the one and in the other; so may what is loaded of the cache."""
-    alone, placed = (
-        sizes_of(problem_of(small_opt(layers), with_graphs(), gen_len=32), each).graphs.num_operations
-        / layers
-        for layers, each in ((6, policy_of(ON_GPU, ON_GPU, ON_GPU)), (num_layers, policy))
-    )
-    assert placed == times * alone
-    sizes = sizes_of(problem_of(small_opt(num_layers), with_graphs(), gen_len=32), policy)
+    problem = problem_of(small_opt(num_layers), with_graphs(), gen_len=32)
+    sizes = sizes_of(problem, policy)
+    a_pass = num_layers * graph_operations(problem.model, problem.model.layers[0])
+    a_pass, ends = a_pass * policy.num_gpu_batches, 2 * OPERATIONS_OF_END * policy.num_gpu_batches
+    assert sizes.graphs.num_operations == times * a_pass + ends
     assert held_by_block(sizes, 0).num_graphs == times * policy.num_gpu_batches
 
 
@@ -226,7 +224,7 @@ def test_capturing_takes_its_time_once_a_block() -> None:
             for profile in (quick, slow)
         )
         longer_s = second.decode.seconds - first.decode.seconds
-        operations = 24 * 2 * graph_operations(model, model.layers[0])
+        operations = 2 * (24 * graph_operations(model, model.layers[0]) + 2 * OPERATIONS_OF_END)
         assert longer_s == pytest.approx(capture_time(slow, lambda rate: rate.median) * operations, rel=0.02)
         assert second.prefill.seconds == pytest.approx(first.prefill.seconds)
 
