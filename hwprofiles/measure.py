@@ -16,7 +16,7 @@ from hwprofiles.budget import DTYPES, Budget, Pace, Progress
 from hwprofiles.errors import UserError
 from hwprofiles.host import current_fingerprint, memory_limits, occupied_bytes, processor
 from hwprofiles.numa import numa_node
-from hwprofiles.points import NO_MARGINS, Rate
+from hwprofiles.points import GPU_SMALL_COLUMNS, NO_MARGINS, Rate
 from hwprofiles.probes.attention import fastest
 from hwprofiles.probes.buffers import affordable_bytes
 from hwprofiles.probes.compute import Products, launch_overhead
@@ -116,7 +116,7 @@ def measure(request: Request, progress: Progress) -> HardwareProfile:
 
 def count_points(budget: Budget, gpus: tuple[torch.device, ...], num_thread_counts: int) -> int:
     """How many points `measure` takes with these devices."""
-    gemm = len(DTYPES) * len(budget.gemm_rows)
+    gemm = len(DTYPES) * len((*budget.gemm_rows, *budget.wide_rows))
     link = 4 * len(budget.link_sizes_bytes) + 1
     real = gemm + 1 + LAYER_POINTS + len(DTYPES) + PACKED_POINTS["cuda"] + 2
     per_gpu = sum(link + 1 + (real if device.type == "cuda" else 0) for device in gpus)
@@ -183,13 +183,18 @@ def _measure_gpu(request: Request, device: torch.device, cost: ProcessCost, pace
     rate = memory_rate(device, working_set, pace.next(f"{device} memory bandwidth"))
     rows, columns = request.budget.gemm_rows, request.budget.gpu_gemm_columns
     products = Products(device, rows, working_set, Visits(pace, 1), num_columns=columns)
-    products.visit()
+    small = Products(
+        device, request.budget.wide_rows, working_set, Visits(pace, 1), num_columns=GPU_SMALL_COLUMNS
+    )
+    for each in (products, small):
+        each.visit()
     gpu = Gpu(
         name=torch.cuda.get_device_name(device),
         emulated=False,
         memory_bytes=_gpu_bytes(request, device),
         memory_bytes_per_s=rate,
         gemm=products.curves(),
+        gemm_small=small.curves(),
         launch_overhead_s=launch_overhead(device, pace.next(f"{device} launch overhead")),
         context_bytes=cost.context_bytes[device.index],
         margins=cost.margins,

@@ -46,6 +46,9 @@ def check_points(**curves: Sized) -> None:
 SMALL_COLUMNS, LARGE_COLUMNS = 768, 2048
 """Hidden sizes of the two layers whose matrices a host multiplies, of 7 and of 50 million parameters: where rows are
 few and matrices small, a product's time is not its arithmetic's alone."""
+GPU_SMALL_COLUMNS, GPU_LARGE_COLUMNS = 2048, 8192
+"""Likewise of two matrices that a GPU multiplies with, of 4 and of 67 million parameters; a kernel takes microseconds
+to begin and to end."""
 NARROW_OUTPUT, WIDE_OUTPUT = 4096, 8 * LARGE_COLUMNS
 """Outputs of a matrix up to which, and from which on, a product of few rows is as fast: on two cores
 float32 products of 8 rows make 23 GFLOP/s with many, and 37 with a layer's matrices together."""

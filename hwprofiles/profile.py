@@ -43,6 +43,8 @@ class Gpu:
     launch_overhead_s: Rate
     context_bytes: int
     link: Link
+    gemm_small: Mapping[Dtype, tuple[GemmPoint, ...]] = field(default_factory=dict)
+    """As `gemm`, with a small matrix and few rows; empty in older profiles."""
     layer: tuple[LayerPoint, ...] = ()
     """Host time to issue a small layer; empty in older profiles."""
     prompt_attention: Mapping[Dtype, Rate] = field(default_factory=dict)

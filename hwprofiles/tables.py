@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from rich.table import Table
 
-from hwprofiles.points import Margins, Packed, Rate
+from hwprofiles.points import Dtype, GemmPoint, Margins, Packed, Rate
 from hwprofiles.profile import (
     Calibration,
     Concurrent,
@@ -161,11 +161,8 @@ def _calibration_table(calibration: Calibration) -> Table:
 def _host_figures(host: Host) -> Iterator[Figure]:
     group = "host"
     yield Figure(group=group, label="memory", rate=host.memory_bytes_per_s, form=format_rate)
-    for size, curves in (("gemm", host.gemm), ("small gemm", host.gemm_small), ("wide gemm", host.gemm_wide)):
-        for dtype, gemm in curves.items():
-            for point in gemm:
-                label = f"{size} {dtype}, rows {point.rows}"
-                yield Figure(group=group, label=label, rate=point.flops_per_s, form=format_flops)
+    sizes = {"gemm": host.gemm, "small gemm": host.gemm_small, "wide gemm": host.gemm_wide}
+    yield from _gemm_figures(group, sizes)
     for dtype, attention in host.attention.items():
         for threads in attention:
             label = f"attention {dtype}, threads {threads.threads}"
@@ -181,6 +178,14 @@ def _host_figures(host: Host) -> Iterator[Figure]:
         if rate:
             yield Figure(group=group, label=label, rate=rate, form=format_rate)
     yield from _layer_figures(group, host)
+
+
+def _gemm_figures(group: str, sizes: Mapping[str, Mapping[Dtype, tuple[GemmPoint, ...]]]) -> Iterator[Figure]:
+    for size, curves in sizes.items():
+        for dtype, gemm in curves.items():
+            for point in gemm:
+                label = f"{size} {dtype}, rows {point.rows}"
+                yield Figure(group=group, label=label, rate=point.flops_per_s, form=format_flops)
 
 
 def _layer_figures(group: str, part: Host | Gpu) -> Iterator[Figure]:
@@ -215,10 +220,7 @@ def _format_values(per_s: float) -> str:
 
 def _gpu_figures(group: str, gpu: Gpu) -> Iterator[Figure]:
     yield Figure(group=group, label="memory", rate=gpu.memory_bytes_per_s, form=format_rate)
-    for dtype, gemm in gpu.gemm.items():
-        for product in gemm:
-            label = f"gemm {dtype}, rows {product.rows}"
-            yield Figure(group=group, label=label, rate=product.flops_per_s, form=format_flops)
+    yield from _gemm_figures(group, {"gemm": gpu.gemm, "small gemm": gpu.gemm_small})
     yield Figure(group=group, label="launch", rate=gpu.launch_overhead_s, form=format_seconds)
     yield from _layer_figures(group, gpu)
     link = gpu.link

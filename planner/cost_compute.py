@@ -195,7 +195,7 @@ class ComputeCost:
         ]
         products = self._products(layer, tokens, hit)
         called = self._host_time(counted.operations, chunks)
-        kernels = Piece(self.rates.kernel_s * counted.operations)
+        kernels = Piece(self.rates.kernel_s * graph_operations(self.model, layer))
         parts = [total([*products, *own, kernels]) * chunks, called]
         return total([*parts, self._kernel_starts(step, chunks)])
 

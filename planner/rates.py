@@ -10,6 +10,8 @@ from typing import TypeVar
 from hwprofiles.allocation import LARGE_BYTES
 from hwprofiles.errors import UserError
 from hwprofiles.points import (
+    GPU_LARGE_COLUMNS,
+    GPU_SMALL_COLUMNS,
     LARGE_COLUMNS,
     SMALL_COLUMNS,
     AttentionPoint,
@@ -101,7 +103,9 @@ class Rates:
     gemm_wide: Curve | None = None
     """As `gemm`, of matrices with many outputs; None where all are taken to be as fast."""
     gemm_small: Curve | None = None
-    """As `gemm`, of layers of few parameters; None where a rate is taken to be that of all of them."""
+    """As `gemm`, of small matrices; None where a rate is taken to be that of all of them."""
+    gemm_columns: tuple[int, int] = SMALL_COLUMNS, LARGE_COLUMNS
+    """The hidden sizes that `gemm_small` and `gemm` are of."""
     elementwise_small_bytes_per_s: float | None = None
     """As `elementwise_bytes_per_s`, of tensors that the allocator has at hand; None: as fast as others."""
 
@@ -112,7 +116,8 @@ class Rates:
         """
         mixed = self.gemm.at(rows)
         if self.gemm_small is not None:
-            sizes = (SMALL_COLUMNS, self.gemm_small.at(rows)), (LARGE_COLUMNS, mixed)
+            small, large = self.gemm_columns
+            sizes = (small, self.gemm_small.at(rows)), (large, mixed)
             mixed = Curve(sizes, below=0.0).at(columns)
         if output is None or self.gemm_wide is None:
             return mixed
@@ -226,7 +231,8 @@ def make_rates(profile: HardwareProfile, dtype: Dtype, *, spreads: float = 0.0) 
         packed=_packed(device, at, issued),
         net=_net(profile, at),
         gemm_wide=_gemm_wide(host, dtype, at) if on_cpu else None,
-        gemm_small=_if_measured(host.gemm_small, dtype, at) if on_cpu else None,
+        gemm_small=_gemm_small(device, dtype, at),
+        gemm_columns=(SMALL_COLUMNS, LARGE_COLUMNS) if on_cpu else (GPU_SMALL_COLUMNS, GPU_LARGE_COLUMNS),
         elementwise_small_bytes_per_s=_if_computing(host.elementwise_small_bytes_per_s, at, on_cpu),
     )
     return measured.calibrated(profile.calibration.factors) if profile.calibration else measured
@@ -257,17 +263,21 @@ def _gemm_curve(points: Sequence[GemmPoint], at: Reading) -> Curve:
     return Curve(tuple(sorted((float(p.rows), at(p.flops_per_s)) for p in points)))
 
 
+def _gemm_small(part: Host | Gpu, dtype: Dtype, at: Reading) -> Curve | None:
+    return _with_many_rows(part.gemm_small.get(dtype, ()), part.gemm.get(dtype, ()), at)
+
+
 def _gemm_wide(host: Host, dtype: Dtype, at: Reading) -> Curve | None:
-    """From many rows on as fast as others."""
-    wide = _if_measured(host.gemm_wide, dtype, at)
-    if wide is None or wide.points[-1][0] >= MANY_ROWS:
-        return wide
-    return Curve((*wide.points, (float(MANY_ROWS), _gemm_curve(host.gemm[dtype], at).at(MANY_ROWS))))
+    return _with_many_rows(host.gemm_wide.get(dtype, ()), host.gemm[dtype], at)
 
 
-def _if_measured(gemm: Mapping[Dtype, Sequence[GemmPoint]], dtype: Dtype, at: Reading) -> Curve | None:
-    points = gemm.get(dtype)
-    return _gemm_curve(points, at) if points else None
+def _with_many_rows(few: Sequence[GemmPoint], all_of_them: Sequence[GemmPoint], at: Reading) -> Curve | None:
+    """A curve that was measured with few rows, from many rows on as fast as others; None where there is none."""
+    if not few or few[-1].rows >= MANY_ROWS:
+        return _gemm_curve(few, at) if few else None
+    whole = _gemm_curve(all_of_them, at)
+    many = {float(MANY_ROWS), *(float(point.rows) for point in all_of_them if point.rows > MANY_ROWS)}
+    return Curve((*_gemm_curve(few, at).points, *((rows, whole.at(rows)) for rows in sorted(many))))
 
 
 def _median(rate: Rate) -> float:

@@ -82,7 +82,7 @@ def test_the_chosen_plan_is_the_fastest_simulated() -> None:
 
 def test_in_gpu_memory_formula_and_simulation_agree() -> None:
     """With nothing to move there is nothing to wait for, but for the host, which is early for decode's first passes."""
-    problem = problem_of(small_opt(), gen_len=8)
+    problem = problem_of(small_opt(), gen_len=16)
     for phase in PHASES:
         predicted = problem.plan(policy_of(ON_GPU, ON_GPU, ON_GPU)).prediction.of(phase)
         assert 0.8 < predicted.beyond_formula < 1.05
