@@ -6,7 +6,6 @@ the device too; a second kernel merges the shares. Source: flash-decoding (Dao e
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cache
 
@@ -16,15 +15,14 @@ import triton.language as tl
 
 from hwprofiles.packing import GROUP_SIZE
 from hwprofiles.probes.cpu_attention import Decode
+from hwprofiles.probes.kernels.decode import exponent, first_and_last, place_of
+from hwprofiles.probes.kernels.packed_heads import attend_alone, attend_grouped
 from hwprofiles.probes.kernels.quantize import unpack_constants
 
-_PLAIN = tl.constexpr(0)
-_PACKED = tl.constexpr(1)
-"""4-bit, heads made of whole groups."""
-_GATHERED = tl.constexpr(2)
-"""4-bit, groups that cross heads: bytes are loaded value by value."""
-_LOG2_E = tl.constexpr(math.log2(math.e))
-_PROGRAMS_PER_PROCESSOR = 4
+_WARPS_PER_PROCESSOR = 16
+"""As many as registers leave room for."""
+_TURNS = 2
+"""Tokens of each thread in a tile, where a K and V head has one query head."""
 _MAX_SHARES = 64
 _MAX_QUERY_HEADS = 64
 _TILE_BYTES = 16384
@@ -42,14 +40,19 @@ class Tuning:
     num_stages: int
 
 
-def default_tuning(*, packed: bool, head_dim: int, element_bytes: int) -> Tuning:
-    """Tiles of 16 KB of K as the products take it, loaded ahead as far as registers and shared memory allow."""
+def default_tuning(*, packed: bool, group: int, head_dim: int, element_bytes: int) -> Tuning:
+    """Tiles of 16 KB of K as the products take it, loaded ahead as far as registers and shared memory allow.
+
+    Where there are no products, a tile is what a thread's registers hold twice.
+    """
+    if packed and _is_whole(head_dim) and group == 1:
+        return Tuning(block_tokens=_TURNS * _lanes(2, head_dim), num_warps=2, num_stages=1)
     block_tokens = _TILE_BYTES // (_block_dim(head_dim) * element_bytes)
-    gathered = packed and head_dim % GROUP_SIZE != 0
+    gathered = packed and not _is_whole(head_dim)
     return Tuning(
         block_tokens=min(_MAX_TILE_TOKENS, max(_MIN_TILE, block_tokens // (2 if gathered else 1))),
         num_warps=4,
-        num_stages=1 if gathered else 2 if packed else 3,
+        num_stages=1 if packed else 3,
     )
 
 
@@ -75,11 +78,13 @@ def attend(
     group = query_heads // num_heads
     block_heads = min(_MAX_QUERY_HEADS, max(_MIN_TILE, triton.next_power_of_2(group)))
     head_blocks = triton.cdiv(group, block_heads)
-    tuning = tuning or default_tuning(packed=packed, head_dim=head_dim, element_bytes=query.element_size())
+    tuning = tuning or default_tuning(
+        packed=packed, group=group, head_dim=head_dim, element_bytes=query.element_size()
+    )
     places = tokens.shape[0]
     programs = num_rows * num_heads * head_blocks
     if num_shares is None:
-        num_shares = shares_for(programs, places, tuning.block_tokens, query.device)
+        num_shares = shares_for(programs, places, tuning, query.device)
     share = triton.cdiv(triton.cdiv(places, num_shares), tuning.block_tokens) * tuning.block_tokens
     num_shares = triton.cdiv(places, share)
     single = num_shares == 1
@@ -87,7 +92,14 @@ def attend(
         out if single else query.new_empty((num_rows, query_heads, num_shares, head_dim), dtype=torch.float32)
     )
     weights = out if single else query.new_empty((num_rows, query_heads, num_shares), dtype=torch.float32)
-    _attend[(num_heads * head_blocks, num_rows, num_shares)](
+    heads = {"GROUP": group, "HEAD_BLOCKS": head_blocks, "BLOCK_HEADS": block_heads}
+    if not packed or not _is_whole(head_dim):
+        kernel, options = _attend, heads | {"GATHERED": packed}
+    elif group > 1:
+        kernel, options = attend_grouped, heads
+    else:
+        kernel, options = attend_alone, {"LANES": _lanes(tuning.num_warps, head_dim)}
+    kernel[(num_heads * head_blocks, num_rows, num_shares)](
         query,
         tokens,
         tokens.view(torch.int32) if packed else tokens,
@@ -106,17 +118,14 @@ def attend(
         partial.stride(0),
         partial.stride(1),
         num_heads,
-        GROUP=group,
         HEAD_DIM=head_dim,
-        HEAD_BLOCKS=head_blocks,
-        BLOCK_HEADS=block_heads,
         BLOCK_TOKENS=tuning.block_tokens,
         BLOCK_DIM=_block_dim(head_dim),
-        KIND=_kind(packed, head_dim),
         HAS_PADS=pads is not None,
         HAS_LENGTH=length is not None,
         HAS_SOFTCAP=how.softcap is not None,
         SINGLE=single,
+        **options,
         num_warps=tuning.num_warps,
         num_stages=tuning.num_stages,
     )
@@ -135,10 +144,10 @@ def attend(
         )
 
 
-def shares_for(programs: int, num_tokens: int, block_tokens: int, device: torch.device) -> int:
-    """Into how many shares the tokens are cut: enough programs for the device, each with two tiles or more."""
-    wanted = -(-_num_processors(device) * _PROGRAMS_PER_PROCESSOR // programs)
-    return max(1, min(wanted, _MAX_SHARES, num_tokens // (2 * block_tokens)))
+def shares_for(programs: int, num_tokens: int, tuning: Tuning, device: torch.device) -> int:
+    """Into how many shares the tokens are cut: about as many programs as run at once, each with two tiles or more."""
+    at_once = _num_processors(device) * _WARPS_PER_PROCESSOR // tuning.num_warps
+    return max(1, min(round(at_once / programs), _MAX_SHARES, num_tokens // (2 * tuning.block_tokens)))
 
 
 @cache
@@ -152,10 +161,14 @@ def _block_dim(head_dim: int) -> int:
     return max(_MIN_TILE, int(triton.next_power_of_2(head_dim)))
 
 
-def _kind(packed: bool, head_dim: int) -> tl.constexpr:
-    if not packed:
-        return _PLAIN
-    return _PACKED if head_dim % GROUP_SIZE == 0 else _GATHERED
+def _is_whole(head_dim: int) -> bool:
+    """Whether packed heads are made of whole groups."""
+    return head_dim % GROUP_SIZE == 0
+
+
+def _lanes(num_warps: int, head_dim: int) -> int:
+    """Tokens at once where each thread loads 32 values of one."""
+    return num_warps * 32 * 32 // _block_dim(head_dim)
 
 
 @triton.jit(do_not_specialize=["start", "places", "share"])
@@ -186,7 +199,7 @@ def _attend(
     BLOCK_HEADS: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
-    KIND: tl.constexpr,
+    GATHERED: tl.constexpr,
     HAS_PADS: tl.constexpr,
     HAS_LENGTH: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
@@ -203,41 +216,23 @@ def _attend(
         query + row * query_row + query_heads[:, None] * query_head + dim[None, :], mask=inside, other=0.0
     )
 
-    rounds = start - start % places  # token t lies in place t mod places
-    stop = start + places
-    if HAS_LENGTH:
-        stop = tl.load(length).to(tl.int32) + 1
-        share = tl.cdiv(tl.cdiv(stop, tl.num_programs(2)), BLOCK_TOKENS) * BLOCK_TOKENS
-    first = start + part * share
-    last = tl.minimum(first + share, stop)
-    if HAS_PADS:
-        first = tl.maximum(first, tl.load(pads + row).to(tl.int32))
+    first, last = first_and_last(start, places, share, pads, length, row, BLOCK_TOKENS, HAS_PADS, HAS_LENGTH)
     largest = tl.full([BLOCK_HEADS], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_HEADS], tl.float32)
     result = tl.zeros([BLOCK_HEADS, BLOCK_DIM], tl.float32)
     for begin in range(first, last, BLOCK_TOKENS):
         token = begin + tl.arange(0, BLOCK_TOKENS)
         seen = token < last
-        place = token - rounds
-        place = tl.where(place < places, place, place - places)
-        at = row * data_row + place.to(tl.int64) * data_token
-        k = _load_tile(
-            data, words, at, seen, head, num_heads, q.dtype, HEAD_DIM, BLOCK_DIM, BLOCK_TOKENS, KIND
-        )
-        score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-        if HAS_SOFTCAP:
-            score = softcap * (
-                1.0 - 2.0 / (tl.exp(2.0 * score / softcap) + 1.0)
-            )  # softcap * tanh(score / softcap)
-        score = tl.where(seen[None, :], score * _LOG2_E, float("-inf"))
+        at = row * data_row + place_of(token, start, places) * data_token
+        k = _load_tile(data, words, at, seen, head, num_heads, q.dtype, HEAD_DIM, BLOCK_DIM, GATHERED)
+        product = tl.dot(q, tl.trans(k), input_precision="ieee")
+        score = exponent(product, scale, softcap, seen[None, :], HAS_SOFTCAP)
         larger = tl.maximum(largest, tl.max(score, 1))
         weight = tl.exp2(score - larger[:, None])
         shrink = tl.exp2(largest - larger)
         total = total * shrink + tl.sum(weight, 1)
         at += data_kind
-        v = _load_tile(
-            data, words, at, seen, head, num_heads, q.dtype, HEAD_DIM, BLOCK_DIM, BLOCK_TOKENS, KIND
-        )
+        v = _load_tile(data, words, at, seen, head, num_heads, q.dtype, HEAD_DIM, BLOCK_DIM, GATHERED)
         result = tl.dot(weight.to(v.dtype), v, result * shrink[:, None], input_precision="ieee")
         largest = larger
 
@@ -262,50 +257,17 @@ def _load_tile(
     dtype: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
-    BLOCK_TOKENS: tl.constexpr,
-    KIND: tl.constexpr,
+    GATHERED: tl.constexpr,
 ) -> tl.tensor:
     """[tokens, head_dim] of one head of the vectors that start `at`; zeros where not `seen` or past the head."""
-    constants = at // 4 + (num_heads * HEAD_DIM + 63) // 64 * 8
-    if KIND == _PACKED:
-        tile = _load_groups(data, words, at, constants, seen, head, dtype, HEAD_DIM, BLOCK_DIM, BLOCK_TOKENS)
-    elif KIND == _GATHERED:
+    if GATHERED:
+        constants = at // 4 + (num_heads * HEAD_DIM + 63) // 64 * 8
         tile = _gather_values(data, words, at, constants, seen, head, dtype, HEAD_DIM, BLOCK_DIM)
     else:
         dim = tl.arange(0, BLOCK_DIM)
         mask = seen[:, None] & (dim < HEAD_DIM)[None, :]
         tile = tl.load(data + (at + head * HEAD_DIM)[:, None] + dim[None, :], mask=mask, other=0.0)
     return tile
-
-
-@triton.jit
-def _load_groups(
-    data: tl.tensor,
-    words: tl.tensor,
-    at: tl.tensor,
-    constants: tl.tensor,
-    seen: tl.tensor,
-    head: tl.tensor,
-    dtype: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_DIM: tl.constexpr,
-    BLOCK_TOKENS: tl.constexpr,
-) -> tl.tensor:
-    """As `_load_tile`, of a packed head that is made of whole groups."""
-    NUM_GROUPS: tl.constexpr = BLOCK_DIM // 64
-    byte, group = tl.arange(0, BLOCK_DIM // 2), tl.arange(0, NUM_GROUPS)
-    mask = seen[:, None] & (byte < HEAD_DIM // 2)[None, :]
-    code = tl.load(data + (at + head * (HEAD_DIM // 2))[:, None] + byte[None, :], mask=mask, other=0)
-    code = tl.reshape(code, [BLOCK_TOKENS, NUM_GROUPS, 32]).to(tl.uint32)
-    mask = seen[:, None] & (group < HEAD_DIM // 64)[None, :]
-    word = tl.load(
-        words + (constants + head * (HEAD_DIM // 64))[:, None] + group[None, :], mask=mask, other=0
-    )
-    scale, low = unpack_constants(word)
-    first = (code & 15).to(tl.float32) * scale[:, :, None] + low[:, :, None]
-    second = (code >> 4).to(tl.float32) * scale[:, :, None] + low[:, :, None]
-    both = tl.permute(tl.join(first.to(dtype), second.to(dtype)), [0, 1, 3, 2])
-    return tl.reshape(both, [BLOCK_TOKENS, BLOCK_DIM])
 
 
 @triton.jit
