@@ -44,12 +44,18 @@ def _overview(results: Sequence[Accuracy]) -> Iterator[str]:
         yield f"| {' | '.join(cells)} |"
 
 
+def _rounds(result: Accuracy) -> str:
+    fewest, most = result.num_rounds, result.most_rounds or result.num_rounds
+    if most == 1:
+        return ""
+    return f", the middle one of {fewest if fewest == most else f'{fewest} to {most}'} rounds each"
+
+
 def section(result: Accuracy) -> Iterator[str]:
     """One machine: how far off, then every row."""
     yield from result.setting.heading()
     yield ""
-    rounds = f", the middle one of {result.num_rounds} rounds each" if result.num_rounds > 1 else ""
-    yield f"{len(result.cases)} plans{rounds}."
+    yield f"{len(result.cases)} plans{_rounds(result)}."
     yield ""
     yield "| | median error | worst error |"
     yield "|---|---|---|"

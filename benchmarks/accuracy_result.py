@@ -74,7 +74,9 @@ class Accuracy:
     rows: Sequence[Row]
     memory: Sequence[Memory]
     num_rounds: int = 1
-    """Of which the middle one of each case counts."""
+    """Of a case, at least; the middle one counts."""
+    most_rounds: int | None = None
+    """Of a case; None: as many as of any other."""
 
 
 def median_round(reports: Sequence[RunReport]) -> RunReport:
@@ -88,9 +90,12 @@ def summed_up(
     reports: Mapping[str, RunReport],
     profile: HardwareProfile,
     setting: Setting,
-    num_rounds: int = 1,
+    num_rounds: tuple[int, int] = (1, 1),
 ) -> Accuracy:
-    """The result of these runs; a UserError for fewer than two, of which one calibrates for the other."""
+    """The result of these runs; a UserError for fewer than two, of which one calibrates for the other.
+
+    `num_rounds`: of a case with the fewest rounds, and with the most.
+    """
     if len(reports) < 2:
         raise UserError(f"{len(reports)} runs cannot be held against each other; run at least 2 cases")
     rows = list(_rows(reports, profile))
@@ -102,7 +107,8 @@ def summed_up(
         calibrated=error_of([row.calibrated_s / row.measured_s for row in rows if row.calibrated_s]),
         rows=rows,
         memory=list(_memory(reports)),
-        num_rounds=num_rounds,
+        num_rounds=num_rounds[0],
+        most_rounds=num_rounds[1],
     )
 
 

@@ -23,7 +23,7 @@ Written by `python -m benchmarks.functions_page` from benchmarks/results/functio
   for as many threads. New space is what no block has written to before; a profile's probe writes where something was.
 * **of copy**: the bytes that a function has to move over its time, of what a large copy (GPU) or a large sum (CPU)
   moves. Small ones do not fill a GPU for long enough; on a CPU a sum is not the fastest way to read. Attention to 4-bit
-  K and V is bound by unpacking them, not by memory.
+  K and V is bound by unpacking them, not by memory; the kernels measured here have since made room for faster ones.
 * **host us**: what a call costs the thread that makes it.
 * **error**: the largest difference from the plain reference over its largest value; with a wrong result nothing is
   written.

@@ -73,6 +73,21 @@ def test_the_middle_round_counts() -> None:
     assert median_round([slow, quick]) is quick
 
 
+@pytest.mark.parametrize(
+    ("num_rounds", "said"), [((1, 1), ".\n"), ((3, 3), "of 3 rounds each"), ((1, 3), "of 1 to 3 rounds each")]
+)
+def test_cases_may_have_more_rounds_than_others(
+    num_rounds: tuple[int, int], said: str, setting: Setting
+) -> None:
+    """The page says how many there were."""
+    profile = small_t4()
+    reports = {name: report_of(profile, policy_of(), dict.fromkeys(SLOWER, 1.1)) for name in ("one", "two")}
+    cases = dict.fromkeys(reports, AccuracyCase(planner=""))
+    assert f"2 plans{'' if num_rounds == (1, 1) else ', the middle one '}{said}" in page(
+        [summed_up(cases, reports, profile, setting, num_rounds)]
+    )
+
+
 def test_one_run_is_not_enough(setting: Setting) -> None:
     """None would be left to hold the calibration against."""
     profile = small_t4()
