@@ -110,10 +110,10 @@ class KeptBatches:
     def replays_ends(self, task: Task) -> bool:
         """Whether what comes before the layers and after them may be, too, for this token.
 
-        Not before there is what graphs work in; and ids have to stay on this device from one token to the next.
+        Not before there is what graphs work in.
         """
-        model, is_captured = self._sizes.model, task.i >= CAPTURE_PASS or task.k in self._kept
-        return model.has_embedding and model.has_head and task.i > 0 and is_captured and self.replays(task.k)
+        is_captured = task.i >= CAPTURE_PASS or task.k in self._kept
+        return self._sizes.graphs.has_ends and task.i > 0 and is_captured and self.replays(task.k)
 
     def enter(self, k: int, state: BatchState) -> None:
         """Decode begins: a later block works where the first did."""

@@ -36,7 +36,8 @@ class Graphs:
     batches: Mapping[int, int]
     """Likewise, of what is loaded of their cache."""
     has_ends: bool
-    """Whether embedding and head are replayed, too: ids go from one to the other on the same stage."""
+    """Whether embedding and head are replayed, too: ids go from one to the other on the same stage, and no layer is left
+    between its parts then, whose tensors their graphs would write over."""
     num_operations: int
     """Of all graphs together."""
 
@@ -81,7 +82,8 @@ def graphs_of(
     if not (captured and batches):
         return NO_GRAPHS
     operations = sum(count * graph_operations(model, model.layers[j]) for j, count in captured.items())
-    num_operations, has_ends = operations * sum(batches.values()), model.has_embedding and model.has_head
+    num_operations, is_whole = operations * sum(batches.values()), model.has_embedding and model.has_head
+    has_ends = is_whole and not any(rows.cpu_attend or rows.disk_attend for rows in placement.cache_rows)
     if has_ends:
         num_operations += 2 * OPERATIONS_OF_END * len(batches)
     return Graphs(layers=captured, batches=batches, has_ends=has_ends, num_operations=num_operations)

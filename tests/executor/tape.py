@@ -72,6 +72,12 @@ class TapeGraphs:
             work()
         return tape
 
+    def try_capture(self, work: Callable[[], object]) -> Tape:
+        """As there; what it is replayed for is not done yet."""
+        tape = self.capture(work)
+        tape.is_first = False
+        return tape
+
     def can_capture(self, work: Callable[[], object]) -> bool:
         """As there; nothing is done."""
         return True

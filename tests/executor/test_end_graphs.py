@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ import torch
 from executor.end_graphs import EndGraphs, EndKey, EndWork
 from executor.engine import EngineOptions
 from executor.graphs import LayerGraphs
+from executor.kept import KeptBatches
 from executor.template import LayerTemplates, Recorded
+from tests.executor.tape import TapeGraphs
 from tests.executor.test_parity import LENGTHS
 from tests.executor.tiny import make_plan, random_model, random_prompts, reference_tokens, run_plan, save
 
@@ -102,6 +105,53 @@ def preludes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(LayerTemplates, "prelude", counting)
     return found
+
+
+@pytest.fixture
+def tape(monkeypatch: pytest.MonkeyPatch) -> list[TapeGraphs]:
+    """The graphs of each engine, replayed on the CPU; layers, whose attention a tape knows nothing of, are called."""
+    made: list[TapeGraphs] = []
+
+    def make(device: torch.device, *, wanted: bool) -> TapeGraphs:
+        made.append(TapeGraphs(device, wanted=wanted))
+        return made[-1]
+
+    monkeypatch.setattr("executor.kept.LayerGraphs", make)
+    monkeypatch.setattr(KeptBatches, "is_replayed", lambda self, task: False)
+    return made
+
+
+@pytest.mark.parametrize("family", ["opt", "llama", "gpt2"])
+@pytest.mark.parametrize("lengths", [[6] * 16, LENGTHS[:8] * 2])
+@pytest.mark.parametrize("weights", ["g", "gc"])
+def test_later_blocks_call_nothing(
+    family: str, lengths: list[int], weights: str, preludes: list[int], tape: list[TapeGraphs], tmp_path: Path
+) -> None:
+    """Padded or not: of a second block the prompts alone are called for, and it gets the same tokens."""
+    model = random_model(family)
+    spec = save(model, tmp_path / "model")
+    plan = make_plan(spec, weights=weights)
+    assert plan.sizes().graphs.has_ends
+    requests = random_prompts(lengths, 8)
+    options = EngineOptions(device=torch.device("cpu"), offload_dir=tmp_path)
+    assert run_plan(plan, tmp_path / "model", requests, options) == reference_tokens(model, requests)
+    assert tape[0].num_captured
+    called = 3 + 1  # passes of decode, and the capture
+    assert preludes.count(1) == called * plan.policy.num_gpu_batches
+
+
+def test_rows_that_draw_are_called(tape: list[TapeGraphs], tmp_path: Path) -> None:
+    """Beside greedy ones in the block before: the graph of the tail knows nothing of a row's random numbers."""
+    model = random_model("llama")
+    spec = save(model, tmp_path / "model")
+    greedy, drawn = random_prompts([6] * 8, 8), random_prompts([6] * 16, 8)[8:]
+    drawn = [replace(request, temperature=1.0, seed=n) for n, request in enumerate(drawn)]
+    options = EngineOptions(device=torch.device("cpu"), offload_dir=tmp_path)
+    plan = make_plan(spec)
+    alone = run_plan(plan, tmp_path / "model", drawn, options)
+    after = run_plan(plan, tmp_path / "model", [*greedy, *drawn], options)
+    assert {name: tokens for name, tokens in after.items() if name in alone} == alone
+    assert all(graphs.num_captured for graphs in tape)
 
 
 @pytest.mark.gpu

@@ -34,7 +34,7 @@ def tape(monkeypatch: pytest.MonkeyPatch) -> list[TapeGraphs]:
         made.append(TapeGraphs(device, wanted=wanted))
         return made[-1]
 
-    monkeypatch.setattr("executor.layer_compute.LayerGraphs", make)
+    monkeypatch.setattr("executor.kept.LayerGraphs", make)
     monkeypatch.setattr(Tape, "num_played", 0)
     torch.set_num_threads(1)
     return made

@@ -95,7 +95,8 @@ def test_there_is_a_graph_for_each_place(num_layers: int, policy: Policy, times:
     sizes = sizes_of(problem, policy)
     a_pass = num_layers * graph_operations(problem.model, problem.model.layers[0])
     a_pass, ends = a_pass * policy.num_gpu_batches, 2 * OPERATIONS_OF_END * policy.num_gpu_batches
-    assert sizes.graphs.num_operations == times * a_pass + ends
+    assert sizes.graphs.has_ends == (policy.cpu_attention == 0)
+    assert sizes.graphs.num_operations == times * a_pass + ends * sizes.graphs.has_ends
     assert held_by_block(sizes, 0).num_graphs == times * policy.num_gpu_batches
 
 
