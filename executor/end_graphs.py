@@ -1,4 +1,4 @@
-"""End graphs: what comes before the layers of a decode pass and after them, replayed as CUDA graphs once proven."""
+"""End graphs: what comes before the layers of a decode pass and after them, replayed as CUDA graphs."""
 
 from __future__ import annotations
 
@@ -36,11 +36,7 @@ class _Known:
 
 
 class EndGraphs:
-    """The graphs of both ends by gpu batch.
-
-    A family's own code runs there, and what it computes from a number of the host's stays in a graph as it was. So a
-    graph is first replayed beside the call of a later token: only if both leave the same does it take the call's place.
-    """
+    """The graphs of both ends by gpu batch."""
 
     def __init__(self, graphs: LayerGraphs) -> None:
         self._graphs = graphs
@@ -51,13 +47,25 @@ class EndGraphs:
         """No graph holds any longer."""
         self._known.clear()
 
+    def repeat(self, key: EndKey, work: Callable[[], None]) -> None:
+        """Do what is called alike for every token: capture it and replay, or call it where that cannot be."""
+        known = self._known.get(key) or self._captured(key, work)
+        if known is None:
+            work()
+        else:
+            known.graph.replay()
+
     def run(self, key: EndKey, work: EndWork) -> None:
-        """Replay, once that is proven; until then call, and capture or prove."""
+        """Do what may depend on more than the token and its position: replay, once that is proven not to.
+
+        A family's own code runs there, and what it computes from a number of the host's stays in a graph as it was. So
+        the first time it is called and captured, and the next time the graph is replayed beside the call. Only if both
+        leave the same does it take the call's place.
+        """
         known = self._known.get(key)
         if known is None:
             work.call()
-            if self._are_used and self._graphs.are_used:
-                self._capture(key, work)
+            self._captured(key, work.on_device)
             return
         known.graph.replay()
         if known.is_proven:
@@ -66,20 +74,23 @@ class EndGraphs:
         work.call()
         known.is_proven = _are_equal(replayed, _on_host(work.left()))
         if not known.is_proven:
-            self._refuse("what they leave depends on more than the token and its position")
+            self._refuse("what it leaves depends on more than the token and its position")
 
-    def _capture(self, key: EndKey, work: EndWork) -> None:
-        graph = self._graphs.try_capture(work.on_device)
+    def _captured(self, key: EndKey, work: Callable[[], None]) -> _Known | None:
+        if not (self._are_used and self._graphs.are_used):
+            return None
+        graph = self._graphs.try_capture(work)
         if isinstance(graph, str):
             self._refuse(graph)
-        else:
-            self._known[key] = _Known(graph)
+            return None
+        known = self._known[key] = _Known(graph)
+        return known
 
     def _refuse(self, reason: str) -> None:
         """Do without from here on."""
         self._are_used = False
         self._known.clear()
-        _log.info("what comes before the layers and after them is not replayed as CUDA graphs: %s", reason)
+        _log.info("an end of the model is not replayed as a CUDA graph: %s", reason)
 
 
 def _on_host(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -300,15 +300,10 @@ class LayerCompute:
 
     def _tail(self, task: Task, state: BatchState) -> None:
         """Logits of the last position, the next token of each row, and its copy for the host."""
-        work = EndWork(
-            call=lambda: self._sample(task, state),
-            on_device=lambda: self._sample(task, state),
-            left=lambda: [] if state.last_ids is None else [state.last_ids],
-        )
         if self.kept.replays_ends(task) and state.sampler.is_greedy and self.observe_logits is None:
-            self.kept.ends.run(("tail", task.k), work)
+            self.kept.ends.repeat(("tail", task.k), lambda: self._sample(task, state))
         else:
-            work.call()
+            self._sample(task, state)
         state.send_sampled(task.i)
 
     def _sample(self, task: Task, state: BatchState) -> None:

@@ -133,11 +133,12 @@ class ComputeCost:
         embedding, head = self.embedding(step), self.head()
         if step.phase == "prefill" or self.rates.graph_s is None or not replayed:
             return embedding, head
-        return self._replayed_end(embedding, step, replayed), self._replayed_end(head, step, replayed)
+        proven = self._replayed_end(embedding, step, replayed, step.eager + step.captured)
+        return proven, self._replayed_end(head, step, replayed, step.eager)
 
-    def _replayed_end(self, piece: Piece, step: Step, share: float) -> Piece:
-        """Called as long as layers are, and once more to prove its graph."""
-        rates, num_calls = self.rates, step.eager + step.captured
+    def _replayed_end(self, piece: Piece, step: Step, share: float, num_calls: float) -> Piece:
+        """Called as long as layers are, the embedding once more: to prove its graph."""
+        rates = self.rates
         capture_s = rates.capture_s * OPERATIONS_OF_END * step.captured
         replay_s = self._task_s + (rates.graph_s or 0.0) + REPLAY_OPERATIONS * rates.operation_s
         issue_s = piece.issue_s * num_calls + capture_s + replay_s * (1 - step.eager)

@@ -36,8 +36,8 @@ class Graphs:
     batches: Mapping[int, int]
     """Likewise, of what is loaded of their cache."""
     has_ends: bool
-    """Whether embedding and head are replayed, too: ids go from one to the other on the same stage, and no layer is left
-    between its parts then, whose tensors their graphs would write over."""
+    """Whether embedding and head are replayed, too: ids stay on one stage, and no layer is left between its parts then,
+    whose tensors their graphs would write over."""
     num_operations: int
     """Of all graphs together."""
 

@@ -22,6 +22,7 @@ from planner.workload import Workload
 from planner.workspace import (
     Fed,
     argument_bytes,
+    greedy_logits_bytes,
     logits_bytes,
     padding_bytes,
     request_bytes,
@@ -200,7 +201,9 @@ def _transients(sizes: Sizes, target: Target) -> Iterator[Entry]:
     decode *= ATTENDED_AT_ONCE if sizes.attention_staging() else 1
     yield Entry(tier=tier, purpose="workspace", prefill_bytes=prefill, decode_bytes=decode)
     if target.graph_operation_bytes and sizes.graphs.num_operations:  # and a workspace of their own
-        nbytes = target.graph_operation_bytes * sizes.graphs.num_operations + align(decode, GRAPH_POOL_BYTES)
+        of_head = greedy_logits_bytes(model, policy.gpu_batch_size, element_bytes) * sizes.graphs.has_ends
+        pool = align(max(decode, of_head), GRAPH_POOL_BYTES)
+        nbytes = target.graph_operation_bytes * sizes.graphs.num_operations + pool
         on_host = target.graph_operation_host_bytes * sizes.graphs.num_operations
         is_last = workload.num_prompts is not None and workload.num_prompts <= policy.block_size
         for where, held in ((tier, nbytes), ("cpu", on_host)):

@@ -144,3 +144,8 @@ def padding_bytes(num_tokens: int) -> int:
 def logits_bytes(model: ModelSpec, rows: int, element_bytes: int) -> int:
     """Logits in the model's dtype, and twice in float32."""
     return rows * model.vocab_size * (element_bytes + 2 * _FLOAT32)
+
+
+def greedy_logits_bytes(model: ModelSpec, rows: int, element_bytes: int) -> int:
+    """The same where the largest is taken: once in float32."""
+    return rows * model.vocab_size * (element_bytes + _FLOAT32)

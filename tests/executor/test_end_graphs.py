@@ -84,6 +84,30 @@ def test_what_the_host_changes_from_token_to_token_is_called() -> None:
     assert constant.num_calls == 3
 
 
+def test_what_is_alike_for_every_token_needs_no_proof() -> None:
+    """It is captured at once; where that fails it is called, and nothing is captured any more."""
+    token, result = torch.zeros(1), torch.zeros(1)
+    for reason in (None, "no stream"):
+        graphs = Tape()
+        ends, asked = EndGraphs(graphs), list[str]()
+
+        def try_capture(
+            work: Callable[[], object],
+            reason: str | None = reason,
+            graphs: Tape = graphs,
+            asked: list[str] = asked,
+        ) -> torch.cuda.CUDAGraph | str:
+            asked.append("once")
+            return Tape.try_capture(graphs, work) if reason is None else reason
+
+        graphs.try_capture = try_capture  # type: ignore[method-assign]
+        for i in range(4):
+            token.fill_(i)
+            ends.repeat(KEY, lambda: result.copy_(token))  # type: ignore[arg-type]
+            assert float(result) == i
+        assert asked == ["once"]
+
+
 def test_what_is_forgotten_is_captured_anew() -> None:
     """For blocks of another form."""
     passes, ends = Passes(lambda i: 1), EndGraphs(Tape())

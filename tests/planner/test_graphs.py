@@ -201,6 +201,18 @@ def test_the_ledger_counts_graphs_where_they_are_used() -> None:
         assert other.ledger.bytes_of("gpu", "graphs") == 0
 
 
+def test_the_ledger_counts_what_the_heads_graph_computes() -> None:
+    """Logits in the model's dtype and in float32, where a layer's results are smaller; not where the CPU attends."""
+    problem = problem_of("opt-125m", with_graphs(), gen_len=32)
+    for cpu_attention, has_logits in ((0.0, True), (1.0, False)):
+        cache = ON_CPU if cpu_attention else ON_GPU
+        policy = policy_of(ON_GPU, cache, ON_GPU, size=256, batches=1, cpu_attention=cpu_attention)
+        sizes, entries = sizes_of(problem, policy), problem.plan(policy).ledger
+        pool = entries.bytes_of("gpu", "graphs") - OPERATION_BYTES * sizes.graphs.num_operations
+        assert sizes.graphs.num_operations > 0
+        assert (pool >= 256 * 50272 * (2 + 4)) == has_logits
+
+
 def test_replayed_decode_waits_less_for_the_host() -> None:
     """Small gpu batches of a small model are bound by the host without graphs; prefill is the same."""
     with_, without = (
