@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from hwprofiles.profile import HardwareProfile
 from planner.activity import Activity, Span, Timeline
-from planner.contention import Commons
+from planner.contention import Commons, Shares
 from planner.cost import HOST
 from planner.plan import PHASES, Phase, Plan
 from planner.player import Pieces, play
@@ -128,10 +128,10 @@ class _Played:
     def _play(self) -> tuple[list[float], list[float]]:
         script = self.script
         lanes: dict[Resource, int] = {}
-        kinds: dict[tuple[float, ...], int] = {}
+        kinds: dict[tuple[Shares, bool], int] = {}
         calls, before = script.calls()
-        count, nothing = len(script.tasks), (0.0,) * len(SHARED_LANES)
-        kind_of = [kinds.setdefault(load.shares, len(kinds)) for load in script.alike]
+        count, nothing = len(script.tasks), ((0.0,) * len(SHARED_LANES), False)
+        kind_of = [kinds.setdefault((load.shares, load.yields), len(kinds)) for load in script.alike]
         pieces = Pieces(
             lanes=[lanes.setdefault(task.resource, len(lanes)) for task in script.tasks],
             seconds=[load.seconds for load in script.loads],
@@ -142,7 +142,8 @@ class _Played:
         )
         for call in calls:
             pieces.add(len(lanes), call.seconds, kinds.setdefault(nothing, len(kinds)), call.waits)
-        starts, stops = play(pieces, len(lanes) + 1, Commons(list(kinds)))
+        shares, yields = zip(*kinds, strict=True)
+        starts, stops = play(pieces, len(lanes) + 1, Commons(shares, yields=yields))
         return starts[:count], stops[:count]
 
     def _marks(self) -> tuple[_Mark, ...]:

@@ -237,7 +237,7 @@ class _Common:
         self._things = [(host, name) for host in hosts for name in THINGS]
         own = [(1.0,)] * (len(SHARED_LANES) * len(parts))
         self._rooms = [*own, *(sharing.room(name) for sharing in hosts.values() for name in THINGS)]
-        self._kinds: dict[tuple[int, str, Shares, float], int] = {}
+        self._kinds: dict[tuple[int, str, Shares, float, bool], int] = {}
         self._known: dict[tuple[int, int], int] = {}
 
     def kind(self, stage: int, task: Task, load: Load) -> int:
@@ -252,18 +252,19 @@ class _Common:
                 load.num_bytes / load.seconds / best
             )  # small copies take less of what the links have together
         shares = tuple(round(share, _DIGITS) for share in load.shares)
-        key = stage, task.resource, shares, round(full, _DIGITS)
+        key = stage, task.resource, shares, round(full, _DIGITS), load.yields
         kind = self._known[stage, id(load)] = self._kinds.setdefault(key, len(self._kinds))
         return kind
 
     def nothing(self, stage: int) -> int:
         """The number of the kind of what takes nothing of what is shared."""
-        return self._kinds.setdefault((stage, "", (0.0,) * len(SHARED_LANES), 0.0), len(self._kinds))
+        return self._kinds.setdefault((stage, "", (0.0,) * len(SHARED_LANES), 0.0, False), len(self._kinds))
 
     def commons(self) -> Commons:
         """For the player."""
-        shares = [self._shares(*kind) for kind in self._kinds]
-        return Commons(shares, self._rooms, [stage for stage, *_ in self._kinds])
+        shares = [self._shares(stage, resource, own, full) for stage, resource, own, full, _ in self._kinds]
+        owners, yields = [stage for stage, *_ in self._kinds], [yields for *_, yields in self._kinds]
+        return Commons(shares, self._rooms, owners, yields)
 
     def _shares(self, stage: int, resource: str, own: Shares, full: float) -> Shares:
         """Of what the stage's lanes share, then of what the ranks of each host share."""

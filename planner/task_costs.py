@@ -31,6 +31,8 @@ class Load(NamedTuple):
     """The caller's thread does it: nothing later is issued before."""
     issue_s: float = 0.0
     """What the caller's thread takes to ask a GPU for it, and for the copies that belong to it."""
+    yields: bool = False
+    """Others come first where what they share is full: the disk's tasks, which wait for the device most of the time."""
 
 
 Group = tuple[tuple[int, float], ...]
@@ -123,7 +125,8 @@ class TaskCosts:
         if move not in self._moves:
             [timed] = self.cost.timed([move], self.cost.speeds([move]))
             shares = _shares(self.cost.lanes([timed], _NO_COMPUTE), timed.seconds)
-            self._moves[move] = Load(timed.seconds, move.num_bytes, shares, False)
+            yields = move.resource in ("disk_read", "disk_write")
+            self._moves[move] = Load(timed.seconds, move.num_bytes, shares, False, yields=yields)
         return self._moves[move]
 
     def _computed(self, compute: Compute[float]) -> Load:
@@ -152,6 +155,7 @@ def _together(loads: Sequence[tuple[Load, float]]) -> Load:
         tuple(share / seconds if seconds else 0.0 for share in shares),
         any(load.is_blocking for load, _ in loads),
         sum(load.issue_s * part for load, part in loads),
+        any(load.yields for load, _ in loads),
     )
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hwprofiles.profile import HardwareProfile, load_profile
-from planner.contention import fair_speeds
+from planner.contention import NOBODY, Commons, fair_speeds
 from planner.policy import Policy, Split
 from planner.pricing import price
 from planner.problem import Problem
@@ -233,6 +233,26 @@ def test_speeds_are_max_min_fair() -> None:
     assert fair_speeds([(0.8, 0.0), (0.8, 0.5), (0.0, 0.5)]) == pytest.approx((0.625, 0.625, 1.0))
     assert fair_speeds([(2.0,)]) == (0.5,)
     assert fair_speeds([]) == ()
+
+
+def test_what_yields_has_what_others_leave() -> None:
+    """And half of its fair speed whatever they want; alone, or beside its like, it is as fast as any."""
+    commons = Commons([(0.6,), (0.8,), (3.0,)], yields=[False, True, False])
+    assert dict(commons.speeds([0, 1])) == pytest.approx({0: 1.0, 1: 0.5})
+    assert dict(commons.speeds([1, 2])) == pytest.approx({0: 0.5 / 3.8, 1: (1 - 0.8 * 0.5 / 3.8) / 3.0})
+    assert dict(commons.speeds([1, 1])) == pytest.approx({0: 0.625, 1: 0.625})
+    assert dict(commons.speeds([0, NOBODY, 0])) == pytest.approx({0: 1 / 1.2, 2: 1 / 1.2})
+
+
+@settings(max_examples=100)
+@given(st.lists(st.tuples(st.floats(0, 3), st.floats(0, 3), st.booleans()), min_size=1, max_size=6))
+def test_yielding_overdraws_nothing(kinds: list[tuple[float, float, bool]]) -> None:
+    """And nothing stands still."""
+    shares, yields = [kind[:2] for kind in kinds], [kind[2] for kind in kinds]
+    speeds = [speed for _, speed in Commons(shares, yields=yields).speeds(range(len(kinds)))]
+    used = [sum(speed * share[at] for speed, share in zip(speeds, shares, strict=True)) for at in (0, 1)]
+    assert all(total <= 1 + 1e-9 for total in used)
+    assert all(0 < speed <= 1 for speed in speeds)
 
 
 @settings(max_examples=100)

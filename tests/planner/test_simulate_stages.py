@@ -46,7 +46,7 @@ from tests.planner.problems import (
 )
 
 THIRDS = Split(gpu=0.3, cpu=0.4, disk=0.3)
-ROUNDING = 1e-3
+ROUNDING = 3e-3
 """Of shares, which a pipeline's simulation rounds so that they are alike more often."""
 NET = (SizePoint(size_bytes=2**20, bytes_per_s=Rate(median=1e9)),)
 
