@@ -23,6 +23,7 @@ from hwprofiles.probes.timing import MIN_REPEATS, measured_rate, median_seconds,
 PACKED_POINTS = {"cpu": 2, "cuda": 4}
 _MATRIX, _MATRICES = {"cpu": 2**22, "cuda": 2**26}, {"cpu": 16, "cuda": 1}
 """Values of a matrix, and how many take turns: a layer's are not in a cache when they are unpacked."""
+_DTYPE = {"cpu": torch.float32, "cuda": torch.bfloat16}
 _HEADS, _HEAD_SIZE = 32, 128
 _ROWS = {"cpu": 8, "cuda": 32}
 _PROMPT = 512
@@ -31,7 +32,7 @@ _FEW = 2**12
 
 
 def measure_packed(device: torch.device, slice_s: Slices) -> Packed:
-    """Values per second on one device; in bfloat16, as layers of a large model and their cache are."""
+    """Values per second on one device, in the dtype in which it computes with most models."""
     with torch.inference_mode():
         return Packed(
             unpack_values_per_s=_unpack_rate(device, slice_s(f"{device} unpacking 4 bits")),
@@ -52,7 +53,7 @@ def _unpack_rate(device: torch.device, slice_s: float) -> Rate:
 
 
 def _unpacking(numel: int, device: torch.device) -> Callable[[], None]:
-    source = fill_random(torch.empty(numel, dtype=torch.bfloat16, device=device))
+    source = fill_random(torch.empty(numel, dtype=_DTYPE[device.type], device=device))
     packed = torch.empty(1, 2, 1, quantised_bytes(numel), dtype=torch.uint8, device=device)
     quantise_pair(source.view(1, 1, 1, numel), source.view(1, 1, 1, numel), packed)
     return partial(dequantise, packed[0, 0, 0], numel, source)
@@ -97,4 +98,6 @@ def _cache(rows: int, tokens: int, device: torch.device) -> torch.Tensor:
 
 
 def _random_heads(rows: int, tokens: int, device: torch.device) -> torch.Tensor:
-    return fill_random(torch.empty(rows, _HEADS, tokens, _HEAD_SIZE, dtype=torch.bfloat16, device=device))
+    return fill_random(
+        torch.empty(rows, _HEADS, tokens, _HEAD_SIZE, dtype=_DTYPE[device.type], device=device)
+    )
