@@ -23,7 +23,7 @@ from hwprofiles.probes.compute import Products, launch_overhead
 from hwprofiles.probes.concurrent import contention, contention_points
 from hwprofiles.probes.disk import check_directory, measure_disk, scratch_file
 from hwprofiles.probes.graphs import measure_graph
-from hwprofiles.probes.host import CACHES_READ, CPU, HostTimes, host_points, thread_counts
+from hwprofiles.probes.host import CACHES_READ, CPU, NUM_VISITS, HostTimes, host_points, thread_counts
 from hwprofiles.probes.layers import LAYER_POINTS, LayerTimes, prompt_attention_rates, sweep_core
 from hwprofiles.probes.links import BOTH_BYTES, measure_link
 from hwprofiles.probes.memory import memory_rate
@@ -75,9 +75,11 @@ def measure(request: Request, progress: Progress) -> HardwareProfile:
         occupied = occupied_bytes()
         cost = process_cost(sum(device.type == "cuda" for device in gpus), request.budget.process_runs)
         times = HostTimes(request.budget, cpu, threads, working_set, pace)
-        times.visit()
+        for _ in range(NUM_VISITS // 2):
+            times.visit()
         measured_gpus = tuple(_measure_gpu(request, gpu, cost, pace) for gpu in gpus if gpu.type == "cuda")
-        times.visit()
+        for _ in range(NUM_VISITS // 2):
+            times.visit()
         host = times.figures(memory_limits(request.cpu_cap_bytes), cost, occupied)
         measured_gpus = measured_gpus or tuple(_emulated_gpu(request, gpu, host, pace) for gpu in gpus)
         at_once, gpu_to_gpu_rate = _measure_several(gpus, measured_gpus, host, pace)

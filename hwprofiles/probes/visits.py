@@ -15,6 +15,9 @@ from hwprofiles.points import Rate
 from hwprofiles.probes.timing import rate_of, rounded
 
 
+_FEWEST_TO_DROP = 4
+
+
 class Visits:
     """Slices of time for visits, and what they found; visits to one point have others between them."""
 
@@ -49,8 +52,12 @@ class Visits:
         return replace(median, spread=max(median.spread, rate_of([rate.median for rate in rates]).spread))
 
     def mean(self, point: Hashable) -> Rate:
-        """Half-way between the visits; the spread is a visit's own, or how far they are from it if that is more."""
-        rates = self._rates[point]
+        """Half-way between the visits; the spread is a visit's own, or how far they are from it if that is more.
+
+        Of four or more neither the fastest nor the slowest counts: what disturbs one of them may last as long as it.
+        """
+        rates = sorted(self._rates[point], key=lambda rate: rate.median)
+        rates = rates[1:-1] if len(rates) >= _FEWEST_TO_DROP else rates
         mean = statistics.mean(rate.median for rate in rates)
         apart = max(abs(rate.median - mean) for rate in rates) / mean
         return Rate(median=rounded(mean), spread=round(max(apart, *(rate.spread for rate in rates)), 4))

@@ -65,3 +65,10 @@ def test_half_way_between_visits() -> None:
     both = visited(Rate(median=1.0, spread=0.1), Rate(median=3.0, spread=0.2))
     assert both.mean("here") == Rate(median=2.0, spread=0.5)
     assert visited(Rate(median=1.0, spread=0.1)).mean("here") == Rate(median=1.0, spread=0.1)
+
+
+def test_of_four_visits_the_outer_ones_do_not_count() -> None:
+    """One that was disturbed is no part of the mean, nor of the spread."""
+    rates = [Rate(median=median, spread=0.01) for median in (11.0, 36.0, 40.0, 38.0)]
+    assert visited(*rates).mean("here") == Rate(median=37.0, spread=0.027)
+    assert visited(*rates[:3]).mean("here").median == 29.0
