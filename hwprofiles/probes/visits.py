@@ -14,7 +14,6 @@ from hwprofiles.budget import Pace
 from hwprofiles.points import Rate
 from hwprofiles.probes.timing import rate_of, rounded
 
-
 _FEWEST_TO_DROP = 4
 
 
