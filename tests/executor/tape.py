@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -85,3 +86,15 @@ class TapeGraphs:
     def refuse(self, reason: str) -> None:
         """As there."""
         self.are_used = False
+
+
+def played_on_tapes(monkeypatch: pytest.MonkeyPatch) -> list[TapeGraphs]:
+    """The graphs of each engine that is made from here on."""
+    made: list[TapeGraphs] = []
+
+    def make(device: torch.device, *, wanted: bool) -> TapeGraphs:
+        made.append(TapeGraphs(device, wanted=wanted))
+        return made[-1]
+
+    monkeypatch.setattr("executor.kept.LayerGraphs", make)
+    return made

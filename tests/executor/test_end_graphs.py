@@ -14,7 +14,7 @@ from executor.engine import EngineOptions
 from executor.graphs import LayerGraphs
 from executor.kept import KeptBatches
 from executor.template import LayerTemplates, Recorded
-from tests.executor.tape import TapeGraphs
+from tests.executor.tape import TapeGraphs, played_on_tapes
 from tests.executor.test_parity import LENGTHS
 from tests.executor.tiny import make_plan, random_model, random_prompts, reference_tokens, run_plan, save
 
@@ -134,15 +134,8 @@ def preludes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.fixture
 def tape(monkeypatch: pytest.MonkeyPatch) -> list[TapeGraphs]:
     """The graphs of each engine, replayed on the CPU; layers, whose attention a tape knows nothing of, are called."""
-    made: list[TapeGraphs] = []
-
-    def make(device: torch.device, *, wanted: bool) -> TapeGraphs:
-        made.append(TapeGraphs(device, wanted=wanted))
-        return made[-1]
-
-    monkeypatch.setattr("executor.kept.LayerGraphs", make)
     monkeypatch.setattr(KeptBatches, "is_replayed", lambda self, task: False)
-    return made
+    return played_on_tapes(monkeypatch)
 
 
 @pytest.mark.parametrize("family", ["opt", "llama", "gpt2"])

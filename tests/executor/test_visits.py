@@ -15,7 +15,7 @@ from executor.visits import Replays
 from hwprofiles.native_attention import find_attention
 from planner.tasks import Task
 from planner.workload import Workload
-from tests.executor.tape import Tape, TapeGraphs
+from tests.executor.tape import Tape, TapeGraphs, played_on_tapes
 from tests.executor.tiny import make_plan, random_model, random_prompts, reference_tokens, run_plan, save
 
 ATTENDED = (0, 0, 4, 0, 0)
@@ -28,16 +28,9 @@ three_batches = partial(make_plan, num_gpu_batches=3, workload=Workload(prompt_l
 @pytest.fixture
 def tape(monkeypatch: pytest.MonkeyPatch) -> list[TapeGraphs]:
     """The graphs of each engine; as many tokens as are asked for are replayed on the CPU."""
-    made: list[TapeGraphs] = []
-
-    def make(device: torch.device, *, wanted: bool) -> TapeGraphs:
-        made.append(TapeGraphs(device, wanted=wanted))
-        return made[-1]
-
-    monkeypatch.setattr("executor.kept.LayerGraphs", make)
     monkeypatch.setattr(Tape, "num_played", 0)
     torch.set_num_threads(1)
-    return made
+    return played_on_tapes(monkeypatch)
 
 
 @pytest.mark.skipif(find_attention() is None, reason="no compiler")
