@@ -82,8 +82,10 @@ def graphs_of(
     if not (captured and batches):
         return NO_GRAPHS
     operations = sum(count * graph_operations(model, model.layers[j]) for j, count in captured.items())
-    num_operations, is_whole = operations * sum(batches.values()), model.has_embedding and model.has_head
-    has_ends = is_whole and not any(rows.cpu_attend or rows.disk_attend for rows in placement.cache_rows)
+    num_operations = operations * sum(batches.values())
+    has_ends = model.is_whole and not any(
+        rows.cpu_attend or rows.disk_attend for rows in placement.cache_rows
+    )
     if has_ends:
         num_operations += 2 * OPERATIONS_OF_END * len(batches)
     return Graphs(layers=captured, batches=batches, has_ends=has_ends, num_operations=num_operations)

@@ -13,7 +13,7 @@ from planner.work import Move, Step
 def message_moves(messages: Messages, rows: float, step: Step, num_batches: float) -> list[Move[float]]:
     """All messages of one pass of so many gpu batches of `rows` sequences, and their copies over the link."""
     model = messages.model
-    if model.has_embedding and model.has_head:
+    if model.is_whole:
         return []
     hidden = rows * step.num_new * model.hidden_size * DTYPE_BYTES[model.dtype]
     ids, header = rows * ID_BYTES, float(messages.ids_bytes(math.ceil(rows)))

@@ -58,6 +58,11 @@ class ModelSpec:
     """Ends that only other stages hold."""
 
     @property
+    def is_whole(self) -> bool:
+        """Whether both ends are here, as they are where there is no pipeline."""
+        return self.has_embedding and self.has_head
+
+    @property
     def num_layers(self) -> int:
         """Number of decoder layers."""
         return len(self.layers)

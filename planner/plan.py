@@ -40,8 +40,9 @@ class ModelRef:
     def of(cls, spec: ModelSpec) -> ModelRef:
         """The reference to a model, or to a stage's part of it."""
         layers = spec.first_layer, spec.first_layer + spec.num_layers
-        is_whole = spec.has_embedding and spec.has_head
-        return cls(name=spec.name, dtype=spec.dtype, config=spec.config, layers=None if is_whole else layers)
+        return cls(
+            name=spec.name, dtype=spec.dtype, config=spec.config, layers=None if spec.is_whole else layers
+        )
 
     def spec(self) -> ModelSpec:
         """Every tensor's shape."""

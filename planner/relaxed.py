@@ -238,9 +238,8 @@ class Relaxed:
 
     def _ends(self, step: Step) -> tuple[Piece, Piece]:
         """The embedding's and the head's compute for one gpu batch."""
-        model = self.problem.model
         share = max(self._replayed(kind.layer) for kind in self.kinds)
-        return self.cost.ends(step, share if model.has_embedding and model.has_head else 0.0)
+        return self.cost.ends(step, share if self.problem.model.is_whole else 0.0)
 
     def _replayed(self, layer: LayerSpec) -> float:
         """Of the gpu batches, the share for which a GPU replays the layer's decode, each lying in two slots in turn."""

@@ -95,8 +95,7 @@ class Sizes:
             and len(self.graphs.batches) == len(batches)
             and not any(map(self._streamed, self.slabs))
             and all(is_resident(group, "gpu") for rows in batches for group, count in rows.counts() if count)
-            and self.model.has_embedding
-            and self.model.has_head
+            and self.model.is_whole
             and self.policy.weight_bits == 16
         )
 
