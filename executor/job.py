@@ -14,6 +14,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from executor import memory, preflight
 from executor.checkpoint import Checkpoint
+from executor.compiling import watch_compiler
 from executor.engine import EngineOptions
 from executor.leg import Ask, JobContext, Switch, give_memory_back, run_leg
 from executor.loading import LoadProgress
@@ -125,6 +126,7 @@ def run_job(
         give_back_large_tensors()
     else:
         torch.cuda.set_device(device)
+        watch_compiler()
     checkpoint = Checkpoint(options.model_dir, own.model.spec()) if options.model_dir else None
     tokenizer = load_tokenizer(options.model_dir) if options.model_dir and options.input_path else None
     with ExitStack() as stack:
@@ -137,8 +139,7 @@ def run_job(
             work = _Work.of(requests, results)
         work = ranks.share(work)
         if not work.pending:
-            totals = JobTotals(has_tokenizer=tokenizer is not None)
-            report = make_report(own, Measurements(), totals, device, disk_bytes=0)
+            report = make_report(own, Measurements(), JobTotals(), device, disk_bytes=0)
             return _of_all(plan, report, ranks)
         others = [plan.of_rank(rank) for rank in ranks.on_this_host]
         preflight.check(own, offload_dir=options.offload_dir, device=device, others=others)

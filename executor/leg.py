@@ -21,6 +21,7 @@ from executor.progress import Reporter
 from executor.report import JobTotals, make_report
 from executor.results import ResultFile
 from executor.sampling import Completion, Sampler
+from planner.ledger import LOADING, TOKENIZER
 from planner.plan import Phase, Plan
 from planner.prompts import Request
 from planner.report import RunReport
@@ -46,6 +47,12 @@ class JobContext:
     sink: Callable[[Sequence[Completion]], None]
     has_tokens: bool = True
     """Whether all tokens become known here: on the first of a pipeline's ranks."""
+
+    @property
+    def absent(self) -> frozenset[str]:
+        """What does not arise of a plan's ledger."""
+        has = {TOKENIZER: self.tokenizer is not None, LOADING: self.checkpoint is not None}
+        return frozenset(purpose for purpose in has if not has[purpose])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +126,7 @@ class _Leg:
 
     def __init__(self, plan: Plan, context: JobContext) -> None:
         self.plan, self.context, self.load_s = plan, context, 0.0
-        self.totals = JobTotals(has_tokenizer=context.tokenizer is not None)
+        self.totals = JobTotals(absent=context.absent)
         self.engine = Engine(plan, context.engine_options)
         self.engine.measurements.recorder = context.recorder
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -11,12 +11,13 @@ import torch
 
 from executor import memory
 from executor.batching import Block
+from executor.compiling import has_compiled
 from executor.measure import Key, Measurements, Total
 from executor.sampling import Completion
 from hwprofiles.host import current_fingerprint
 from planner.batching import BlockLengths
 from planner.bottleneck import phase_activity
-from planner.ledger import TOKENIZER
+from planner.ledger import COMPILING
 from planner.plan import PHASES, Phase, Plan, Prediction, TaskPrediction
 from planner.predict import as_simulated
 from planner.pricing import price_blocks
@@ -27,7 +28,8 @@ from planner.report import SCHEMA_VERSION, PhaseReport, RunBlocks, RunReport, Ta
 class JobTotals:
     """What has been run so far, in this process."""
 
-    has_tokenizer: bool = True
+    absent: Collection[str] = ()
+    """Purposes of the ledger that do not arise in this run."""
     num_requests: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
@@ -69,7 +71,7 @@ def make_report(
         throughput_tokens_per_s=_ratio(totals.generated_tokens, measured_s),
         predicted_throughput_tokens_per_s=_ratio(totals.generated_tokens, predicted_s),
         tasks=tuple(_task_reports(predicted, measured)),
-        memory=tuple(_tier_reports(plan, device, disk_bytes, has_tokenizer=totals.has_tokenizer)),
+        memory=tuple(_tier_reports(plan, device, disk_bytes, totals.absent)),
         prompt_tokens=totals.prompt_tokens,
         generated_tokens=totals.generated_tokens,
         padding_tokens=totals.padding_tokens,
@@ -120,15 +122,15 @@ def _task_report(key: Key, predicted: TaskPrediction | None, total: Total) -> Ta
 
 
 def _tier_reports(
-    plan: Plan, device: torch.device, disk_bytes: int, *, has_tokenizer: bool
+    plan: Plan, device: torch.device, disk_bytes: int, absent: Collection[str]
 ) -> list[TierReport]:
     """Each tier's ledger beside what the operating system (or CUDA) counted.
 
     An emulated gpu tier lies in the process's own memory, where it cannot be told from the cpu tier: both are counted
-    together as `host`. A run on made-up prompts has no tokenizer, and its ledger neither.
+    together as `host`. What does not arise in this run is left out of the ledger.
     """
     hardware = plan.hardware
-    ledger = plan.ledger if has_tokenizer else plan.ledger.without(TOKENIZER)
+    ledger = plan.ledger.without(*absent, *(() if has_compiled() else (COMPILING,)))
     resident = memory.peak_resident_bytes()
     rows = []
     if hardware.compute_tier == "gpu":

@@ -10,9 +10,12 @@ from typing import Literal
 from hwprofiles.errors import UserError
 
 Dtype = Literal["float32", "float16", "bfloat16"]
-Kernels = Literal["opt", "rotary", "experts"]
-"""Kinds of models, each of which calls kernels that the one before does not: OPT, models with rotary embeddings and
-root mean square norms, and those with a mixture of experts besides."""
+Kernels = Literal["opt", "rotary", "experts", "few_rows", "compiling"]
+"""Why kernels stay in a process's host memory. Three kinds of models, each of which calls kernels that the one before
+does not: OPT, models with rotary embeddings and root mean square norms, and those with a mixture of experts besides.
+For the first two, looking up at most FEW_ROWS tokens; and compiling, in a run that finds kernels not compiled yet."""
+FEW_ROWS = 16
+"""Torch looks up this many rows and fewer with a kernel that it has for nothing else (index_select on CUDA)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -62,8 +62,8 @@ class Gpu:
     graph: Graph | None = None
     """None in older profiles, and where decode attention has no kernel that can be part of one."""
     kernels_host_bytes: Mapping[Kernels, int] = field(default_factory=dict)
-    """What a process keeps in host memory, beyond the host's `process_bytes`, of the kernels a kind of model calls;
-    empty, or without OPT, in older profiles."""
+    """What a process keeps in host memory, beyond the host's `process_bytes`, of the kernels it calls and compiles;
+    empty, or without some, in older profiles."""
 
     def __post_init__(self) -> None:
         check_positive(memory_bytes=self.memory_bytes)

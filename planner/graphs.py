@@ -72,7 +72,8 @@ def graphs_of(
         for j, layer in enumerate(model.layers)
         if may_be_replayed(model, layer, workload, size) and not _has_message(model, j)
     ]
-    of_weights, of_cache = _times(sum(streamed), policy.weight_slots), policy.cache_slots
+    in_slots = len(model.layers) * sum(_is_stored(rows) for rows in placement.cache_rows)
+    of_weights, of_cache = places(sum(streamed), policy.weight_slots), places(in_slots, policy.cache_slots)
     captured = {j: of_weights if streamed[j] else 1 for j in layers}
     num_a_batch, batches = sum(captured.values()), dict[int, int]()
     for k, rows in enumerate(placement.cache_rows):
@@ -96,13 +97,18 @@ def graph_operations(model: ModelSpec, layer: LayerSpec) -> int:
     return elementwise(model, layer).operations + _OWN_OPERATIONS
 
 
-def _times(num_streamed: int, num_slots: int) -> int:
-    """In how many of the slots that layers take in turn one of them comes to lie, pass after pass."""
-    return num_slots // math.gcd(num_streamed, num_slots)
+def places(num_a_pass: int, num_slots: int) -> int:
+    """In how many of the slots that are taken in turn, so many a pass, one and the same content comes to lie."""
+    return num_slots // math.gcd(num_a_pass, num_slots)
 
 
 def _keeps_its_place(rows: CacheRows) -> bool:
     return all(group_tier(group) != "disk" for group, count in rows.counts() if count)
+
+
+def _is_stored(rows: CacheRows) -> bool:
+    """Whether a gpu batch takes a slot: some of its K and V are off the GPU."""
+    return any(group_tier(group) != "gpu" for group, count in rows.counts() if count)
 
 
 def _is_loaded(rows: CacheRows) -> bool:

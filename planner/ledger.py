@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from hwprofiles.errors import UserError
-from hwprofiles.points import NO_MARGINS, Kernels, Margins
+from hwprofiles.points import FEW_ROWS, NO_MARGINS, Kernels, Margins
 from hwprofiles.units import MIB, format_bytes
 from planner.elementwise import has_rotary
 from planner.layout import align
@@ -36,6 +36,10 @@ GRAPH_POOL_BYTES = 2 * MIB
 """Torch's allocator takes memory for the tensors of graphs in pieces of this size."""
 TOKENIZER = "tokenizer"
 """Purpose of what runs on made-up prompts do without."""
+LOADING = "loading"
+"""Purpose of what runs on made-up weights do without."""
+COMPILING = "compiling kernels"
+"""Purpose of what runs that find every kernel compiled do without."""
 LOADING_BYTES = 40 * MIB
 """Read buffers while a checkpoint is loaded; free again before the first block."""
 LIBRARY_BYTES = 12 * MIB
@@ -72,7 +76,7 @@ class Target:
     graph_operation_host_bytes: int = 0
     """Likewise in host memory."""
     kernels_host_bytes: Mapping[Kernels, int] = field(default_factory=dict, hash=False)
-    """What a process on a GPU keeps in host memory of kernels that OPT does not call, by kind of model."""
+    """What a process on a GPU keeps in host memory of the kernels it calls, and while it compiles them."""
 
     def limit_bytes(self, tier: Tier) -> int:
         """The most bytes a plan may hold on a tier."""
@@ -112,9 +116,9 @@ class Ledger:
             sum(e.decode_bytes for e in mine),
         )
 
-    def without(self, purpose: str) -> Ledger:
-        """What is left where one purpose does not arise."""
-        return Ledger(entries=tuple(entry for entry in self.entries if entry.purpose != purpose))
+    def without(self, *purposes: str) -> Ledger:
+        """What is left where some purposes do not arise."""
+        return Ledger(entries=tuple(entry for entry in self.entries if entry.purpose not in purposes))
 
     def bytes_of(self, tier: Tier, purpose: str) -> int:
         """The peak of one purpose on one tier; 0 if there is none."""
@@ -226,20 +230,32 @@ def _transients(sizes: Sizes, target: Target) -> Iterator[Entry]:
 
 def _process(sizes: Sizes, target: Target) -> Iterator[Entry]:
     """What the process takes on the host, whatever the policy."""
-    model, workload = sizes.model, sizes.workload
+    model, workload, policy = sizes.model, sizes.workload, sizes.policy
     yield _both("cpu", "process", target.process_bytes)
-    yield _both("cpu", "libraries", library_bytes(model, target))
+    yield _both("cpu", "libraries", LIBRARY_BYTES)
+    last = (workload.num_prompts or 0) % policy.block_size or policy.block_size
+    smallest = last // -(
+        -last // policy.gpu_batch_size
+    )  # gpu batch, of the last block, which has what is left
+    kernels, compiling = (
+        kernels_host_bytes(model, smallest, target),
+        target.kernels_host_bytes.get("compiling", 0),
+    )
+    for purpose, held in (("kernels", kernels), (COMPILING, compiling)):  # from the first pass on
+        yield Entry(tier="cpu", purpose=purpose, prefill_bytes=held, decode_bytes=held)
     yield _both("cpu", TOKENIZER, tokenizer_bytes(model))
-    yield _both("cpu", "requests", _requests(workload, sizes.policy))
-    yield Entry(tier="cpu", purpose="loading", prefill_bytes=0, decode_bytes=0, loading_bytes=LOADING_BYTES)
+    yield _both("cpu", "requests", _requests(workload, policy))
+    yield Entry(tier="cpu", purpose=LOADING, prefill_bytes=0, decode_bytes=0, loading_bytes=LOADING_BYTES)
 
 
-def library_bytes(model: ModelSpec, target: Target) -> int:
-    """What libraries take beyond the process that is weighed."""
-    kernels: Kernels = "rotary" if has_rotary(model) else "opt"
+def kernels_host_bytes(model: ModelSpec, num_rows: int, target: Target) -> int:
+    """What a process keeps in host memory of the kernels it calls for a model, `num_rows` sequences or more at once."""
+    kind: Kernels = "rotary" if has_rotary(model) else "opt"
     if any(layer.num_experts for layer in model.layers):
-        kernels = "experts"
-    return LIBRARY_BYTES + target.kernels_host_bytes.get(kernels, 0)
+        kind = "experts"
+    held = target.kernels_host_bytes
+    has_few = model.has_embedding and num_rows <= FEW_ROWS and kind != "experts"
+    return held.get(kind, 0) + (held.get("few_rows", 0) if has_few else 0)
 
 
 def _requests(workload: Workload, policy: Policy) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from planner.cost import HOST, CostModel
-from planner.graphs import MOST_GRAPHS, may_be_replayed
+from planner.graphs import MOST_GRAPHS, may_be_replayed, places
 from planner.ledger import Entry, make_ledger
 from planner.model import LayerSpec
 from planner.passes import mean_steps
@@ -242,13 +242,15 @@ class Relaxed:
         return self.cost.ends(step, share if self.problem.model.is_whole else 0.0)
 
     def _replayed(self, layer: LayerSpec) -> float:
-        """Of the gpu batches, the share for which a GPU replays the layer's decode, each lying in two slots in turn."""
+        """Of the gpu batches, the share for which a GPU replays the layer's decode, if all have cache in slots."""
         problem, count = self.problem, self.num_gpu_batches
         if self.compute_tier != "gpu" or count is None:
             return 0.0
         if not may_be_replayed(problem.model, layer, problem.workload, self.choice.gpu_batch_size):
             return 0.0
-        return min(1.0, MOST_GRAPHS / (2.0 * count * problem.model.num_layers))
+        num_layers = problem.model.num_layers
+        num_places = places(count * num_layers, self.choice.cache_slots)
+        return min(1.0, MOST_GRAPHS / (num_places * count * num_layers))
 
     def _far(self, by_tier: dict[Tier, A]) -> A:
         total = by_tier[self.far_tiers[0]]

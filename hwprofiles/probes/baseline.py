@@ -94,7 +94,7 @@ def weigh(num_gpus: int) -> Weighed:
     margins, kernels = NO_MARGINS, dict[Kernels, int]()
     if num_gpus:
         first = torch.device("cuda", 0)
-        use_gpu(0, _OF_ONE_RUN)
+        torch.ones(1, device=first)  # its context
         for dtype in _OF_ONE_RUN:
             load_packed(first, dtype)
         peak_bytes = peak_resident_bytes()  # libraries keep on the host what they load for the GPU

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
-from hwprofiles.points import Kernels
+from hwprofiles.points import FEW_ROWS, Kernels
 from hwprofiles.process_memory import peak_resident_bytes
 
 _SMALL = {
@@ -37,11 +37,19 @@ _INPUTS = ((4, 512), (32, 1))
 
 
 def kernels_host_bytes(device: torch.device, dtype: torch.dtype) -> dict[Kernels, int]:
-    """By how much the process's peak has grown since the call when it has run a model of each kind, in this order."""
+    """By how much the process's peak has grown since the call when it has run a model of each kind, in this order.
+
+    A lookup of few rows comes after OPT and is by itself; a mixture of experts calls the same kernels.
+    """
     before, grown = peak_resident_bytes(), dict[Kernels, int]()
     for kind, (model_type, shape) in _MODELS.items():
         _run(AutoConfig.for_model(model_type, **shape), device, dtype)
+        _write_cache(device, dtype)
         grown[kind] = peak_resident_bytes() - before
+        if kind == "opt":
+            _look_up(FEW_ROWS, device, dtype)
+            grown["few_rows"] = peak_resident_bytes() - before - grown["opt"]
+    grown["rotary"] -= grown["few_rows"]
     return grown
 
 
@@ -57,4 +65,16 @@ def _run(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> 
             tokens = torch.ones(shape, dtype=torch.long, device=device)
             found = model(input_ids=tokens, use_cache=False, logits_to_keep=1)
             found.logits[:, -1].float().argmax(-1)
+    torch.cuda.synchronize(device)
+
+
+def _write_cache(device: torch.device, dtype: torch.dtype) -> None:
+    """As decode that is replayed does: to a place that the device knows."""
+    cache, new = (torch.ones(tokens, 8, device=device, dtype=dtype) for tokens in (4, 1))
+    cache.index_copy_(0, torch.ones(1, dtype=torch.long, device=device), new)
+
+
+def _look_up(num_rows: int, device: torch.device, dtype: torch.dtype) -> None:
+    table = torch.ones(1024, 1024, device=device, dtype=dtype)
+    torch.nn.functional.embedding(torch.ones(num_rows, 1, dtype=torch.long, device=device), table)
     torch.cuda.synchronize(device)

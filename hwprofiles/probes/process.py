@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,19 +43,19 @@ def process_cost(num_gpus: int, num_runs: int = 1) -> ProcessCost:
     """Start fresh processes that import and initialise everything, one after the other, and weigh them.
 
     A GPU's context is the free memory that vanishes there while a process lives, workspaces included, less what
-    a run's kernels add, which is a margin; other processes must leave the GPU alone meanwhile. UserError when a
-    process fails.
+    a run's kernels add, which is a margin; other processes must leave the GPU alone meanwhile. With a GPU the first of
+    several compiles the kernels, as a first run does, and says nothing but what that takes. UserError when a process
+    fails.
     """
-    runs = [_weigh(num_gpus) for _ in range(num_runs)]
+    with tempfile.TemporaryDirectory() as compiled:
+        runs = [_weigh(num_gpus, compiled) for _ in range(num_runs)]
+    first, runs = runs[0][0], runs[1:] if num_gpus and num_runs > 1 else runs
     resident = sorted(weighed.resident_bytes for weighed, _ in runs)
     return ProcessCost(
         resident_bytes=statistics.median_low(resident),
         context_bytes=tuple(max(gpu) for gpu in zip(*(context for _, context in runs), strict=True)),
         spread_bytes=resident[-1] - resident[0],
-        kernels_host_bytes={
-            kind: statistics.median_low([weighed.kernels_host_bytes[kind] for weighed, _ in runs])
-            for kind in runs[0][0].kernels_host_bytes
-        },
+        kernels_host_bytes=_kernels([weighed for weighed, _ in runs], first),
         margins=Margins(
             context_bytes=max(weighed.margins.context_bytes for weighed, _ in runs),
             allocator_bytes=max(weighed.margins.allocator_bytes for weighed, _ in runs),
@@ -64,8 +64,23 @@ def process_cost(num_gpus: int, num_runs: int = 1) -> ProcessCost:
     )
 
 
-def _weigh(num_gpus: int) -> tuple[Weighed, tuple[int, ...]]:
-    """One process, and the context it has on each GPU."""
+def _kernels(runs: Sequence[Weighed], first: Weighed) -> dict[Kernels, int]:
+    """The middle of each figure; and by how much the first process's peak was above the middle of the others'."""
+    if not first.kernels_host_bytes:
+        return {}
+    compiling = _peak_bytes(first) - statistics.median_low([_peak_bytes(weighed) for weighed in runs])
+    found: dict[Kernels, int] = {"compiling": max(0, compiling)}
+    for kind in first.kernels_host_bytes:
+        found[kind] = statistics.median_low([weighed.kernels_host_bytes[kind] for weighed in runs])
+    return found
+
+
+def _peak_bytes(weighed: Weighed) -> int:
+    return weighed.resident_bytes + max(weighed.kernels_host_bytes.values())
+
+
+def _weigh(num_gpus: int, compiled: str) -> tuple[Weighed, tuple[int, ...]]:
+    """One process, and the context it has on each GPU; `compiled` is the directory of compiled kernels."""
     before = [_free_bytes(index) for index in range(num_gpus)]
     variable, setting = CUDA_ALLOCATOR
     environment = {
@@ -73,10 +88,10 @@ def _weigh(num_gpus: int) -> tuple[Weighed, tuple[int, ...]]:
         "PYTHONPATH": os.pathsep.join(filter(None, (str(_PACKAGE_PARENT), os.environ.get("PYTHONPATH")))),
         "HF_HUB_OFFLINE": "1",
         variable: os.environ.get(variable, setting),
+        "TRITON_CACHE_DIR": compiled,
     }
     command = [sys.executable, "-m", "hwprofiles.probes.baseline", str(num_gpus)]
-    with tempfile.TemporaryFile("w+") as errors, tempfile.TemporaryDirectory() as kernels:
-        environment["TRITON_CACHE_DIR"] = kernels  # a first run compiles its kernels, which takes memory
+    with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
         )

@@ -16,4 +16,4 @@ class Weighed:
     margins: Margins
     """Of its first GPU."""
     kernels_host_bytes: Mapping[Kernels, int]
-    """What it keeps besides on the host of the kernels that a kind of model calls at real widths."""
+    """What it keeps besides on the host of the kernels that runs call."""

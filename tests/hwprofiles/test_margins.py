@@ -33,7 +33,7 @@ def test_a_fresh_process_is_weighed() -> None:
 
 
 def test_several_processes_become_one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The middle one's sizes, the spread between them, and of all else the most that any of them took."""
+    """The middle one's sizes, the spread between them, and of all else the most; the first one compiles."""
 
     def weighed(resident: int, *kinds: int) -> Weighed:
         context, allocator, fragmentation = kinds
@@ -42,15 +42,17 @@ def test_several_processes_become_one_figure(monkeypatch: pytest.MonkeyPatch) ->
         return Weighed(resident_bytes=resident, margins=margins, kernels_host_bytes=kernels)
 
     runs = iter([
+        (weighed(150, 90, 80, 70), (900, 900)),
         (weighed(100, 7, 1, 30), (500, 510)),
         (weighed(109, 9, 2, 20), (505, 500)),
         (weighed(103, 8, 0, 25), (502, 505)),
     ])  # fmt: skip
-    monkeypatch.setattr(process, "_weigh", lambda num_gpus: next(runs))
-    cost = process_cost(2, num_runs=3)
+    monkeypatch.setattr(process, "_weigh", lambda *_: next(runs))
+    cost = process_cost(2, num_runs=4)
     assert (cost.resident_bytes, cost.context_bytes, cost.spread_bytes) == (103, (505, 510), 9)
     assert cost.margins == Margins(context_bytes=9, allocator_bytes=2, fragmentation_bytes=30)
-    assert cost.kernels_host_bytes == {"opt": 8, "rotary": 16, "experts": 24}
+    compiling = (150 + 3 * 90) - (103 + 3 * 8)
+    assert cost.kernels_host_bytes == {"opt": 8, "rotary": 16, "experts": 24, "compiling": compiling}
 
 
 def test_layers_hold_what_they_say() -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from hwprofiles.points import NO_MARGINS
+from hwprofiles.points import NO_MARGINS, Kernels
 from hwprofiles.profile import HardwareProfile, load_profile
 from planner.batching import Lengths
-from planner.ledger import LOADING_BYTES, library_bytes
+from planner.ledger import LIBRARY_BYTES, LOADING_BYTES, kernels_host_bytes
 from planner.machine import Caps, make_target
 from planner.model import ModelSpec, load_model, spec_from_config
 from planner.policy import Policy, Split
@@ -73,9 +73,10 @@ def small_gemma2(window: int = 40, num_layers: int = 5, **changes: object) -> Mo
 
 
 def small_t4() -> HardwareProfile:
-    """The T4 host with process, context and margins made small beside a small model."""
+    """The T4 host with process, context, margins and kernels made small beside a small model."""
     profile = load_profile("t4-host")
-    gpu = replace(profile.gpus[0], context_bytes=10 * MB, margins=NO_MARGINS)
+    kernels: dict[Kernels, int] = {"few_rows": 0}
+    gpu = replace(profile.gpus[0], context_bytes=10 * MB, margins=NO_MARGINS, kernels_host_bytes=kernels)
     return replace(profile, gpus=(gpu,), host=replace(profile.host, process_bytes=50 * MB))
 
 
@@ -110,8 +111,8 @@ def problem_of(
     spec = load_model(model) if isinstance(model, str) else model
     profile = profile or small_t4()
     if cpu is not None:
-        libraries = library_bytes(spec, make_target(profile, Caps()))
-        cpu += LOADING_BYTES + libraries + tokenizer_bytes(spec)
+        kernels = kernels_host_bytes(spec, 1, make_target(profile, Caps()))
+        cpu += LIBRARY_BYTES + max(LOADING_BYTES, kernels) + tokenizer_bytes(spec)
     return make_problem(spec, workload, profile, Caps(gpu_bytes=gpu, cpu_bytes=cpu, disk_bytes=disk))
 
 

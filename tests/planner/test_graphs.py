@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import replace
 
 import pytest
@@ -18,7 +19,9 @@ from planner.problem import Problem
 from planner.relaxed import Relaxed
 from planner.request import Request
 from planner.sample import representative
+from planner.schedule import TaskKind, tasks
 from planner.search import score, search
+from planner.shape import shape_of
 from planner.shares import Shares
 from planner.simulate import phase_times
 from planner.sizes import Sizes
@@ -85,12 +88,15 @@ def test_what_keeps_its_place_is_replayed(
         (6, policy_of(ON_GPU, ON_GPU, ON_GPU), 1),
         (6, policy_of(ON_CPU, ON_GPU, ON_GPU), 1),
         (5, policy_of(ON_CPU, ON_GPU, ON_GPU), 2),
-        (5, policy_of(ON_CPU, ON_CPU, ON_GPU), 4),
+        (5, policy_of(ON_GPU, ON_CPU, ON_GPU, batches=3), 2),
+        (5, policy_of(ON_CPU, ON_CPU, ON_GPU), 2),
+        (6, policy_of(ON_CPU, ON_CPU, ON_GPU, batches=3), 1),
         (5, policy_of(ON_CPU, ON_CPU, ON_GPU, cpu_attention=1.0), 2),
     ],
 )
 def test_there_is_a_graph_for_each_place(num_layers: int, policy: Policy, times: int) -> None:
-    """An odd number of layers in two slots lies in the one and in the other; so may what is loaded of the cache."""
+    """An odd number of layers in two slots lies in the one and in the other; so does what is loaded of the cache, for
+    an odd number of layers and gpu batches together. As the schedule has it."""
     problem = problem_of(small_opt(num_layers), with_graphs(), gen_len=32)
     sizes = sizes_of(problem, policy)
     a_pass = num_layers * graph_operations(problem.model, problem.model.layers[0])
@@ -98,6 +104,12 @@ def test_there_is_a_graph_for_each_place(num_layers: int, policy: Policy, times:
     assert sizes.graphs.has_ends == (policy.cpu_attention == 0)
     assert sizes.graphs.num_operations == times * a_pass + ends * sizes.graphs.has_ends
     assert held_by_block(sizes, 0).num_graphs == times * policy.num_gpu_batches
+    found = defaultdict(set)
+    for task in tasks(shape_of(sizes), 6):
+        if task.kind is TaskKind.COMPUTE and task.i and 0 <= task.j < num_layers:
+            loaded = task.slots.cache if policy.cache == ON_CPU and not policy.cpu_attention else -1
+            found[task.j, task.k].add((task.slots.weight, loaded))
+    assert {len(slots) for slots in found.values()} == {times}
 
 
 def test_graphs_are_for_plans_that_wait_for_the_host() -> None:

@@ -18,7 +18,7 @@ from hwprofiles.points import (
 from hwprofiles.profile import Calibration, Concurrent, HardwareProfile, load_profile
 from planner.disk_rates import full_rate
 from planner.factors import HANDOVER, LAUNCH
-from planner.ledger import LIBRARY_BYTES, library_bytes
+from planner.ledger import kernels_host_bytes
 from planner.machine import UNMEASURED_KERNELS_HOST_BYTES, Caps, make_target
 from planner.model import load_model
 from planner.rate_curve import Curve
@@ -198,8 +198,13 @@ def test_grouped_attention_is_a_share_for_each_further_query_head() -> None:
 def test_kernels_take_host_memory_by_kind_of_model() -> None:
     """As measured, or as an H200 host had it where a profile does not say; none without a GPU, emulated or missing."""
     profile = load_profile("h200-host")
-    kernels: dict[Kernels, int] = {"opt": 50 * MB, "rotary": 100 * MB, "experts": 300 * MB}
-    older: dict[Kernels, int] = {"rotary": 100 * MB, "experts": 300 * MB}
+    kernels: dict[Kernels, int] = {
+        "opt": 50 * MB,
+        "rotary": 100 * MB,
+        "experts": 300 * MB,
+        "few_rows": 7 * MB,
+    }
+    older: dict[Kernels, int] = {"rotary": 100 * MB, "experts": 300 * MB, "few_rows": 7 * MB}
     for found, expected in (
         (kernels, kernels),
         (older, {**older, "opt": UNMEASURED_KERNELS_HOST_BYTES["opt"]}),
@@ -212,7 +217,9 @@ def test_kernels_take_host_memory_by_kind_of_model() -> None:
 
 
 def _kernels_host_bytes(profile: HardwareProfile) -> dict[str, int]:
-    """Beyond what every model's libraries take."""
+    """By kind of model; and of few rows, which a mixture of experts looks up with what it calls anyway."""
     target, models = make_target(profile, Caps()), ("opt-1.3b", "llama-3-70b", "mixtral-8x7b")
-    held = (library_bytes(load_model(name), target) - LIBRARY_BYTES for name in models)
-    return dict(zip(("opt", "rotary", "experts"), held, strict=True))
+    few, many = ([kernels_host_bytes(load_model(name), rows, target) for name in models] for rows in (16, 17))
+    more = [few - many for few, many in zip(few, many, strict=True)]
+    assert more == [more[0], more[0], 0]
+    return {**dict(zip(("opt", "rotary", "experts"), many, strict=True)), "few_rows": more[0]}

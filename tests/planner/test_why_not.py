@@ -153,7 +153,7 @@ def test_a_disk_must_bring_more_than_a_little(monkeypatch: pytest.MonkeyPatch) -
 
 def test_decode_that_is_called_is_a_risk() -> None:
     """What would be a little faster if the host were always as fast as when it was measured is not taken."""
-    problem = problem_of("mixtral-8x7b", load_profile("h200-host"), prompt_len=512, gen_len=8, gpu=16 * GB)
+    problem = problem_of("mixtral-8x7b", load_profile("h200-host"), prompt_len=512, gen_len=10, gpu=16 * GB)
     plan = found(problem)
     assert plan.policy.graphs
     without = replace(problem, target=replace(problem.target, graph_operation_bytes=0))
