@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from functools import cache
 
 from planner.elementwise import elementwise
 from planner.factors import UNPACK
@@ -19,7 +18,7 @@ from planner.packed_work import PACKED_BYTES, PackedRates, packed, unpacked
 from planner.piece import NOTHING, Piece, total
 from planner.plan import Phase
 from planner.policy import Tier
-from planner.products import output_weight
+from planner.products import Shape, expert_matrices, matrices, output_weight
 from planner.rates import Rates
 from planner.schedule import TaskKind
 from planner.work import A, Choice, Compute, Held, Step
@@ -50,7 +49,6 @@ LOGITS_BYTES, LOGIT_BYTES = 12, 4
 """Moved for each logit beside its product: to float32, and read again for the next token. The size of one."""
 EAGER_PASSES = 6
 """Reads and writes of attention scores that are not fused: product, mask (2), softmax (2), product."""
-_MATRIX_DIMS = 2
 
 _Pieces = tuple[Piece, Piece, Piece, Piece]
 """Of a layer: all but attention; unpacking weights; one sequence's attention on the compute device, and on the CPU."""
@@ -160,7 +158,9 @@ class ComputeCost:
         logits = self._written(float(LOGITS_BYTES) * count, float(LOGIT_BYTES) * count)
         return total(
             [
-                self._product(batch, 2.0 * batch * numel, numel, output_weight(self.model.vocab_size)),
+                self._product(
+                    batch, 2.0 * batch * numel, numel, (self.model.vocab_size, self.model.hidden_size)
+                ),
                 logits,
                 self._host_time(OPERATIONS_OF_END, 1),
             ]
@@ -215,24 +215,34 @@ class ComputeCost:
         expert_flops = 2.0 * layer.expert_numel * layer.experts_per_token / max(1, layer.num_experts)
         dense_flops = tokens * (layer.linear_flops_per_token - expert_flops)
         dense_numel = layer.numel - layer.expert_numel
-        for output, share in _outputs(layer) if self.rates.gemm_wide else ((None, 1.0),):
-            yield self._product(tokens, share * dense_flops, share * dense_numel, output)
+        for shape, share in matrices(layer):
+            yield self._product(tokens, share * dense_flops, share * dense_numel, shape)
         if layer.num_experts:
             used, rows = layer.expert_numel * hit / layer.num_experts, tokens * layer.experts_per_token / hit
-            experts = self._product(rows, tokens * expert_flops, used)
+            flops = tokens * expert_flops
+            experts = total(
+                [
+                    self._product(rows, share * flops, share * used, shape)
+                    for shape, share in expert_matrices(layer)
+                ]
+            )
             if not self.rates.on_cpu:
                 share = BY_EXPERT_SHARE if is_large_expert(layer, tokens) else GROUPED_SHARE
                 experts = replace(experts, seconds=experts.seconds / share)
             yield experts
 
-    def _product(self, rows: float, flops: float, numel: float, output: float | None = None) -> Piece:
-        """Matrix products of `rows` rows: bound by FLOP or by reading the matrices; `output` is their output weight."""
+    def _product(self, rows: float, flops: float, numel: float, shape: Shape) -> Piece:
+        """Products of `rows` rows with matrices of this shape: bound by FLOP or by reading them."""
         read = numel * self._element_bytes
-        seconds = max(
-            flops / self.rates.product_flops_per_s(rows, self.model.hidden_size, output),
-            read / self.rates.memory_bytes_per_s,
-        )
+        seconds = max(flops / self._flops_per_s(rows, shape), read / self.rates.memory_bytes_per_s)
         return Piece(seconds, flops, read)
+
+    def _flops_per_s(self, rows: float, shape: Shape) -> float:
+        """A GPU's rate is that of one matrix of this size, a host's that of a layer's, and of so many outputs."""
+        outputs, inputs = shape
+        if self.rates.on_cpu:
+            return self.rates.product_flops_per_s(rows, self.model.hidden_size, output_weight(outputs))
+        return self.rates.product_flops_per_s(rows, math.sqrt(outputs * inputs))
 
     def _in_memory(self, touched: float) -> Piece:
         """Work that only reads and writes memory."""
@@ -336,15 +346,3 @@ def experts_hit(layer: LayerSpec, tokens: float) -> float:
 def token_bytes(model: ModelSpec, choice: Choice) -> int:
     """K and V of one token of one sequence in one layer, in the cache's bits."""
     return 2 * kv_vector_bytes(model, choice.kv_bits, DTYPE_BYTES[model.dtype])
-
-
-@cache
-def _outputs(layer: LayerSpec) -> tuple[tuple[float, float], ...]:
-    """(output weight, share of the elements) of a layer's matrices that every token goes through."""
-    found: dict[float, int] = {}
-    for tensor in layer.tensors:
-        if len(tensor.shape) == _MATRIX_DIMS:
-            weight = output_weight(tensor.shape[0])
-            found[weight] = found.get(weight, 0) + tensor.numel
-    whole = sum(found.values())
-    return tuple((weight, numel / whole) for weight, numel in sorted(found.items()))

@@ -1,13 +1,21 @@
-"""Products: how fast a host multiplies few rows with a matrix of few outputs or of many."""
+"""Products: a layer's matrices by shape, and how fast a host multiplies few rows with few outputs or many."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Iterable
+from functools import cache
 
 from hwprofiles.points import LARGE_COLUMNS, NARROW_OUTPUT, SMALL_COLUMNS, WIDE_OUTPUT
+from planner.model import LayerSpec
+
+Shape = tuple[int, int]
+"""Outputs and inputs of a matrix."""
 
 MANY_ROWS = 256
 """From here on all matrices are as fast."""
+_MATRIX_DIMS = 2
 _HALF_WIDE = 1 / 3
 """Of the arithmetic that a profile's `gemm` is of: a matrix half-way between few and many outputs; the rest has few."""
 
@@ -36,3 +44,22 @@ def _narrow(wide: float) -> float:
     """
     a, b = 1 - _HALF_WIDE, _HALF_WIDE / math.sqrt(wide)
     return (2 * a / (math.sqrt(b * b + 4 * a) - b)) ** 2
+
+
+@cache
+def matrices(layer: LayerSpec) -> tuple[tuple[Shape, float], ...]:
+    """The shapes of a layer's matrices that every token goes through, each with its share of their elements."""
+    return _shares(tensor.shape for tensor in layer.tensors if len(tensor.shape) == _MATRIX_DIMS)
+
+
+@cache
+def expert_matrices(layer: LayerSpec) -> tuple[tuple[Shape, float], ...]:
+    """Likewise of the matrices of its experts, which a tensor holds one behind the other."""
+    return _shares(tensor.shape[1:] for tensor in layer.tensors if len(tensor.shape) == _MATRIX_DIMS + 1)
+
+
+def _shares(shapes: Iterable[tuple[int, ...]]) -> tuple[tuple[Shape, float], ...]:
+    counts = Counter((outputs, inputs) for outputs, inputs in shapes)
+    numels = {shape: count * math.prod(shape) for shape, count in counts.items()}
+    whole = sum(numels.values())
+    return tuple((shape, numel / whole) for shape, numel in sorted(numels.items()))

@@ -105,14 +105,15 @@ class Rates:
     gemm_small: Curve | None = None
     """As `gemm`, of small matrices; None where a rate is taken to be that of all of them."""
     gemm_columns: tuple[int, int] = SMALL_COLUMNS, LARGE_COLUMNS
-    """The hidden sizes that `gemm_small` and `gemm` are of."""
+    """The columns that `gemm_small` and `gemm` are of; on a host the hidden sizes of layers."""
     elementwise_small_bytes_per_s: float | None = None
     """As `elementwise_bytes_per_s`, of tensors that the allocator has at hand; None: as fast as others."""
 
     def product_flops_per_s(self, rows: float, columns: float, output: float | None = None) -> float:
-        """Matrix products of so many rows, in a model of this hidden size; straight in log scales between two sizes.
+        """Matrix products of so many rows; straight in log scales between two sizes.
 
-        Of a matrix with this `output_weight`; without one, of a layer's matrices together.
+        Beside a GPU of a square matrix with so many columns; on a host of a model of this hidden size, with this
+        `output_weight`, or without one of a layer's matrices together.
         """
         mixed = self.gemm.at(rows)
         if self.gemm_small is not None:
