@@ -65,18 +65,14 @@ def process_cost(num_gpus: int, num_runs: int = 1) -> ProcessCost:
 
 
 def _kernels(runs: Sequence[Weighed], first: Weighed) -> dict[Kernels, int]:
-    """The middle of each figure; and by how much the first process's peak was above the middle of the others'."""
+    """The middle of each figure; and by how much the first process was larger when it had called Triton's kernels."""
     if not first.kernels_host_bytes:
         return {}
-    compiling = _peak_bytes(first) - statistics.median_low([_peak_bytes(weighed) for weighed in runs])
+    compiling = first.resident_bytes - statistics.median_low([weighed.resident_bytes for weighed in runs])
     found: dict[Kernels, int] = {"compiling": max(0, compiling)}
     for kind in first.kernels_host_bytes:
         found[kind] = statistics.median_low([weighed.kernels_host_bytes[kind] for weighed in runs])
     return found
-
-
-def _peak_bytes(weighed: Weighed) -> int:
-    return weighed.resident_bytes + max(weighed.kernels_host_bytes.values())
 
 
 def _weigh(num_gpus: int, compiled: str) -> tuple[Weighed, tuple[int, ...]]:
