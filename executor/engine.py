@@ -14,6 +14,7 @@ from executor.measure import Measurements
 from executor.progress import Reporter, SilentReporter
 from executor.sampling import Sampler
 from executor.warm_up import WarmUpRun
+from hwprofiles.allocation import trim_heap
 from planner.plan import Plan
 from planner.prompts import synthetic_requests
 
@@ -40,6 +41,7 @@ class Engine(Allocations):
         self._ready()
 
     def _ready(self) -> None:
+        trim_heap()  # of what weights were read or made in
         self.compute.bind_ends(self.homes)
         if self.options.device.type == "cuda":
             self.warm_up()

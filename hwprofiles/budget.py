@@ -56,7 +56,7 @@ QUICK = Budget(
 )
 FULL = Budget(
     total_s=120,
-    process_runs=4,
+    process_runs=3,
     working_set_bytes=512 * MIB,
     gemm_pool_bytes=512 * MIB,
     gemm_rows=(1, 2, 3, 4, 8, 16, 64, 256, 1024, 4096),

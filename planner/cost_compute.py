@@ -96,7 +96,8 @@ class ComputeCost:
         return Compute(
             count=held.batches * (1 / held.num_joined if is_decode else 1.0),
             linear_s=held.batches * self.seconds(linear, step.phase)
-            + held.passes * self.seconds(unpacking, UNPACK),
+            + held.passes * self.seconds(unpacking, UNPACK)
+            + attended * self._carried_s,
             first_s=held.passes * max(self.seconds(linear, step.phase), first_issue_s),
             issue_s=issue_s * float(not self.rates.on_cpu),
             near_s=near * self.seconds(row, TaskKind.ATTEND if is_decode else step.phase),
@@ -283,6 +284,17 @@ class ComputeCost:
         attention = Piece(max(flops / flops_per_s, read_s), flops, read)
         conversions = self._packed_cache(step, kept), self._unpacked_cache(step, kept)
         return total([attention, self._in_memory(scores), *conversions])
+
+    @property
+    def _carried_s(self) -> float:
+        """Of one sequence that the CPU attends for a GPU: kernels carry its queries, and bring back what came of them.
+
+        Both in float32, over the link, at what it gives at best: there is no copy to set up.
+        """
+        if self.rates.on_cpu:
+            return 0.0
+        row_bytes = self.model.num_heads * self.model.head_dim * DTYPE_BYTES["float32"]
+        return row_bytes / self.rates.d2h.best + row_bytes / self.rates.h2d.best
 
     def _cpu_attention(self, step: Step, kept: int) -> Piece:
         """One sequence's decode attention on the CPU; the compute device has packed what is new of K and V."""
