@@ -55,6 +55,8 @@ to begin and to end."""
 NARROW_OUTPUT, WIDE_OUTPUT = 4096, 8 * LARGE_COLUMNS
 """Outputs of a matrix up to which, and from which on, a product of few rows is as fast: on two cores
 float32 products of 8 rows make 23 GFLOP/s with many, and 37 with a layer's matrices together."""
+HEATING_ROWS = 256
+"""Rows from which 16-bit products draw a GPU's full power, so that it soon lowers its clocks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,9 +65,13 @@ class GemmPoint:
 
     rows: int
     flops_per_s: Rate
+    idle_flops_per_s: float | None = None
+    """What a GPU that was idle makes at first; null where products do not heat it, and in older profiles."""
 
     def __post_init__(self) -> None:
         check_positive(rows=self.rows)
+        if self.idle_flops_per_s is not None:
+            check_positive(idle_flops_per_s=self.idle_flops_per_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from itertools import chain
 
 from planner.cost import HOST, SHARED, CostModel, compute_seconds
 from planner.graphs import CAPTURE_PASS
+from planner.heat import cooled
 from planner.held import held_by_block, of_share
 from planner.message_costs import message_moves
 from planner.model import LayerSpec
@@ -59,7 +60,7 @@ def _price(sizes: Sizes, rates: Rates, runs: Iterable[Run], num_tokens: int) -> 
     phases: dict[Phase, _PhaseSum] = {"prefill": _PhaseSum(), "decode": _PhaseSum()}
     for run in runs:
         own = sizes.of_rows(run.batch_rows)
-        _add_run(phases, own, rates, run)
+        _add_run(phases, own, cooled(rates, own), run)
     prefill, decode = (phases[phase].prediction(rates.factor(phase)) for phase in ("prefill", "decode"))
     return Prediction(
         prefill=prefill,

@@ -31,11 +31,12 @@ class Curve:
         """The highest rate."""
         return max(rate for _, rate in self.points)
 
-    def scaled(self, factor: float) -> Curve:
-        """With rates so many times as high; what is unused stays so."""
+    def scaled(self, factor: float, first: float = 0.0) -> Curve:
+        """With rates so many times as high from x = `first` on; what is unused stays so."""
         if self == UNUSED:
             return self
-        return replace(self, points=tuple((x, rate * factor) for x, rate in self.points))
+        points = ((x, rate * factor if x >= first else rate) for x, rate in self.points)
+        return replace(self, points=tuple(points))
 
 
 UNUSED = Curve(((1.0, 1.0),))

@@ -90,6 +90,8 @@ class Rates:
     attention_threads: int
     factors: Factors
     """Calibration: predicted seconds are multiplied by these."""
+    gemm_swing: float = 0.0
+    """By what share of its rate with many rows a GPU is faster when it was idle; it settles as far below."""
     kernel_s: float = 0.0
     """GPU time for each operation beside its bytes and products."""
     graph_s: float | None = None
@@ -226,6 +228,7 @@ def make_rates(profile: HardwareProfile, dtype: Dtype, *, spreads: float = 0.0) 
         io_threads=io_threads,
         attention_threads=threads,
         factors={},
+        gemm_swing=0.0 if on_cpu else _swing(gemm),
         kernel_s=kernel_time(device, overhead) if isinstance(device, Gpu) else 0.0,
         graph_s=overhead(device.graph.replay_s) if isinstance(device, Gpu) and device.graph else None,
         capture_s=capture_time(profile, overhead),
@@ -262,6 +265,12 @@ def _net(profile: HardwareProfile, at: Callable[[Rate], float]) -> Curve:
 
 def _gemm_curve(points: Sequence[GemmPoint], at: Reading) -> Curve:
     return Curve(tuple(sorted((float(p.rows), at(p.flops_per_s)) for p in points)))
+
+
+def _swing(points: Sequence[GemmPoint]) -> float:
+    """Of the most rows, by what share an idle GPU is faster."""
+    most = max(points, key=lambda point: point.rows)
+    return most.idle_flops_per_s / most.flops_per_s.median - 1 if most.idle_flops_per_s else 0.0
 
 
 def _gemm_small(part: Host | Gpu, dtype: Dtype, at: Reading) -> Curve | None:

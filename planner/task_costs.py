@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from planner.cost import CostModel
+from planner.heat import cooled
 from planner.held import first_of_waves, held_by_batches
 from planner.message_costs import message_moves
 from planner.piece import NOTHING, Piece
@@ -51,7 +52,7 @@ class TaskCosts:
             workload=sizes.workload,
             choice=Choice.of(sizes.policy),
             compute_tier=sizes.compute_tier,
-            rates=rates,
+            rates=cooled(rates, sizes),
         )
         specs = [(id(layer), j in sizes.graphs.layers) for j, layer in enumerate(sizes.model.layers)]
         kinds = [(id(slabs), spec) for slabs, spec in zip(sizes.slabs, specs, strict=True)]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hwprofiles.budget import DTYPES
-from hwprofiles.points import LARGE_COLUMNS, WIDE_OUTPUT, Dtype, GemmPoint, Rate
+from hwprofiles.points import HEATING_ROWS, LARGE_COLUMNS, WIDE_OUTPUT, Dtype, GemmPoint, Rate
 from hwprofiles.probes.buffers import fill_random
 from hwprofiles.probes.cores import mean_over_cores
 from hwprofiles.probes.timing import Rounds, measured_rate, rounded, rounds_of
@@ -24,8 +24,6 @@ TORCH_DTYPE: dict[Dtype, torch.dtype] = {
 _FEWEST_COLUMNS = 256
 _MANY_ROWS = 256
 _ROUNDS_IN_A_SLICE = 5
-_HEATING_ROWS = 256
-"""Rows from which 16-bit products draw a GPU's full power, so that it soon lowers its clocks."""
 _REST_S, _SETTLE_S, _BURST_S = 1.0, 2.0, 0.25
 """After how long a GPU has the clocks of an idle one, and those of one at work; what a burst may take. Products of 1024
 and of 4096 rows made 650 to 685 TFLOP/s in the first quarter second on an H200, 560 to 630 in the fourth and 590 to 650
@@ -75,6 +73,7 @@ class Products:
         """Of matrices of at most so many columns; `shapes_of` a device, columns and rows are those of a round."""
         self._device, self._row_counts, self._pool_bytes = device, row_counts, pool_bytes
         self._visits, self._num_columns, self._shapes_of = visits, num_columns, shapes_of
+        self._idle: dict[tuple[Dtype, int], float] = {}
 
     def visit(self) -> None:
         """Measure every point."""
@@ -93,8 +92,10 @@ class Products:
                     columns //= 2
                 run = _products(pool, rows, self._shapes_of(self._device, columns, rows))
                 flops = self._flops(columns, rows)
-                is_heating = _is_heating(self._device, dtype, rows)
-                rate = (_rate_while_heating if is_heating else measured_rate)(run, flops, slice_s)
+                if _is_heating(self._device, dtype, rows):
+                    rate, self._idle[dtype, rows] = _rate_while_heating(run, flops, slice_s)
+                else:
+                    rate = measured_rate(run, flops, slice_s)
                 self._visits.add((dtype, rows), rate)
                 before = rate.median
 
@@ -103,7 +104,8 @@ class Products:
         return {dtype: tuple(self._point(dtype, rows) for rows in self._row_counts) for dtype in DTYPES}
 
     def _point(self, dtype: Dtype, rows: int) -> GemmPoint:
-        return GemmPoint(rows=rows, flops_per_s=self._visits.mean((dtype, rows)))
+        key = dtype, rows
+        return GemmPoint(rows=rows, flops_per_s=self._visits.mean(key), idle_flops_per_s=self._idle.get(key))
 
     def _flops(self, columns: int, rows: int) -> int:
         return 2 * rows * _numel(self._shapes_of(self._device, columns, rows))
@@ -111,11 +113,11 @@ class Products:
 
 def _is_heating(device: torch.device, dtype: Dtype, rows: int) -> bool:
     """Whether a GPU soon lowers its clocks under such products."""
-    return device.type == "cuda" and dtype != "float32" and rows >= _HEATING_ROWS
+    return device.type == "cuda" and dtype != "float32" and rows >= HEATING_ROWS
 
 
-def _rate_while_heating(run: Rounds, amount: float, slice_s: float) -> Rate:
-    """Half-way between a GPU that was idle and one that has been at work; the spread reaches both.
+def _rate_while_heating(run: Rounds, amount: float, slice_s: float) -> tuple[Rate, float]:
+    """Half-way between a GPU that was idle and one that has been at work, with a spread that reaches both; and idle.
 
     A prefill begins with the one and soon goes on with the other, and what it does between its products cools.
     """
@@ -127,7 +129,7 @@ def _rate_while_heating(run: Rounds, amount: float, slice_s: float) -> Rate:
     settled = measured_rate(run, amount, min(slice_s, _BURST_S))
     middle = (idle.median + settled.median) / 2
     apart = round(abs(idle.median - settled.median) / 2 / middle, 4)
-    return Rate(median=rounded(middle), spread=max(apart, idle.spread, settled.spread))
+    return Rate(median=rounded(middle), spread=max(apart, idle.spread, settled.spread)), idle.median
 
 
 def launch_overhead(device: torch.device, slice_s: float) -> Rate:
@@ -183,7 +185,7 @@ def _products(pool: Tensor, rows: int, shapes: Sequence[Shape]) -> Rounds:
     if pool.device.type == "cpu":
         return rounds_of(multiply)
     if (
-        rows >= _HEATING_ROWS
+        rows >= HEATING_ROWS
     ):  # longer than the host takes to ask, and a GPU that rests between rounds stays cool
         return rounds_of(multiply, lambda: synchronize(pool.device))
     return _rounds_on_device(multiply, pool.device)

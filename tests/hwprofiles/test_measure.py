@@ -185,4 +185,4 @@ def test_a_gpu_that_slows_down_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
         is_warm |= num_rounds > 1  # nothing is measured in so many rounds: each takes more than the slice
         return num_rounds * (1.25 if is_warm else 1.0)
 
-    assert compute._rate_while_heating(run, 100.0, 0.0) == Rate(median=90.0, spread=0.1111)
+    assert compute._rate_while_heating(run, 100.0, 0.0) == (Rate(median=90.0, spread=0.1111), 100.0)

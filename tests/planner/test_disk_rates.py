@@ -68,8 +68,9 @@ def test_reads_and_writes_at_once() -> None:
     assert disk_curve((), 1, lambda rate: rate.median) == UNUSED
 
 
-def test_curves_are_scaled() -> None:
-    """All rates by the same factor; what is unused stays unused."""
+def test_curves_are_scaled_from_a_size_on() -> None:
+    """All of one, or what has many rows; what is unused stays unused."""
     curve = Curve(((1.0, 2.0), (10.0, 4.0)), below=0.5)
     assert curve.scaled(3.0) == Curve(((1.0, 6.0), (10.0, 12.0)), below=0.5)
+    assert curve.scaled(3.0, first=10.0) == Curve(((1.0, 2.0), (10.0, 12.0)), below=0.5)
     assert UNUSED.scaled(3.0) == UNUSED
