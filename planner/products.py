@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import cache
 
-from hwprofiles.points import LARGE_COLUMNS, NARROW_OUTPUT, SMALL_COLUMNS, WIDE_OUTPUT
+from hwprofiles.points import LARGE_COLUMNS, NARROW_OUTPUT, SMALL_COLUMNS
 from planner.model import LayerSpec
 
 Shape = tuple[int, int]
@@ -16,13 +16,18 @@ Shape = tuple[int, int]
 MANY_ROWS = 256
 """From here on all matrices are as fast."""
 _MATRIX_DIMS = 2
-_HALF_WIDE = 1 / 3
-"""Of the arithmetic that a profile's `gemm` is of: a matrix half-way between few and many outputs; the rest has few."""
+_ALL_WIDE = 10240
+"""Outputs from which on a product is as slow as with the many of a profile: of 8 rows in float32 on two cores those with
+4096 were 4% slower than with 2048, 5632 17, 6144 25, 8192 30, 11008 34, 16384 36; of 4 rows 13, 20, 21, 27, 35 and 36."""
+_SHARE_OF_FIRST = 1 / 3
+"""Of the arithmetic that a profile's `gemm` is of: an MLP's first matrix; the rest has few outputs."""
+_FIRST_OUTPUTS = 4 * LARGE_COLUMNS
+_ROUNDS = 40
 
 
 def output_weight(outputs: float) -> float:
     """Where a matrix with so many outputs stands between few (0) and many (1), in their logarithm."""
-    share = math.log(max(outputs, 1.0) / NARROW_OUTPUT) / math.log(WIDE_OUTPUT / NARROW_OUTPUT)
+    share = math.log(max(outputs, 1.0) / NARROW_OUTPUT) / math.log(_ALL_WIDE / NARROW_OUTPUT)
     return min(1.0, max(0.0, share))
 
 
@@ -37,13 +42,17 @@ def of_outputs(wide: float, columns: float, weight: float) -> float:
     return float(narrow ** min(1.0, max(0.0, size)) * (wide / narrow) ** weight)
 
 
+@cache
 def _narrow(wide: float) -> float:
     """The rate with few outputs, over that with all matrices together, as `wide` is.
 
-    Seconds add up: (1 - share) / narrow + share / sqrt(narrow x wide) = 1, in which 1 / sqrt(narrow) is squared.
+    Seconds add up: (1 - share) / narrow + share / (narrow^(1 - weight) wide^weight) = 1, with the weight of an MLP's
+    first matrix; times `narrow` that says what it is by itself, and each round brings it nearer.
     """
-    a, b = 1 - _HALF_WIDE, _HALF_WIDE / math.sqrt(wide)
-    return (2 * a / (math.sqrt(b * b + 4 * a) - b)) ** 2
+    narrow, weight = 1.0, output_weight(_FIRST_OUTPUTS)
+    for _ in range(_ROUNDS):
+        narrow = 1 - _SHARE_OF_FIRST + _SHARE_OF_FIRST * (narrow / wide) ** weight
+    return narrow
 
 
 @cache

@@ -71,13 +71,14 @@ def with_wide(wide: float) -> Rates:
 
 @pytest.mark.parametrize("wide", [0.5, 0.8, 1.0])
 def test_matrices_of_many_outputs_are_slower_by_as_much_as_was_measured(wide: float) -> None:
-    """A layer of the probe's: two thirds of its arithmetic with few outputs, a third half-way to many."""
+    """A layer of the probe's: two thirds of its arithmetic with few outputs, a third with those of an MLP's first."""
     found = with_wide(wide)
-    few, half, many = (found.product_flops_per_s(1, LARGE_COLUMNS, weight) for weight in (0.0, 0.5, 1.0))
+    weights = 0.0, 0.5, output_weight(4 * LARGE_COLUMNS), 1.0
+    few, half, first, many = (found.product_flops_per_s(1, LARGE_COLUMNS, weight) for weight in weights)
     together = found.product_flops_per_s(1, LARGE_COLUMNS)
     assert many == pytest.approx(wide * together)
     assert half == pytest.approx(math.sqrt(few * many))
-    assert 2 / 3 / few + 1 / 3 / half == pytest.approx(1 / together)
+    assert 2 / 3 / few + 1 / 3 / first == pytest.approx(1 / together)
     small = found.product_flops_per_s(1, SMALL_COLUMNS)
     assert found.product_flops_per_s(1, SMALL_COLUMNS, 0.0) == pytest.approx(small)
     assert found.product_flops_per_s(1, SMALL_COLUMNS, 1.0) == pytest.approx(small * many / few)
@@ -87,10 +88,10 @@ def test_matrices_of_many_outputs_are_slower_by_as_much_as_was_measured(wide: fl
 
 
 def test_outputs_are_weighed_in_their_logarithm() -> None:
-    """Up to 4096 are few, from 16384 on they are many."""
-    assert [output_weight(count) for count in (1, 4096, 8192, 16384, 100_000)] == pytest.approx(
-        [0, 0, 0.5, 1, 1]
-    )
+    """Up to 4096 are few, from 10240 on they are many."""
+    middle = math.sqrt(4096 * 10240)
+    found = [output_weight(count) for count in (1, 4096, middle, 10240, 100_000)]
+    assert found == pytest.approx([0, 0, 0.5, 1, 1])
 
 
 def test_a_large_vocabulary_costs_more_where_outputs_do() -> None:
