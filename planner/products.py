@@ -17,8 +17,8 @@ MANY_ROWS = 256
 """From here on all matrices are as fast."""
 _MATRIX_DIMS = 2
 _ALL_WIDE = 10240
-"""Outputs from which on a product is as slow as with the many of a profile: of 8 rows in float32 on two cores those with
-4096 were 4% slower than with 2048, 5632 17, 6144 25, 8192 30, 11008 34, 16384 36; of 4 rows 13, 20, 21, 27, 35 and 36."""
+"""Outputs from which on a product is as slow as with the many of a profile: of 8 rows in float32 on two cores those
+with 4096 were 4% slower than with 2048, 5632 17, 6144 25, 8192 30, 11008 34, 16384 36; of 4 rows 13 to 36."""
 _SHARE_OF_FIRST = 1 / 3
 """Of the arithmetic that a profile's `gemm` is of: an MLP's first matrix; the rest has few outputs."""
 _FIRST_OUTPUTS = 4 * LARGE_COLUMNS
