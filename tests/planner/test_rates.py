@@ -95,7 +95,7 @@ def test_outputs_are_weighed_in_their_logarithm() -> None:
 
 
 def test_a_large_vocabulary_costs_more_where_outputs_do() -> None:
-    """The head has many outputs, as half of the layers' largest matrices have; prompts do not feel it."""
+    """The head has many outputs, as three quarters of the layers' largest matrices; prompts do not feel it."""
     spec = replace(small_opt(2, 2048, vocab_size=50000), dtype="float32")
     problem = problem_of(spec, two_sizes(), prompt_len=1024, gen_len=2)
     slower = replace(problem, rates=with_wide(0.5))
