@@ -53,8 +53,8 @@ GPU_SMALL_COLUMNS, GPU_LARGE_COLUMNS = 2048, 8192
 """Likewise of two matrices that a GPU multiplies with, of 4 and of 67 million parameters; a kernel takes microseconds
 to begin and to end."""
 NARROW_OUTPUT, WIDE_OUTPUT = 4096, 8 * LARGE_COLUMNS
-"""Outputs of a matrix up to which a product of few rows is as fast as any, and the many it is measured with: on two cores
-float32 products of 8 rows make 23 GFLOP/s with many, and 37 with a layer's matrices together."""
+"""Outputs of a matrix up to which a product of few rows is as fast as any, and the many it is measured with: on two
+cores float32 products of 8 rows make 23 GFLOP/s with many, and 37 with a layer's matrices together."""
 HEATING_ROWS = 256
 """Rows from which 16-bit products draw a GPU's full power, so that it soon lowers its clocks."""
 
