@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from functools import cached_property, reduce
 from operator import add
 
-from planner.cost_compute import ComputeCost, token_bytes
+from planner.cost_compute import ComputeCost
 from planner.factors import CONTENTION
-from planner.layout import DTYPE_BYTES
+from planner.layout import DTYPE_BYTES, kv_vector_bytes
 from planner.model import LayerSpec, ModelSpec
 from planner.piece import Piece
 from planner.policy import Tier
@@ -63,8 +63,8 @@ class CostModel:
 
     @property
     def token_bytes(self) -> int:
-        """K and V of one token of one sequence in one layer."""
-        return token_bytes(self.model, self.choice)
+        """K and V of one token of one sequence in one layer, in the cache's bits."""
+        return 2 * kv_vector_bytes(self.model, self.choice.kv_bits, self.element_bytes)
 
     @cached_property
     def computing(self) -> ComputeCost:

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field, replace
 from planner.elementwise import elementwise
 from planner.factors import UNPACK
 from planner.graphs import OPERATIONS_OF_END, graph_operations
-from planner.layout import DTYPE_BYTES, is_large_expert, kv_vector_bytes
+from planner.layout import DTYPE_BYTES, is_large_expert
 from planner.model import LayerSpec, ModelSpec
 from planner.packed_work import PACKED_BYTES, PackedRates, packed, unpacked
 from planner.piece import NOTHING, Piece, total
 from planner.plan import Phase
 from planner.policy import Tier
-from planner.products import Shape, expert_matrices, matrices, output_weight
+from planner.products import Shape, expert_matrices, experts_hit, matrices, output_weight
 from planner.rates import Rates
 from planner.schedule import TaskKind
 from planner.work import A, Choice, Compute, Held, Step
@@ -345,16 +345,3 @@ class ComputeCost:
     def _conversion(self) -> tuple[PackedRates | None, int, float]:
         """At which rates the compute device converts values, and of how many bytes, at the memory's rate."""
         return self.rates.packed, self._element_bytes, self.rates.memory_bytes_per_s
-
-
-def experts_hit(layer: LayerSpec, tokens: float) -> float:
-    """Distinct experts that `tokens` tokens choose, k of E at random, expected: E(1 - (1 - k/E)^tokens)."""
-    if not layer.num_experts:
-        return 0.0
-    missed = 1 - layer.experts_per_token / layer.num_experts
-    return layer.num_experts * float(1 - missed**tokens)
-
-
-def token_bytes(model: ModelSpec, choice: Choice) -> int:
-    """K and V of one token of one sequence in one layer, in the cache's bits."""
-    return 2 * kv_vector_bytes(model, choice.kv_bits, DTYPE_BYTES[model.dtype])

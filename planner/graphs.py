@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from planner.elementwise import elementwise
-from planner.layout import is_large_expert, is_streamed
+from planner.layout import is_large_expert, is_loaded, takes_slot
 from planner.model import LayerSpec, ModelSpec
 from planner.placement import CacheRows, Placement, group_tier
 from planner.policy import Policy
@@ -72,12 +72,12 @@ def graphs_of(
         for j, layer in enumerate(model.layers)
         if may_be_replayed(model, layer, workload, size) and not _has_message(model, j)
     ]
-    in_slots = len(model.layers) * sum(_is_stored(rows) for rows in placement.cache_rows)
+    in_slots = len(model.layers) * sum(takes_slot(rows, "gpu") for rows in placement.cache_rows)
     of_weights, of_cache = places(sum(streamed), policy.weight_slots), places(in_slots, policy.cache_slots)
     captured = {j: of_weights if streamed[j] else 1 for j in layers}
     num_a_batch, batches = sum(captured.values()), dict[int, int]()
     for k, rows in enumerate(placement.cache_rows):
-        times = of_cache if _is_loaded(rows) else 1
+        times = of_cache if is_loaded(rows, "gpu") else 1
         if _keeps_its_place(rows) and num_a_batch * (sum(batches.values()) + times) <= MOST_GRAPHS:
             batches[k] = times
     if not (captured and batches):
@@ -103,17 +103,7 @@ def places(num_a_pass: int, num_slots: int) -> int:
 
 
 def _keeps_its_place(rows: CacheRows) -> bool:
-    return all(group_tier(group) != "disk" for group, count in rows.counts() if count)
-
-
-def _is_stored(rows: CacheRows) -> bool:
-    """Whether a gpu batch takes a slot: some of its K and V are off the GPU."""
-    return any(group_tier(group) != "gpu" for group, count in rows.counts() if count)
-
-
-def _is_loaded(rows: CacheRows) -> bool:
-    """Whether K and V of some rows pass through a slot of the GPU in decode."""
-    return any(is_streamed(group, "gpu") for group, count in rows.counts() if count)
+    return all(group_tier(group) != "disk" for group in rows.held)
 
 
 def may_be_replayed(model: ModelSpec, layer: LayerSpec, workload: Workload, gpu_batch_size: int) -> bool:

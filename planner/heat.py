@@ -26,9 +26,6 @@ def cooled(rates: Rates, sizes: Sizes) -> Rates:
     flops = tokens * sum(layer.linear_flops_per_token for layer in sizes.model.layers)
     seconds = flops / rates.gemm.at(rows)
     saved = rates.gemm_swing * min(_COOL_S, seconds / (1 + rates.gemm_swing))
-    return _faster(rates, seconds / (seconds - saved))
-
-
-def _faster(rates: Rates, factor: float) -> Rates:
+    factor = seconds / (seconds - saved)
     small = rates.gemm_small and rates.gemm_small.scaled(factor, HEATING_ROWS)
     return replace(rates, gemm=rates.gemm.scaled(factor, HEATING_ROWS), gemm_small=small)

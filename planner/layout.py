@@ -119,6 +119,16 @@ def is_streamed(group: CacheGroup, compute_tier: Tier) -> bool:
     return not is_resident(group, compute_tier) and not group.endswith("_attend")
 
 
+def takes_slot(rows: CacheRows, compute_tier: Tier) -> bool:
+    """Whether some of a gpu batch's K and V are off the compute tier, and are stored from a cache slot."""
+    return not all(is_resident(group, compute_tier) for group in rows.held)
+
+
+def is_loaded(rows: CacheRows, compute_tier: Tier) -> bool:
+    """Whether decode loads some of a gpu batch's K and V into a cache slot."""
+    return any(is_streamed(group, compute_tier) for group in rows.held)
+
+
 def cache_slot_offsets(
     rows: CacheRows, vector_bytes: int, num_tokens: int, compute_tier: Tier, *, prefill: bool
 ) -> dict[CacheGroup, tuple[int, int]]:

@@ -28,6 +28,11 @@ class CacheRows:
     disk: int
     disk_attend: int
 
+    @property
+    def held(self) -> tuple[CacheGroup, ...]:
+        """Groups that some rows are in."""
+        return tuple(group for group, count in self.counts() if count)
+
     def counts(self) -> tuple[tuple[CacheGroup, int], ...]:
         """(group, rows), in row order."""
         return tuple((group, getattr(self, group)) for group in CACHE_GROUPS)

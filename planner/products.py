@@ -72,3 +72,11 @@ def _shares(shapes: Iterable[tuple[int, ...]]) -> tuple[tuple[Shape, float], ...
     numels = {shape: count * math.prod(shape) for shape, count in counts.items()}
     whole = sum(numels.values())
     return tuple((shape, numel / whole) for shape, numel in sorted(numels.items()))
+
+
+def experts_hit(layer: LayerSpec, tokens: float) -> float:
+    """Distinct experts that `tokens` tokens choose, k of E at random, expected: E(1 - (1 - k/E)^tokens)."""
+    if not layer.num_experts:
+        return 0.0
+    missed = 1 - layer.experts_per_token / layer.num_experts
+    return layer.num_experts * float(1 - missed**tokens)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
-from planner.layout import activations_resident, is_streamed
+from planner.layout import activations_resident, is_loaded, takes_slot
 from planner.placement import group_tier
 from planner.policy import Tier
 from planner.sizes import Sizes
@@ -90,12 +90,12 @@ def shape_of(sizes: Sizes) -> Shape:
     tier, placement = sizes.compute_tier, sizes.placement
     batches = []
     for cache, rows in zip(placement.cache_rows, placement.activation_rows, strict=True):
-        held = [group for group, count in cache.counts() if count]
+        held = cache.held
         batches.append(
             BatchShape(
-                stored_cache=any(group_tier(group) != tier for group in held),
+                stored_cache=takes_slot(cache, tier),
                 disk_cache=any(group_tier(group) == "disk" for group in held),
-                loaded_cache=any(is_streamed(group, tier) for group in held),
+                loaded_cache=is_loaded(cache, tier),
                 near_cache=not all(group.endswith("_attend") for group in held),
                 attended_cache=tier == "gpu" and any(group.endswith("_attend") for group in held),
                 stored_activation=not activations_resident(rows, tier),

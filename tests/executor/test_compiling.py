@@ -20,7 +20,7 @@ from tests.executor.tiny import make_plan, random_model, spec_of
 
 @pytest.fixture(autouse=True)
 def nothing_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiling, "_found", {"missing": 0})
+    monkeypatch.setattr(compiling, "_found", {"compiled": False})
     for name in ("triton", "triton.knobs"):
         monkeypatch.setitem(sys.modules, name, None)
 
@@ -68,8 +68,7 @@ def test_the_report_leaves_out_what_a_run_did_without(
     monkeypatch: pytest.MonkeyPatch, compiled: bool, absent: tuple[str, ...], held: int
 ) -> None:
     """Memory to compile in where all was compiled, and to read a checkpoint in where weights were made up."""
-    monkeypatch.setattr(compiling, "_found", {"missing": int(compiled)})
-    monkeypatch.setattr(compiling, "find_spec", lambda _: None)
+    monkeypatch.setattr(compiling, "_found", {"compiled": compiled})
     entries = (
         Entry(tier="cpu", purpose="process", prefill_bytes=9, decode_bytes=9, loading_bytes=9),
         Entry(tier="cpu", purpose=LOADING, prefill_bytes=0, decode_bytes=0, loading_bytes=1),

@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 
 from hwprofiles.profile import load_profile
-from planner.cost_compute import experts_hit
 from planner.layout import is_streamed, token_stride
 from planner.plan import Plan
 from planner.policy import Policy, Split
 from planner.pricing import NOT_RUN, price
 from planner.problem import Problem
+from planner.products import experts_hit
 from planner.schedule import Task, TaskKind, tasks
 from planner.shape import shape_of
 from planner.sizes import Sizes
